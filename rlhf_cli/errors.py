@@ -1,0 +1,85 @@
+"""The one error family: where, what, what is allowed, how to mend it, and the exit code that says its kind.
+
+An error holds one fault or many, because everything that is wrong with a recipe or a data file is told in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    `where` is `file:line:column`, `file:line` or a name, as near as it is known; `message` says what was found and
+    what is allowed; `mend` says what to do.
+    """
+
+    message: str
+    where: str = ""
+    mend: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}  {self.message}" if self.where else self.message
+        return f"{text} {self.mend}" if self.mend else text
+
+
+class RlhfError(Exception):
+    """What a user can cause and mend. Raise one of the kinds below; each has its exit code."""
+
+    code: ClassVar[int] = 1
+
+    def __init__(self, fault: str | Sequence[Fault], *, where: str = "", mend: str = "") -> None:
+        self.faults: tuple[Fault, ...] = (Fault(fault, where, mend),) if isinstance(fault, str) else tuple(fault)
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+class RecipeError(RlhfError):
+    """A recipe or a command line that cannot be followed."""
+
+    code = 2
+
+
+class DataError(RlhfError):
+    """Rows that cannot be read or used."""
+
+    code = 3
+
+
+class ModelError(RlhfError):
+    """A model, an adapter or a run's artifact that is absent, damaged or does not fit."""
+
+    code = 4
+
+
+class HardwareError(RlhfError):
+    """This machine lacks what the recipe asks for."""
+
+    code = 5
+
+
+class DiskError(RlhfError):
+    """No space, no permission, or a path outside the runs folder."""
+
+    code = 6
+
+
+class DivergedError(RlhfError):
+    """Training left the finite numbers, or the limits that the recipe sets."""
+
+    code = 7
+
+
+class GateError(RlhfError):
+    """The result is complete, and a gate of the recipe says that it is not good enough."""
+
+    code = 8
+
+
+class StoppedError(RlhfError):
+    """A signal ended the run before it was complete."""
+
+    code = 75

@@ -1,0 +1,1 @@
+"""Recipes: one typed, frozen YAML file that every stage reads. `load` is the door."""

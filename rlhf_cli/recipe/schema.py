@@ -1,0 +1,244 @@
+"""The recipe's fields, each with its unit. Frozen; unknown keys are refused.
+
+What a stage hands to TRL or transformers beyond these goes through its `trainer:` mapping as it is; the fields here
+are the ones that most people set. A rule that spans several fields stands in `check.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+STAGES = ("pretrain", "sft", "reward", "ppo", "eval", "export")  # in the order of the chain
+RUN_REFERENCE = re.compile(rf"(?:(?P<name>[\w.-]+)/)?(?P<stage>{'|'.join(STAGES)})(?:@(?P<version>latest|v\d{{4,}}))?")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+def is_run_reference(text: str) -> bool:
+    """Whether `text` names a run (`sft`, `sft@v0002`, `name/sft@latest`) rather than a folder or a hub id."""
+    match = RUN_REFERENCE.fullmatch(text)
+    return match is not None and (match["name"] is None or match["version"] is not None)
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Base(Section):
+    """The one model that every stage adapts."""
+
+    model: str = Field(description="hub id, folder, or a pretrain run (`pretrain`, `pretrain@v0002`)")
+    revision: str = Field("main", description="branch, tag or commit of a hub model")
+    quantize: Literal["none", "int8", "nf4"] = Field("none", description="bits of the frozen base's linear weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and computation; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field("auto", description="attention kernel")
+    chat_template: str = Field("auto", description="auto: the tokenizer's, else a plain-text one; or a .jinja file")
+
+
+class Adapter(Section):
+    """The LoRA adapter that a stage trains on the base. `adapter: null` trains whole models instead."""
+
+    rank: Count = Field(16, description="rank of the update, in dimensions")
+    alpha: Positive = Field(32, description="scale: the update is multiplied by alpha / rank")
+    dropout: Share = Field(0.0, description="share of the adapter's inputs dropped in sft and reward training")
+    targets: str | list[str] = Field("all-linear", description="module names to adapt, or all-linear")
+    dora: bool = Field(False, description="learn magnitude and direction apart (DoRA)")
+
+
+class Source(Section):
+    """Where rows come from: exactly one of `path`, `hub` and `run`."""
+
+    path: str | None = Field(None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a folder of them")
+    hub: str | None = Field(None, description="data set id on the Hugging Face hub")
+    run: str | None = Field(None, description="a run that wrote rows, such as feedback@latest")
+    config: str | None = Field(None, description="configuration name of a hub data set")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
+    split: str = Field("train", description="split of a hub data set or folder; slices as in train[:1000]")
+    eval_split: str | None = Field(None, description="split that is held out, in place of eval_fraction")
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="share of the prompts held out of training"
+    )
+    columns: dict[str, str] = Field({}, description="our column name: the data's column name")
+    weight: Positive = Field(1.0, description="relative share of this source's rows in a mixture")
+
+
+Sources = Source | list[Source]
+
+
+class Data(Section):
+    """The data of each stage: one source, or a list of them with weights."""
+
+    pretrain: Sources | None = Field(None, description="rows with `text`")
+    sft: Sources | None = Field(None, description="rows with prompt/completion, messages, or text")
+    preferences: Sources | None = Field(None, description="rows with prompt/chosen/rejected")
+    prompts: Sources | None = Field(None, description="rows with prompt; further columns go to reward functions")
+
+
+class Architecture(Section):
+    """The shape of a small Llama that `pretrain` makes."""
+
+    vocab_size: Annotated[int, Field(ge=260)] = Field(512, description="tokens in the BPE vocabulary")
+    hidden_size: Count = Field(128, description="width of the residual stream; a multiple of 64 for 4-bit on CPU")
+    intermediate_size: Count = Field(384, description="width of the feed-forward layer")
+    layers: Count = Field(4, description="transformer blocks")
+    heads: Count = Field(4, description="attention heads")
+    kv_heads: Count = Field(4, description="key/value heads, a divisor of heads")
+    context: Count = Field(512, description="positions, in tokens")
+
+
+class Pretrain(Section):
+    """Train a base: from nothing (model and tokenizer), or on from a given one."""
+
+    start: str = Field("scratch", description="scratch, or the hub id or folder of a model to train on")
+    architecture: Architecture = Field(Architecture(), description="of a model from scratch")
+    epochs: Positive | None = Field(None, description="passes over the text; not with max_steps. Default 1")
+    max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
+    batch_size: Count = Field(32, description="sequences an optimizer step")
+    micro_batch_size: Count = Field(32, description="sequences a forward pass")
+    learning_rate: Positive = Field(1e-3, description="peak, AdamW")
+    max_length: Count = Field(256, description="tokens of a packed sequence")
+    trainer: dict[str, Any] = Field({}, description="handed to trl.SFTConfig as it is")
+
+
+class Sft(Section):
+    """Supervised fine-tuning on demonstrations; the loss is on the completion alone."""
+
+    start: str = Field("base", description="base, an sft run, or the folder of an adapter")
+    epochs: Positive | None = Field(None, description="passes over the demonstrations; not with max_steps. Default 1")
+    max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
+    batch_size: Count = Field(32, description="sequences an optimizer step")
+    micro_batch_size: Count = Field(8, description="sequences a forward pass")
+    learning_rate: Positive = Field(2e-4, description="peak, AdamW")
+    max_length: Count = Field(1024, description="tokens; longer rows lose the completion's end")
+    trainer: dict[str, Any] = Field({}, description="handed to trl.SFTConfig as it is")
+
+
+class Reward(Section):
+    """A reward model from pairwise preferences (Bradley-Terry)."""
+
+    start: str = Field("sft", description="base, an sft or reward run, or the folder of an adapter")
+    epochs: Positive | None = Field(None, description="passes over the pairs; not with max_steps. Default 1")
+    max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
+    batch_size: Count = Field(32, description="pairs an optimizer step")
+    micro_batch_size: Count = Field(8, description="pairs a forward pass")
+    learning_rate: Positive = Field(1e-4, description="peak, AdamW")
+    max_length: Count = Field(1024, description="tokens; pairs with a longer answer are dropped")
+    trainer: dict[str, Any] = Field({}, description="handed to trl.RewardConfig as it is")
+
+
+class RewardSource(Section):
+    """One term of the PPO reward: exactly one of `run` and `python`."""
+
+    run: str | None = Field(None, description="a reward run")
+    python: str | None = Field(None, description="file.py:function of (prompts, completions, **columns) -> list[float]")
+    weight: float = Field(1.0, description="factor of this term in the sum")
+
+
+class Critic(Section):
+    """The value function."""
+
+    kind: Literal["adapter", "shared"] = Field(
+        "adapter", description="adapter: its own, a copy of the reward run's; shared: a head on the policy's trunk"
+    )
+    learning_rate: Positive = Field(1e-5, description="of the value adapter and head, AdamW")
+    warmup_iterations: Annotated[int, Field(ge=0)] = Field(0, description="iterations that train the critic alone")
+
+
+class Kl(Section):
+    """How far the policy may go from the reference."""
+
+    coef: Annotated[float, Field(ge=0)] = Field(0.05, description="reward per nat; with a target, its first value")
+    target: Positive | None = Field(None, description="nats a sequence that an adaptive coefficient aims at")
+    horizon: Count = Field(10_000, description="episodes over which the adaptive coefficient acts")
+    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="per-token estimator inside the reward")
+    abort: Positive | None = Field(None, description="nats a sequence at which the run ends with exit code 7")
+
+
+class Ppo(Section):
+    """Proximal policy optimization against the reward."""
+
+    start: str = Field("sft", description="base, an sft or ppo run, or the folder of an adapter; also the reference")
+    reward: list[RewardSource] = Field([RewardSource(run="reward")], min_length=1, description="summed with weights")
+    iterations: Count = Field(200, description="rollouts, each followed by its updates")
+    rollout_batch_size: Count = Field(128, description="prompts an iteration")
+    max_prompt_length: Count = Field(512, description="tokens; longer prompts are dropped")
+    max_new_tokens: Count = Field(256, description="tokens an answer at most")
+    temperature: Positive = Field(1.0, description="of sampling and of every log-probability")
+    epochs: Count = Field(4, description="passes over one rollout")
+    minibatches: Count = Field(4, description="optimizer steps a pass")
+    micro_batch_tokens: Count = Field(8192, description="tokens a forward pass")
+    learning_rate: Positive = Field(1e-5, description="of the policy, AdamW")
+    critic: Critic = Field(Critic(), description="the value function")
+    kl: Kl = Field(Kl(), description="distance from the reference")
+    clip: Positive = Field(0.2, description="of the probability ratio, on both sides of 1")
+    value_clip: Positive = Field(0.2, description="of the value's change since the rollout")
+    target_kl: Positive | None = Field(None, description="approx. KL (nats a token) that ends an iteration's updates")
+    gamma: Share = Field(1.0, description="discount a token")
+    lam: Share = Field(0.95, description="GAE's lambda")
+    missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="reward taken from an answer without end token"
+    )
+    save_every: Count = Field(20, description="iterations between checkpoints of the policy")
+    trainer: dict[str, Any] = Field({}, description="handed to transformers.TrainingArguments as it is")
+
+
+class Gate(Section):
+    """A bound that a metric must keep; `rlhf eval` exits 8 where it does not."""
+
+    metric: str = Field(description="a name in the stage's metrics")
+    min: float | None = Field(None, description="least value that passes, in the metric's unit")
+    max: float | None = Field(None, description="greatest value that passes, in the metric's unit")
+
+
+class Eval(Section):
+    """Is the result better? The same held-out prompts and decoding for `of` and `against`."""
+
+    of: str = Field("ppo", description="an sft or ppo run, or base")
+    against: str | None = Field("sft", description="an sft or ppo run, or base; null: no comparison")
+    reward: str | None = Field("reward", description="the reward run that judges; null: none")
+    samples: Count = Field(256, description="held-out prompts, and held-out preferences, at most")
+    temperature: Positive = Field(1.0, description="of sampling")
+    max_new_tokens: Count | None = Field(None, description="tokens an answer at most; null: ppo.max_new_tokens")
+    batch_size: Count = Field(32, description="sequences a forward pass")
+    python: list[str] = Field([], description="file.py:function to judge by; training never sees them")
+    gates: list[Gate] = Field([], description="bounds that the metrics must keep")
+
+
+class Export(Section):
+    """What leaves the project: one folder that others load."""
+
+    of: str = Field("ppo", description="an sft or ppo run")
+    form: Literal["merged", "adapter"] = Field("merged", description="a whole model, or the adapter alone")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
+
+
+class Recipe(Section):
+    """One YAML file for every stage."""
+
+    name: str = Field(description="of the runs' folder")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of every random draw")
+    base: Base = Field(description="the one model that every stage adapts")
+    adapter: Adapter | None = Field(Adapter(), description="what a stage trains on it; null: all weights")
+    data: Data = Field(Data(), description="rows of each stage")
+    pretrain: Pretrain = Field(Pretrain(), description="a base of one's own")
+    sft: Sft = Field(Sft(), description="demonstrations")
+    reward: Reward = Field(Reward(), description="preferences to reward model")
+    ppo: Ppo = Field(Ppo(), description="reward to policy")
+    eval: Eval = Field(Eval(), description="judgment and gates")
+    export: Export = Field(Export(), description="the finished model")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
+            raise ValueError("a run name is letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        return name
