@@ -6,13 +6,42 @@ are the ones that most people set. A rule that spans several fields stands in `c
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 STAGES = ("pretrain", "sft", "reward", "ppo", "eval", "export")  # in the order of the chain
 RUN_REFERENCE = re.compile(rf"(?:(?P<name>[\w.-]+)/)?(?P<stage>{'|'.join(STAGES)})(?:@(?P<version>latest|v\d{{4,}}))?")
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Marks a field whose text is a path, resolved against the folder of the file that wrote it."""
+
+    kind: Literal["file", "model", "function", "template"]
+
+    def resolve(self, text: str, folder: Path) -> str:
+        """`text` with its path absolute; run references, hub ids and the words base and scratch stay."""
+        if self.kind == "function":
+            path, colon, name = text.rpartition(":")
+            return f"{_under(folder, path)}:{name}" if colon else text
+        if self.kind == "template" and text == "auto":
+            return text
+        if self.kind in ("file", "template"):
+            return _under(folder, text)
+        if is_run_reference(text) or text in ("base", "scratch"):
+            return text
+        path = _under(folder, text)
+        return path if text.startswith((".", "/", "~")) or os.path.isdir(path) else text
+
+
+def _under(folder: Path, text: str) -> str:
+    return os.path.normpath(folder / os.path.expanduser(text))
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -28,20 +57,24 @@ def is_run_reference(text: str) -> bool:
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Base(Section):
     """The one model that every stage adapts."""
 
-    model: str = Field(description="hub id, folder, or a pretrain run (`pretrain`, `pretrain@v0002`)")
+    model: Annotated[str, Relative("model")] = Field(
+        description="hub id, folder, or a pretrain run (`pretrain`, `pretrain@v0002`)"
+    )
     revision: str = Field("main", description="branch, tag or commit of a hub model")
     quantize: Literal["none", "int8", "nf4"] = Field("none", description="bits of the frozen base's linear weights")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and computation; auto: bfloat16 on a GPU that has it, else float32"
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field("auto", description="attention kernel")
-    chat_template: str = Field("auto", description="auto: the tokenizer's, else a plain-text one; or a .jinja file")
+    chat_template: Annotated[str, Relative("template")] = Field(
+        "auto", description="auto: the tokenizer's, else a plain-text one; or a .jinja file"
+    )
 
 
 class Adapter(Section):
@@ -57,7 +90,9 @@ class Adapter(Section):
 class Source(Section):
     """Where rows come from: exactly one of `path`, `hub` and `run`."""
 
-    path: str | None = Field(None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a folder of them")
+    path: Annotated[str | None, Relative("file")] = Field(
+        None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a folder of them"
+    )
     hub: str | None = Field(None, description="data set id on the Hugging Face hub")
     run: str | None = Field(None, description="a run that wrote rows, such as feedback@latest")
     config: str | None = Field(None, description="configuration name of a hub data set")
@@ -71,7 +106,11 @@ class Source(Section):
     weight: Positive = Field(1.0, description="relative share of this source's rows in a mixture")
 
 
-Sources = Source | list[Source]
+def _one_is_a_list_of_one(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+Sources = Annotated[list[Source], BeforeValidator(_one_is_a_list_of_one), Field(min_length=1)]
 
 
 class Data(Section):
@@ -98,7 +137,9 @@ class Architecture(Section):
 class Pretrain(Section):
     """Train a base: from nothing (model and tokenizer), or on from a given one."""
 
-    start: str = Field("scratch", description="scratch, or the hub id or folder of a model to train on")
+    start: Annotated[str, Relative("model")] = Field(
+        "scratch", description="scratch, or the hub id or folder of a model to train on"
+    )
     architecture: Architecture = Field(Architecture(), description="of a model from scratch")
     epochs: Positive | None = Field(None, description="passes over the text; not with max_steps. Default 1")
     max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
@@ -112,7 +153,9 @@ class Pretrain(Section):
 class Sft(Section):
     """Supervised fine-tuning on demonstrations; the loss is on the completion alone."""
 
-    start: str = Field("base", description="base, an sft run, or the folder of an adapter")
+    start: Annotated[str, Relative("model")] = Field(
+        "base", description="base, an sft run, or the folder of an adapter"
+    )
     epochs: Positive | None = Field(None, description="passes over the demonstrations; not with max_steps. Default 1")
     max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
     batch_size: Count = Field(32, description="sequences an optimizer step")
@@ -125,7 +168,9 @@ class Sft(Section):
 class Reward(Section):
     """A reward model from pairwise preferences (Bradley-Terry)."""
 
-    start: str = Field("sft", description="base, an sft or reward run, or the folder of an adapter")
+    start: Annotated[str, Relative("model")] = Field(
+        "sft", description="base, an sft or reward run, or the folder of an adapter"
+    )
     epochs: Positive | None = Field(None, description="passes over the pairs; not with max_steps. Default 1")
     max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
     batch_size: Count = Field(32, description="pairs an optimizer step")
@@ -138,8 +183,10 @@ class Reward(Section):
 class RewardSource(Section):
     """One term of the PPO reward: exactly one of `run` and `python`."""
 
-    run: str | None = Field(None, description="a reward run")
-    python: str | None = Field(None, description="file.py:function of (prompts, completions, **columns) -> list[float]")
+    run: Annotated[str | None, Relative("model")] = Field(None, description="a reward run")
+    python: Annotated[str | None, Relative("function")] = Field(
+        None, description="file.py:function of (prompts, completions, **columns) -> list[float]"
+    )
     weight: float = Field(1.0, description="factor of this term in the sum")
 
 
@@ -166,7 +213,9 @@ class Kl(Section):
 class Ppo(Section):
     """Proximal policy optimization against the reward."""
 
-    start: str = Field("sft", description="base, an sft or ppo run, or the folder of an adapter; also the reference")
+    start: Annotated[str, Relative("model")] = Field(
+        "sft", description="base, an sft or ppo run, or the folder of an adapter; also the reference"
+    )
     reward: list[RewardSource] = Field([RewardSource(run="reward")], min_length=1, description="summed with weights")
     iterations: Count = Field(200, description="rollouts, each followed by its updates")
     rollout_batch_size: Count = Field(128, description="prompts an iteration")
@@ -202,21 +251,27 @@ class Gate(Section):
 class Eval(Section):
     """Is the result better? The same held-out prompts and decoding for `of` and `against`."""
 
-    of: str = Field("ppo", description="an sft or ppo run, or base")
-    against: str | None = Field("sft", description="an sft or ppo run, or base; null: no comparison")
-    reward: str | None = Field("reward", description="the reward run that judges; null: none")
+    of: Annotated[str, Relative("model")] = Field("ppo", description="an sft or ppo run, or base")
+    against: Annotated[str | None, Relative("model")] = Field(
+        "sft", description="an sft or ppo run, or base; null: no comparison"
+    )
+    reward: Annotated[str | None, Relative("model")] = Field(
+        "reward", description="the reward run that judges; null: none"
+    )
     samples: Count = Field(256, description="held-out prompts, and held-out preferences, at most")
     temperature: Positive = Field(1.0, description="of sampling")
     max_new_tokens: Count | None = Field(None, description="tokens an answer at most; null: ppo.max_new_tokens")
     batch_size: Count = Field(32, description="sequences a forward pass")
-    python: list[str] = Field([], description="file.py:function to judge by; training never sees them")
+    python: Annotated[list[str], Relative("function")] = Field(
+        [], description="file.py:function to judge by; training never sees them"
+    )
     gates: list[Gate] = Field([], description="bounds that the metrics must keep")
 
 
 class Export(Section):
     """What leaves the project: one folder that others load."""
 
-    of: str = Field("ppo", description="an sft or ppo run")
+    of: Annotated[str, Relative("model")] = Field("ppo", description="an sft or ppo run")
     form: Literal["merged", "adapter"] = Field("merged", description="a whole model, or the adapter alone")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
 

@@ -1,0 +1,199 @@
+"""Faults that span several fields, or reach outside the recipe: told before torch, all at once.
+
+What a field alone can tell stands in `schema.py`; whether a run that a recipe names exists is told when the stage's
+inputs are resolved.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_cli.recipe.document import Key, show
+from rlhf_cli.recipe.schema import Recipe, Source, is_run_reference
+
+ROWS = {"pretrain": "pretrain", "sft": "sft", "reward": "preferences", "ppo": "prompts"}  # stage: its data
+TRAINED = ("pretrain", "sft", "reward")
+OWNED = {  # trainer keys that a run decides, and the field that sets them
+    "output_dir": "--runs-dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "learning_rate": "learning_rate",
+    "num_train_epochs": "epochs",
+    "max_steps": "max_steps",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size and micro_batch_size",
+    "max_length": "max_length",
+    "bf16": "base.dtype",
+    "fp16": "base.dtype",
+    "save_strategy": "the run itself",
+    "save_steps": "the run itself",
+    "resume_from_checkpoint": "the run itself",
+    "push_to_hub": "the run itself",
+    "hub_token": "the environment (HF_TOKEN)",
+    "remove_unused_columns": "the run itself",
+}
+
+
+class Problem(NamedTuple):
+    """A fault and the key that it belongs to."""
+
+    key: Key
+    message: str
+    mend: str
+
+
+def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
+    """Every cross-field fault of `recipe`, and what the `stages` about to run lack."""
+    yield from _training(recipe)
+    yield from _data(recipe, stages)
+    yield from _architecture(recipe)
+    yield from _ppo(recipe)
+    yield from _eval(recipe)
+    yield from _models(recipe)
+
+
+def _training(recipe: Recipe) -> Iterator[Problem]:
+    for stage in TRAINED:
+        section = getattr(recipe, stage)
+        if section.epochs is not None and section.max_steps is not None:
+            yield Problem((stage, "max_steps"), f"{stage}: epochs and max_steps are both set.", "Keep one of them.")
+        if section.batch_size % section.micro_batch_size:
+            yield Problem(
+                (stage, "batch_size"),
+                f"{stage}.batch_size: {section.batch_size} is not a multiple of micro_batch_size "
+                f"{section.micro_batch_size}.",
+                f"Set {stage}.micro_batch_size to a divisor of {section.batch_size}.",
+            )
+    for stage in (*TRAINED, "ppo"):
+        for name in getattr(recipe, stage).trainer:
+            if name in OWNED:
+                yield Problem(
+                    (stage, "trainer", name), f"{stage}.trainer.{name}: the run owns this key.", f"Set {OWNED[name]}."
+                )
+
+
+def _data(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
+    for stage in stages:
+        kind = ROWS.get(stage)
+        if kind and getattr(recipe.data, kind) is None:
+            yield Problem(
+                ("data",), f"data.{kind}: is missing, and {stage} needs it.", f"Add data.{kind}: {{path: …}}."
+            )
+    for kind in ("pretrain", "sft", "preferences", "prompts"):
+        sources: list[Source] = getattr(recipe.data, kind) or []
+        for index, source in enumerate(sources):
+            yield from _source(source, ("data", kind, index) if len(sources) > 1 else ("data", kind))
+
+
+def _source(source: Source, key: Key) -> Iterator[Problem]:
+    dotted = ".".join(map(str, key))
+    given = [name for name in ("path", "hub", "run") if getattr(source, name) is not None]
+    if len(given) != 1:
+        found = f"found {' and '.join(given)}" if given else "none is set"
+        yield Problem(key, f"{dotted}: needs exactly one of path, hub and run; {found}.", "Keep one of them.")
+    if source.eval_split is not None and "eval_fraction" in source.model_fields_set:
+        yield Problem(
+            (*key, "eval_split"), f"{dotted}: eval_split and eval_fraction are both set.", "Keep one of them."
+        )
+    if source.path is not None and not Path(source.path).exists():
+        yield Problem(
+            (*key, "path"), f"{dotted}.path: there is no {show(Path(source.path))}.", _near(Path(source.path))
+        )
+    for name in ("config", "revision"):
+        if getattr(source, name) is not None and source.hub is None:
+            yield Problem((*key, name), f"{dotted}.{name}: belongs to a hub data set.", f"Remove {name}, or set hub.")
+
+
+def _near(path: Path) -> str:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {near[0]}?" if near else "Paths are relative to the recipe's own folder."
+
+
+def _architecture(recipe: Recipe) -> Iterator[Problem]:
+    shape, key = recipe.pretrain.architecture, ("pretrain", "architecture")
+    if shape.hidden_size % (2 * shape.heads):
+        message = f"hidden_size {shape.hidden_size} does not give each of {shape.heads} heads an even width."
+        mend = "Rotary positions pair dimensions: set hidden_size to a multiple of 2 × heads."
+        yield Problem((*key, "heads"), f"pretrain.architecture: {message}", mend)
+    if shape.heads % shape.kv_heads:
+        message = f"{shape.heads} heads cannot share {shape.kv_heads} kv_heads."
+        yield Problem((*key, "kv_heads"), f"pretrain.architecture: {message}", "Set kv_heads to a divisor of heads.")
+    if recipe.pretrain.start == "scratch" and recipe.pretrain.max_length > shape.context:
+        message = (
+            f"pretrain.max_length: {recipe.pretrain.max_length} is more than architecture.context {shape.context}."
+        )
+        yield Problem(("pretrain", "max_length"), message, "Lower max_length, or raise context.")
+
+
+def _ppo(recipe: Recipe) -> Iterator[Problem]:
+    ppo = recipe.ppo
+    for index, term in enumerate(ppo.reward):
+        key: Key = ("ppo", "reward", index)
+        if (term.run is None) == (term.python is None):
+            yield Problem(key, f"ppo.reward.{index}: needs exactly one of run and python.", "Keep one of them.")
+        if term.python is not None:
+            yield from _function(term.python, (*key, "python"))
+    if ppo.rollout_batch_size % ppo.minibatches:
+        message = f"ppo.minibatches: {ppo.minibatches} does not divide rollout_batch_size {ppo.rollout_batch_size}."
+        yield Problem(("ppo", "minibatches"), message, "Set it to a divisor.")
+    if ppo.critic.warmup_iterations >= ppo.iterations:
+        message = (
+            f"ppo.critic.warmup_iterations: {ppo.critic.warmup_iterations} leaves none of {ppo.iterations} iterations"
+        )
+        yield Problem(("ppo", "critic", "warmup_iterations"), f"{message} to the policy.", "Lower it.")
+
+
+def _eval(recipe: Recipe) -> Iterator[Problem]:
+    for index, judge in enumerate(recipe.eval.python):
+        yield from _function(judge, ("eval", "python", index))
+    for index, gate in enumerate(recipe.eval.gates):
+        if gate.min is None and gate.max is None:
+            yield Problem(("eval", "gates", index), f"eval.gates.{index}: needs min or max.", "Add `min:` or `max:`.")
+
+
+def _function(spec: str, key: Key) -> Iterator[Problem]:
+    """`file.py:function` must name a file that parses and holds the function; the file is not run."""
+    dotted = ".".join(map(str, key))
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        yield Problem(key, f"{dotted}: found {spec}, expected file.py:function.", "Write rewards.py:brevity.")
+        return
+    path = Path(file)
+    if not path.is_file():
+        yield Problem(key, f"{dotted}: there is no file {show(path)}.", _near(path))
+        return
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        yield Problem(key, f"{dotted}: {show(path)} is not Python: {error}.", "Mend the file.")
+        return
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+    names += [a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names]
+    names += [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        mend = f"Did you mean {near[0]}?" if near else f"It defines {', '.join(names) or 'nothing'}."
+        yield Problem(key, f"{dotted}: {show(path)} has no function {name}.", mend)
+
+
+def _models(recipe: Recipe) -> Iterator[Problem]:
+    """A model given as a path must be a folder; a template must be a file."""
+    named: list[tuple[Key, Any]] = [(("base", "model"), recipe.base.model)]
+    named += [((stage, "start"), getattr(recipe, stage).start) for stage in (*TRAINED, "ppo")]
+    named += [(("eval", name), getattr(recipe.eval, name)) for name in ("of", "against", "reward")]
+    named += [(("export", "of"), recipe.export.of)]
+    for key, text in named:
+        if text is None or is_run_reference(text) or not text.startswith("/"):
+            continue
+        if not Path(text).is_dir():
+            yield Problem(key, f"{'.'.join(map(str, key))}: there is no folder {show(Path(text))}.", _near(Path(text)))
+    template = recipe.base.chat_template
+    if template != "auto" and not Path(template).is_file():
+        yield Problem(
+            ("base", "chat_template"), f"base.chat_template: no file {show(Path(template))}.", "auto, or a .jinja file."
+        )

@@ -1,0 +1,179 @@
+"""YAML with positions: a file becomes plain values and the line and column of every key.
+
+PyYAML's own constructor lets the last of two equal keys win and reads `1e-4` as text and `no` as a boolean. Here the
+core schema of YAML 1.2 holds (https://yaml.org/spec/1.2.2/#103-core-schema) and every fault is kept, so that all of
+them are told in one go.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_cli.errors import Fault, RecipeError
+
+Key = tuple[str | int, ...]  # ("ppo", "reward", 0, "weight")
+
+MAX_NODES = 100_000  # an alias bomb unfolds beyond this
+_STRING = "tag:yaml.org,2002:str"
+
+
+class _CoreLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """SafeLoader with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    firsts = ["" if letter == "\0" else letter for letter in _first]
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), firsts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key was written. `folder` is what its relative paths resolve against."""
+
+    where: str
+    folder: Path
+
+
+@dataclass
+class Document:
+    """The values of a recipe file, and the place of each key."""
+
+    path: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, Place] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def place(self, key: Key) -> Place | None:
+        """Where `key` stands, or the nearest key around it."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key)
+
+
+def show(path: Path) -> str:
+    """`path` as a person would write it here: relative to the working folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def read(path: Path) -> Document:
+    """Read one file. Raises RecipeError where it is no YAML mapping at all."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        mend = f"Recipes in {show(path.parent)}: {', '.join(beside)}." if beside else "Check the path."
+        raise RecipeError("no such recipe file.", where=show(path), mend=mend) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read: {error}.", where=show(path), mend="Save it as UTF-8 text.") from None
+    document = Document(path)
+    node = _compose(text, path)
+    reader = _Reader(document, path)
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(
+            "the recipe is empty." if node is None else "the recipe is not a mapping of keys to values.",
+            where=show(path),
+            mend="Start with `name:` and `base:`.",
+        )
+    document.values = reader.mapping(node, ())
+    return document
+
+
+def _compose(text: str, path: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_CoreLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{show(path)}:{mark.line + 1}:{mark.column + 1}" if mark else show(path)
+        mend = "Indent with spaces." if "\\t" in str(error.problem) else ""
+        context = f" {error.context}" if error.context else ""
+        raise RecipeError(f"not YAML: {error.problem}{context}.", where=where, mend=mend) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not YAML: {error}.", where=show(path)) from None
+
+
+def scalar(text: str) -> Any:
+    """The value of a `--set KEY=VALUE`, read as YAML. Raises RecipeError where it is none."""
+    document = Document(Path("--set"))
+    node = _compose(text, document.path)
+    value = _Reader(document, document.path).value(node, ()) if node is not None else None
+    if document.faults:
+        raise RecipeError(document.faults)
+    return value
+
+
+class _Reader:
+    """Turns nodes into values, noting places and faults as it goes."""
+
+    def __init__(self, document: Document, path: Path) -> None:
+        self.document = document
+        self.path = path
+        self.folder = path.parent.absolute()
+        self.nodes = 0
+
+    def _where(self, node: yaml.Node) -> str:
+        return f"{show(self.path)}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+    def _fault(self, node: yaml.Node, message: str, mend: str) -> None:
+        self.document.faults.append(Fault(message, self._where(node), mend))
+
+    def value(self, node: yaml.Node, key: Key) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise RecipeError(
+                f"unfolds to more than {MAX_NODES:,} values.", where=self._where(node), mend="Use fewer aliases."
+            )
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            items = []
+            for index, item in enumerate(node.value):
+                self.document.places[(*key, index)] = Place(self._where(item), self.folder)
+                items.append(self.value(item, (*key, index)))
+            return items
+        return self._scalar(node, key)
+
+    def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if name is None:
+                self._fault(key_node, "a key must be plain text.", "Write `key: value`.")
+                continue
+            inner = (*key, name)
+            dotted = ".".join(map(str, inner))
+            if name in values:
+                first = self.document.places[inner].where
+                self._fault(key_node, f"{dotted}: duplicate key, first at {first}.", "Keep one of them.")
+                continue
+            self.document.places[inner] = Place(self._where(key_node), self.folder)
+            values[name] = self.value(value_node, inner)
+        return values
+
+    def _scalar(self, node: yaml.Node, key: Key) -> Any:
+        text, kind = str(node.value), node.tag.rpartition(":")[2]
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return text.lower() == "true"
+        if kind == "int":
+            return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        if kind == "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if node.tag != _STRING:
+            self._fault(node, f"{'.'.join(map(str, key))}: the tag {node.tag} is not allowed.", "Write a plain value.")
+        return text
