@@ -1,0 +1,225 @@
+"""The arithmetic of PPO on token sequences, as pure functions of tensors: torch alone, no model, no device choice.
+
+Shapes: B sequences, R response slots, V vocabulary. `mask` (B, R) is True on valid response tokens; it may be ragged
+and may have holes (a tool's answer between two turns). What stands in a masked slot, NaN included, changes neither a
+result nor a gradient. Log-probabilities are natural logarithms of the selected tokens, in float32.
+
+Left out on purpose: sampling, models, micro-batches. A loss here is the mean over its own mask; who cuts a minibatch
+into pieces weights each piece by its share of the minibatch's valid tokens, so that the cut changes nothing.
+
+Sources, by the names used below:
+    Schulman 2017   "Proximal policy optimization algorithms", arXiv:1707.06347
+    Schulman 2016   "High-dimensional continuous control using generalized advantage estimation", arXiv:1506.02438
+    Schulman 2020   "Approximating KL divergence", http://joschu.net/blog/kl-approx.html
+    Ziegler 2019    "Fine-tuning language models from human preferences", arXiv:1909.08593, and its code,
+                    github.com/openai/lm-human-preferences
+    Huang 2024      "The N+ implementation details of RLHF with PPO", arXiv:2403.17031
+    Ye 2020         "Mastering complex control in MOBA games with deep reinforcement learning", arXiv:1912.09729
+    Yu 2025         "DAPO: an open-source LLM reinforcement learning system at scale", arXiv:2503.14476
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+class Gae(NamedTuple):
+    """Advantages and the returns that the critic learns, both (B, R), 0 in masked slots."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class PolicyStats(NamedTuple):
+    """Scalars over the valid tokens, detached."""
+
+    clip_fraction: Tensor  # share of tokens whose clipped surrogate is the strictly worse one
+    approx_kl: Tensor  # k3 of old against new, nats a token
+    ratio_mean: Tensor
+    ratio_min: Tensor
+    ratio_max: Tensor
+
+
+class PolicyLoss(NamedTuple):
+    loss: Tensor  # scalar
+    stats: PolicyStats
+
+
+class ValueStats(NamedTuple):
+    """Scalars over the valid tokens, detached."""
+
+    clip_fraction: Tensor  # share of tokens whose clipped error is the strictly greater one
+
+
+class ValueLoss(NamedTuple):
+    loss: Tensor  # scalar
+    stats: ValueStats
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator) -> Tensor:
+    """KL(policy ‖ reference) of each token, in nats, from one sample of the policy. (B, R), (B, R) -> (B, R).
+
+    With d = log π − log π_ref (Schulman 2020): k1 = d, unbiased, of either sign; k2 = d²/2, biased, ≥ 0;
+    k3 = e^−d − 1 + d, unbiased, ≥ 0.
+    """
+    d = logprobs - ref_logprobs
+    if estimator == "k1":
+        return d
+    if estimator == "k2":
+        return 0.5 * d.square()
+    return torch.expm1(-d) + d
+
+
+def shape_rewards(kl: Tensor, score: Tensor, mask: Tensor, coef: float) -> Tensor:
+    """Reward of each token: −coef·KL, and the sequence's score on its last valid token (Ziegler 2019, eq. 2).
+
+    kl (B, R) nats, score (B,), mask (B, R) -> (B, R), 0 in masked slots. A row without a valid token gets no score.
+    """
+    rewards = torch.where(mask, -coef * kl, 0.0)
+    slots = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, slots, -1).amax(dim=1, keepdim=True)  # (B, 1), −1 where a row is all masked
+    return torch.where(slots == last, rewards + score[:, None].to(rewards.dtype), rewards)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Gae:
+    """Generalized advantage estimation (Schulman 2016, eq. 11–16). (B, R) three times -> Gae of (B, R).
+
+    δ_t = r_t + γ·V(s_{t+1}) − V(s_t) and A_t = δ_t + γλ·A_{t+1}, where t+1 is the row's next *valid* slot, so that
+    holes and the tail are stepped over; after the last one, V and A are 0 (the episode ends there, cut off or not).
+    Returns are the unwhitened advantages + values, TD(λ)'s target.
+    """
+    next_value = torch.zeros_like(values[:, 0])
+    next_advantage = torch.zeros_like(next_value)
+    columns: list[Tensor] = []
+    for t in reversed(range(values.shape[1])):
+        valid = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(valid, delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(valid, values[:, t], next_value)
+        columns.append(next_advantage)
+    advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0.0)
+    return Gae(advantages, torch.where(mask, advantages + values, 0.0))
+
+
+def whiten(x: Tensor, mask: Tensor, center: bool = True) -> Tensor:
+    """`x` scaled to unit variance over the valid slots of all devices. (B, R), (B, R) -> (B, R), 0 in masked slots.
+
+    center=True also moves the mean to 0; center=False keeps the mean where it is. The variance is the unbiased one
+    (Bessel's), as torch's and Huang 2024's; `center` is `shift_mean` of Ziegler 2019's `whiten`. One valid slot, or equal values
+    throughout, have no spread: they become 0, or with center=False stay as they are.
+    """
+    valid = torch.where(mask, x, 0.0)
+    count = _over_devices(mask.sum().to(x.dtype))
+    mean = _over_devices(valid.sum()) / count.clamp(min=1)
+    deviation = torch.where(mask, valid - mean, 0.0)
+    variance = _over_devices(deviation.square().sum()) / (count - 1).clamp(min=1)
+    scaled = deviation * torch.rsqrt(variance + 1e-8)
+    return scaled if center else torch.where(mask, scaled + mean, 0.0)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """The clipped surrogate, negated, as a mean over valid tokens (Schulman 2017, eq. 7). All (B, R) -> scalar.
+
+    With r = π/π_old: −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A). Unequal bounds are Yu 2025's "clip-higher"
+    (section 3.1). `dual_clip` c > 1 bounds the loss of a token with A < 0 by −c·A (Ye 2020, dual-clip PPO), so that one
+    token whose ratio exploded cannot carry the whole step. approx_kl is k3 of KL(old ‖ new), mean of e^d − 1 − d with
+    d = log r (Schulman 2020).
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    advantages = torch.where(mask, advantages, 0.0)
+    ratio = log_ratio.exp()
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    losses = torch.maximum(free, clipped)
+    if dual_clip is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
+    with torch.no_grad():
+        any_valid = mask.any()
+        stats = PolicyStats(
+            clip_fraction=_masked_mean((clipped > free).to(ratio.dtype), mask),
+            approx_kl=_masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+            ratio_mean=_masked_mean(ratio, mask),
+            ratio_min=torch.where(any_valid, torch.where(mask, ratio, torch.inf).amin(), 1.0),
+            ratio_max=torch.where(any_valid, torch.where(mask, ratio, -torch.inf).amax(), 1.0),
+        )
+    return PolicyLoss(_masked_mean(losses, mask), stats)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> ValueLoss:
+    """The clipped value loss, ½·max((V − R)², (clip(V) − R)²) as a mean over valid tokens. All (B, R) -> scalar.
+
+    clip(V) keeps V within ±`clip` of its value at the rollout (Ziegler 2019's code; kept by
+    Huang 2024). The ½ and the maximum are theirs too.
+    """
+    values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
+    kept = torch.clamp(values, old_values - clip, old_values + clip)
+    free_error, clipped_error = (values - returns).square(), (kept - returns).square()
+    losses = 0.5 * torch.maximum(free_error, clipped_error)
+    with torch.no_grad():
+        stats = ValueStats(_masked_mean((clipped_error > free_error).to(values.dtype), mask))
+    return ValueLoss(_masked_mean(losses, mask), stats)
+
+
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """Entropy of softmax(logits / temperature), in nats a token. (…, V) -> (…), float32.
+
+    H = −Σ p·log p (Shannon 1948, theorem 2).
+    """
+    x = logits.float() / temperature
+    log_p = torch.log_softmax(x, dim=-1)
+    # A token with logit −inf has p = 0 and adds nothing; 0 · −inf would be NaN.
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(R − V) / Var(R) over valid slots: 1 is a perfect critic, 0 one no better than a constant. -> scalar.
+
+    As in OpenAI baselines' `explained_variance`; where returns do not vary at all: 1 if the critic errs by a constant
+    alone, else 0, so that a logged figure is always finite.
+    """
+    residual, spread = (returns - values)[mask], returns[mask]
+    if spread.numel() == 0:
+        return values.new_zeros(())
+    residual_variance, variance = residual.var(correction=0), spread.var(correction=0)
+    flat = (residual_variance == 0).to(variance.dtype)
+    return torch.where(variance > 0, 1 - residual_variance / variance.where(variance > 0, 1.0), flat)
+
+
+class AdaptiveKL:
+    """The KL coefficient that steers KL towards a target (Ziegler 2019, section 2.2; n/horizon for K_β as in its code).
+
+    coef is in reward per nat, target in nats a *sequence*, horizon in episodes (sequences).
+    """
+
+    def __init__(self, coef: float, target: float, horizon: int) -> None:
+        self.coef, self.target, self.horizon = coef, target, horizon
+
+    def update(self, kl_per_sequence: float, n: int) -> None:
+        """`n` episodes had a mean KL of `kl_per_sequence` nats: coef moves by 20 % · n/horizon at most."""
+        error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
+        self.coef *= 1.0 + error * n / self.horizon
+
+
+def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` over the valid slots, 0 where there are none."""
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _over_devices(total: Tensor) -> Tensor:
+    """The sum of every process's `total`, where there is more than one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total

@@ -1,0 +1,253 @@
+"""PPO's arithmetic, on numbers small enough to work by hand (each expected value's working stands beside it)."""
+
+import math
+
+import pytest
+import torch
+
+from rlhf_cli.ppo.algorithm import (
+    AdaptiveKL,
+    entropy,
+    explained_variance,
+    gae,
+    kl_estimate,
+    policy_loss,
+    shape_rewards,
+    value_loss,
+    whiten,
+)
+
+NAN = float("nan")
+
+
+def close(got: torch.Tensor, expected: object, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(got, torch.as_tensor(expected, dtype=got.dtype), atol=atol, rtol=0)
+
+
+def mask(*rows: str) -> torch.Tensor:
+    """`mask("110", "100")`: 1 is a valid slot."""
+    return torch.tensor([[c == "1" for c in row] for row in rows])
+
+
+# ---- KL -------------------------------------------------------------------------------------------------------------
+
+
+def test_kl_estimators_of_one_token():
+    # The policy gives 1/2, the reference 1/4: d = ln 2.
+    logprobs, ref = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+    close(kl_estimate(logprobs, ref, "k1"), [[math.log(2)]])
+    close(kl_estimate(logprobs, ref, "k2"), [[math.log(2) ** 2 / 2]])
+    close(kl_estimate(logprobs, ref, "k3"), [[0.5 - 1 + math.log(2)]])
+
+
+def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    true_kl = 0.7 * math.log(0.7 / 0.2) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.5)
+    for estimator in ("k1", "k3"):
+        each = kl_estimate(p.log()[None], q.log()[None], estimator)
+        close((p * each).sum(), true_kl)
+    assert (kl_estimate(p.log()[None], q.log()[None], "k3") >= 0).all()
+    assert (kl_estimate(p.log()[None], q.log()[None], "k1") < 0).any()
+
+
+def test_adaptive_kl_moves_by_the_clipped_share_of_episodes():
+    controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
+    controller.update(6.6, n=100)  # 10 % over target: × (1 + 0.1·100/1000)
+    assert controller.coef == pytest.approx(0.1 * 1.01)
+    controller.update(60.0, n=100)  # ten times the target, clipped to 20 %
+    assert controller.coef == pytest.approx(0.1 * 1.01 * 1.02)
+    controller.update(0.0, n=500)  # −100 %, clipped to −20 %
+    assert controller.coef == pytest.approx(0.1 * 1.01 * 1.02 * 0.9)
+
+
+# ---- rewards --------------------------------------------------------------------------------------------------------
+
+
+def test_score_lands_on_last_valid_token():
+    kl = torch.tensor([[1.0, 2.0, NAN], [3.0, 1.0, 2.0], [4.0, NAN, NAN]])
+    shaped = shape_rewards(kl, torch.tensor([10.0, 20.0, 30.0]), mask("110", "111", "100"), coef=0.5)
+    # Ragged; the second row is full (its end token in the last slot); the third is one token long.
+    close(shaped, [[-0.5, 9.0, 0.0], [-1.5, -0.5, 19.0], [28.0, 0.0, 0.0]])
+
+
+def test_score_steps_over_a_hole():
+    shaped = shape_rewards(torch.ones(1, 4), torch.tensor([5.0]), mask("1010"), coef=1.0)
+    close(shaped, [[-1.0, 0.0, 4.0, 0.0]])
+
+
+# ---- advantages -----------------------------------------------------------------------------------------------------
+
+
+def test_gae_of_three_tokens():
+    rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.5]])
+    advantages, returns = gae(rewards, values, mask("111"), gamma=1.0, lam=0.5)
+    # δ = (.25 − .5, .5 − .25, 1 − .5) = (−.25, .25, .5); A2 = .5, A1 = .25 + .25 = .5, A0 = −.25 + .25 = 0
+    close(advantages, [[0.0, 0.5, 0.5]])
+    close(returns, [[0.5, 0.75, 1.0]])
+
+
+def test_gae_with_lambda_one_is_the_discounted_return_and_with_zero_the_td_error():
+    rewards, values = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[3.0, 5.0, 7.0]])
+    # G2 = 4, G1 = 2 + .5·4 = 4, G0 = 1 + .5·4 = 3
+    close(gae(rewards, values, mask("111"), gamma=0.5, lam=1.0).returns, [[3.0, 4.0, 4.0]])
+    # δ0 = 1 + 2.5 − 3, δ1 = 2 + 3.5 − 5, δ2 = 4 − 7
+    close(gae(rewards, values, mask("111"), gamma=0.5, lam=0.0).advantages, [[0.5, 0.5, -3.0]])
+
+
+def test_gae_of_a_row_with_hole_and_tail_equals_the_row_without_them():
+    dense = gae(torch.tensor([[0.0, 0.3, 1.0]]), torch.tensor([[0.5, 0.25, 0.5]]), mask("111"), 0.9, 0.8)
+    holed = gae(
+        torch.tensor([[0.0, NAN, NAN, 0.3, 1.0, NAN]]),
+        torch.tensor([[0.5, NAN, 99.0, 0.25, 0.5, NAN]]),
+        mask("100110"),
+        0.9,
+        0.8,
+    )
+    for got, expected in zip(holed, dense, strict=True):
+        close(got[:, [0, 3, 4]], expected)
+        close(got[:, [1, 2, 5]], [[0.0, 0.0, 0.0]])
+
+
+def test_gae_of_a_one_token_response_among_longer_ones():
+    advantages, returns = gae(
+        torch.tensor([[2.0, NAN], [0.0, 1.0]]), torch.tensor([[0.5, NAN], [0.0, 0.0]]), mask("10", "11"), 1.0, 1.0
+    )
+    close(advantages, [[1.5, 0.0], [1.0, 1.0]])
+    close(returns, [[2.0, 0.0], [1.0, 1.0]])
+
+
+# ---- whitening ------------------------------------------------------------------------------------------------------
+
+
+def test_whiten_uses_valid_slots_and_unbiased_variance():
+    x = torch.tensor([[1.0, 3.0, NAN], [5.0, NAN, 1e9]])
+    # 1, 3, 5: mean 3, unbiased variance 4
+    close(whiten(x, mask("110", "100")), [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+
+
+def test_whiten_without_center_keeps_the_mean():
+    x = torch.tensor([[1.0, 3.0, NAN], [5.0, NAN, 1e9]])
+    close(whiten(x, mask("110", "100"), center=False), [[2.0, 3.0, 0.0], [4.0, 0.0, 0.0]])
+
+
+def test_whiten_of_a_single_valid_token_is_zero():
+    close(whiten(torch.tensor([[7.0, NAN]]), mask("10")), [[0.0, 0.0]])
+    close(whiten(torch.tensor([[7.0, NAN]]), mask("10"), center=False), [[7.0, 0.0]])
+
+
+def test_whiten_over_two_processes_equals_one(tmp_path):
+    torch.multiprocessing.spawn(_whiten_half, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    close(torch.cat(halves), whiten(_SPREAD, _SPREAD_MASK))
+
+
+_SPREAD, _SPREAD_MASK = torch.tensor([[1.0, 2.0, 9.0], [4.0, NAN, NAN]]), mask("111", "100")
+
+
+def _whiten_half(rank: int, store: str, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.save(whiten(_SPREAD[rank : rank + 1], _SPREAD_MASK[rank : rank + 1]), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+# ---- policy loss ----------------------------------------------------------------------------------------------------
+
+
+def policy(ratios, advantages, valid, low=0.2, high=0.2, dual=None):
+    old = torch.zeros(len(ratios), len(ratios[0]))
+    return policy_loss(torch.tensor(ratios).log(), old, torch.tensor(advantages), valid, low, high, dual)
+
+
+def test_policy_loss_takes_the_worse_surrogate():
+    # r·A against clip(r)·A, the lesser: 1.5 → 1.2 (A=1); .5 → .5 (A=1); 1.5·−1 → −1.5; .5·−1 → −.8
+    loss, stats = policy([[1.5, 0.5, 1.5, 0.5]], [[1.0, 1.0, -1.0, -1.0]], mask("1111"))
+    close(loss, -(1.2 + 0.5 - 1.5 - 0.8) / 4)
+    close(stats.clip_fraction, 0.5)  # the first and the last alone
+
+
+def test_clip_fraction_counts_no_token_whose_clipped_surrogate_is_equal_or_better():
+    # Outside the bounds, but on the side where the pessimistic minimum is the free one; and A = 0, where both are 0.
+    close(policy([[0.5, 1.5, 1.5]], [[1.0, -1.0, 0.0]], mask("111")).stats.clip_fraction, 0.0)
+
+
+def test_asymmetric_clip_bounds():
+    loss, _ = policy([[1.5, 0.5]], [[1.0, -1.0]], mask("11"), low=0.1, high=0.3)
+    close(loss, -(1.3 - 0.9) / 2)
+
+
+def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
+    plain, bounded = (policy([[10.0, 10.0]], [[-1.0, 1.0]], mask("11"), dual=c).loss for c in (None, 3.0))
+    close(plain, (10.0 - 1.2) / 2)
+    close(bounded, (3.0 - 1.2) / 2)
+
+
+def test_approx_kl_is_k3_over_valid_tokens_and_ratio_stats_too():
+    _, stats = policy([[2.0, 0.5, 7.0]], [[1.0, 1.0, 1.0]], mask("110"))
+    close(stats.approx_kl, ((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2)
+    close(torch.stack([stats.ratio_mean, stats.ratio_min, stats.ratio_max]), [1.25, 0.5, 2.0])
+
+
+def test_policy_loss_is_a_mean_over_tokens_not_over_sequences():
+    # Three tokens of loss −1 in one row, one token of loss −3 in the other: −6/4, where a mean of means would be −2.
+    loss, _ = policy([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0], [3.0, 9.0, 9.0]], mask("111", "100"))
+    close(loss, -1.5)
+
+
+def test_nan_in_masked_slots_spreads_neither_to_losses_nor_to_gradients():
+    valid = mask("10")
+    logprobs = torch.tensor([[-1.0, NAN]], requires_grad=True)
+    loss, stats = policy_loss(logprobs, torch.tensor([[-1.0, NAN]]), torch.tensor([[2.0, NAN]]), valid, 0.2, 0.2, 3.0)
+    loss.backward()
+    close(loss.detach(), -2.0)
+    close(logprobs.grad, [[-2.0, 0.0]])
+    assert all(torch.isfinite(x) for x in stats)
+    values = torch.tensor([[1.0, NAN]], requires_grad=True)
+    value = value_loss(values, torch.tensor([[1.0, NAN]]), torch.tensor([[3.0, NAN]]), valid, 0.2).loss
+    value.backward()
+    close(value.detach(), 2.0)
+    close(values.grad, [[-2.0, 0.0]])
+
+
+def test_losses_of_nothing_valid_are_zero():
+    loss, stats = policy([[NAN]], [[NAN]], mask("0"))
+    close(loss, 0.0)
+    assert all(torch.isfinite(x) for x in stats)
+
+
+# ---- value loss -----------------------------------------------------------------------------------------------------
+
+
+def test_value_loss_takes_the_greater_of_free_and_clipped_error():
+    # Old 0, clip .2. V=1, R=1: free 0, clipped (.2 − 1)² = .64. V=−1, R=1: free 4, clipped (−.2 − 1)² = 1.44.
+    # V=.1, R=1: not clipped, .81.
+    loss, stats = value_loss(
+        torch.tensor([[1.0, -1.0, 0.1]]), torch.zeros(1, 3), torch.ones(1, 3), mask("111"), clip=0.2
+    )
+    close(loss, 0.5 * (0.64 + 4.0 + 0.81) / 3)
+    close(stats.clip_fraction, 1 / 3)
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_entropy_with_temperature():
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, -math.inf]])
+    # p = (3/4, 1/4), uniform over two, certain
+    h = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    close(entropy(logits, 1.0), [h, math.log(2), 0.0])
+    # At temperature 1/2 the logits double: p = (9/10, 1/10)
+    close(entropy(logits[:1], 0.5), [-(0.9 * math.log(0.9) + 0.1 * math.log(0.1))])
+
+
+def test_explained_variance():
+    returns = torch.tensor([[1.0, 3.0, NAN]])
+    valid = mask("110")
+    close(explained_variance(torch.tensor([[1.0, 3.0, NAN]]), returns, valid), 1.0)
+    close(explained_variance(torch.tensor([[9.0, 9.0, 9.0]]), returns, valid), 0.0)  # a constant explains nothing
+    # V = (1, 2): R − V = (0, 1), variance ¼, against Var(R) = 1
+    close(explained_variance(torch.tensor([[1.0, 2.0, 0.0]]), returns, valid), 0.75)
+
+
+def test_explained_variance_of_constant_returns_is_finite():
+    close(explained_variance(torch.tensor([[1.0, 5.0]]), torch.tensor([[2.0, 2.0]]), mask("11")), 0.0)
+    close(explained_variance(torch.tensor([[1.0]]), torch.tensor([[2.0]]), mask("1")), 1.0)
