@@ -1,0 +1,116 @@
+"""Where runs lie: `<runs_dir>/<name>/<stage>/v0001`, how a version is claimed, and what a reference names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf_cli.errors import DiskError, RecipeError
+from rlhf_cli.runs.manifest import Manifest, read_manifest
+
+VERSION = re.compile(r"v\d{4,}")
+
+
+class Reference(NamedTuple):
+    """A run by its place: `version` None is the newest complete one."""
+
+    name: str
+    stage: str
+    version: str | None
+
+
+class Entry(NamedTuple):
+    """A run folder; without a manifest it is incomplete."""
+
+    name: str
+    stage: str
+    version: str
+    path: Path
+    manifest: Manifest | None
+
+
+def claim(runs_dir: Path, name: str, stage: str) -> Path:
+    """Make the next version's folder. `mkdir` is exclusive, so two writers get two numbers.
+
+    Raises:
+        DiskError: where the folder cannot be made.
+    """
+    parent = runs_dir / name / stage
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((int(p.name[1:]) for p in parent.iterdir() if VERSION.fullmatch(p.name)), default=0)
+        while True:
+            number += 1
+            path = parent / f"v{number:04d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        mend = "Choose another place with --runs-dir."
+        raise DiskError(f"a run folder cannot be made: {error.strerror}.", where=str(parent), mend=mend) from None
+
+
+def point_latest(path: Path) -> None:
+    """Move the `latest` link beside `path` onto it, in one step."""
+    fresh = path.parent / f".latest-{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(path.name)
+    fresh.replace(path.parent / "latest")
+
+
+def parse(text: str, name: str) -> Reference:
+    """`stage`, `stage@latest`, `stage@v0003` or `name/stage@v0003`; `name` is the recipe's own."""
+    head, _, version = text.partition("@")
+    owner, slash, stage = head.rpartition("/")
+    return Reference(owner if slash else name, stage, None if version in ("", "latest") else version)
+
+
+def versions(runs_dir: Path, name: str, stage: str) -> list[Entry]:
+    """The versions of one stage, oldest first."""
+    parent = runs_dir / name / stage
+    found = sorted((p for p in parent.glob("v*") if VERSION.fullmatch(p.name)), key=lambda p: int(p.name[1:]))
+    return [Entry(name, stage, p.name, p, read_manifest(p)) for p in found]
+
+
+def all_runs(runs_dir: Path) -> Iterator[Entry]:
+    """Every run below `runs_dir`, by name, stage and version."""
+    for stage_dir in sorted(p for p in runs_dir.glob("*/*") if p.is_dir()):
+        yield from versions(runs_dir, stage_dir.parent.name, stage_dir.name)
+
+
+def newest(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> Entry | None:
+    """The newest complete version; a smoke run counts for smoke runs alone."""
+    complete = [e for e in versions(runs_dir, name, stage) if e.manifest and e.manifest["smoke"] == smoke]
+    return complete[-1] if complete else None
+
+
+def find(runs_dir: Path, text: str, name: str, *, smoke: bool, where: str = "") -> Entry:
+    """The complete run that a reference names.
+
+    Raises:
+        RecipeError: where there is none, it is incomplete, or a smoke run is asked of a real one.
+    """
+    reference = parse(text, name)
+    if reference.version is None:
+        entry = newest(runs_dir, reference.name, reference.stage, smoke=smoke)
+        if entry is not None:
+            return entry
+        begun = versions(runs_dir, reference.name, reference.stage)
+        only = "only smoke runs" if any(e.manifest for e in begun) else "none complete" if begun else "none"
+        message = f"there is no {reference.stage} run of {reference.name} in {runs_dir}: {only}."
+        raise RecipeError(message, where=where, mend=f"Run `rlhf {reference.stage}` first.")
+    path = runs_dir / reference.name / reference.stage / reference.version
+    manifest = read_manifest(path)
+    if manifest is None:
+        have = [e.version for e in versions(runs_dir, reference.name, reference.stage) if e.manifest]
+        state = "is incomplete" if path.is_dir() else "does not exist"
+        mend = f"Complete are: {', '.join(have)}." if have else f"Run `rlhf {reference.stage}` first."
+        raise RecipeError(f"the run {text} {state}.", where=where, mend=mend)
+    if manifest["smoke"] and not smoke:
+        raise RecipeError(f"the run {text} is a smoke run, of random weights.", where=where, mend="Name a real run.")
+    return Entry(reference.name, reference.stage, reference.version, path, manifest)

@@ -1,0 +1,155 @@
+"""A run under way: its folder, what it tells as it goes, and the manifest that completes it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rlhf_cli.runs import layout
+from rlhf_cli.runs.checkpoint import committed
+from rlhf_cli.runs.manifest import SCHEMA, files_of, write_manifest
+
+
+class Result(NamedTuple):
+    """What a stage gives back: one flat map, name to number."""
+
+    metrics: dict[str, float]
+
+
+class Reporter(Protocol):
+    """Whoever shows a run to a person."""
+
+    def begin(self, total: int, unit: str) -> None: ...
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
+@dataclass
+class Run:
+    """Handed to every stage. Owns the folder; the stage builds no path of its own outside it."""
+
+    stage: str
+    name: str
+    path: Path
+    runs_dir: Path
+    smoke: bool
+    base: str  # hub id, or folder, of the recipe's base, already resolved
+    reporter: Reporter
+    warnings: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    begun: bool = False
+
+    @classmethod
+    def create(cls, runs_dir: Path, name: str, stage: str, *, smoke: bool, base: str, reporter: Reporter) -> Run:
+        """Claim the next version. Raises DiskError where its folder cannot be made."""
+        path = layout.claim(runs_dir, name, stage)
+        return cls(stage, name, path, runs_dir, smoke, base, reporter)
+
+    @property
+    def version(self) -> str:
+        return self.path.name
+
+    @property
+    def model_dir(self) -> Path:
+        """The folder of what later stages load."""
+        folder = self.path / "model"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def find(self, ref: str) -> Path:
+        """The folder of the complete run that `ref` names, or `ref` itself where it is a folder."""
+        if os.path.isabs(ref):
+            return Path(ref)
+        return layout.find(self.runs_dir, ref, self.name, smoke=self.smoke).path
+
+    def model_of(self, ref: str) -> Path:
+        """The model folder behind `ref`: a run's `model/`, or a plain folder."""
+        folder = self.find(ref)
+        return folder / "model" if (folder / "manifest.json").exists() and (folder / "model").is_dir() else folder
+
+    def base_source(self) -> str:
+        """Hub id or folder of the base model."""
+        return self.base
+
+    def begin(self, total: int, unit: str) -> None:
+        """Training is about to start: `total` steps or iterations, named by `unit`."""
+        self.begun = True
+        self.reporter.begin(total, unit)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line in `metrics.jsonl`, and on the console. A number that is not finite is written as null."""
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **numbers})
+        self.reporter.step(step, metrics)
+
+    def sample(self, row: Mapping[str, object]) -> None:
+        """A line in `samples.jsonl`."""
+        self._append("samples.jsonl", row)
+
+    def say(self, text: str) -> None:
+        """Tell the person, and `log.txt`."""
+        self._log(text)
+        self.reporter.say(text)
+
+    def warn(self, text: str) -> None:
+        """Tell the person, `log.txt` and the manifest."""
+        self._log(f"warning: {text}")
+        self.warnings.append(text)
+        self.reporter.warn(text)
+
+    def checkpoint(self, step: int) -> AbstractContextManager[Path]:
+        """A folder to save into; on a clean exit it becomes `checkpoints/step-<step>`, whole or not at all."""
+        return committed(self.path / "checkpoints" / f"step-{step:06d}", step)
+
+    def complete(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest, which completes the run, and move `latest`; a smoke run leaves `latest` alone."""
+        ended = time.time()
+        model = self.path / "model"
+        content = {
+            "schema": SCHEMA,
+            "stage": self.stage,
+            "name": self.name,
+            "version": self.version,
+            "status": "complete",
+            "smoke": self.smoke,
+            "started": _iso(self.started),
+            "ended": _iso(ended),
+            "seconds": round(ended - self.started, 3),
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "warnings": self.warnings,
+            **facts,
+            "files": files_of(model) if model.is_dir() else {},
+        }
+        write_manifest(self.path, content)
+        if not self.smoke:
+            layout.point_latest(self.path)
+        return content
+
+    def discard_if_empty(self) -> bool:
+        """Remove the folder of a run that failed before it made anything. True where it is gone."""
+        if self.begun or (self.path / "metrics.jsonl").exists():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        return True
+
+    def _append(self, file: str, row: Mapping[str, object]) -> None:
+        with (self.path / file).open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _log(self, text: str) -> None:
+        with (self.path / "log.txt").open("a", encoding="utf-8") as out:
+            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
