@@ -25,6 +25,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def named(self, name: str) -> dict[str, float]:
+        """As metrics: `name`, `name.low`, `name.high`."""
+        return {name: self.value, f"{name}.low": self.low, f"{name}.high": self.high}
+
 
 class Calibration(NamedTuple):
     """How far stated probabilities are from what happens; both are 0 at best.

@@ -1,0 +1,319 @@
+"""The `eval` stage: is `of` better than `against`, on rows that training did not see?
+
+Held-out demonstrations give the loss, held-out preferences the reward model's accuracy, held-out prompts the answers
+of both sides under the same decoding and the same seed. One base is in memory; `of`, `against` and the reward model
+are roles on it. A gate that fails does not fail the stage: its figures are complete, and dispatch exits with 8 once
+the run is. Left to later: judges other than the reward model and Python functions, slices, people.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from rlhf_cli.data import sources, template
+from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Text
+from rlhf_cli.errors import DataError, ModelError, RecipeError
+from rlhf_cli.evaluation import gates, names, report, statistics, text
+from rlhf_cli.models import base
+from rlhf_cli.models.bank import Bank
+from rlhf_cli.ppo import experience, rewards, rollout
+from rlhf_cli.recipe import smoke
+from rlhf_cli.recipe.schema import Recipe, Sources
+from rlhf_cli.runs.run import Result, Run
+
+OF, AGAINST, JUDGE = "of", "against", "reward"  # roles in the bank
+FEW = 30  # items under which an interval is too wide to say much
+
+Kind = Literal["sft", "preferences", "prompts"]
+Functions = Mapping[str, Callable[..., Any]]
+Metrics = dict[str, float]
+
+
+class Bench(NamedTuple):
+    """What every measurement works with."""
+
+    recipe: Recipe
+    run: Run
+    bank: Bank
+    tokenizer: Any
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The roles that are compared; `of` alone where there is nothing to compare it with."""
+        return (OF,) if self.recipe.eval.against is None else (OF, AGAINST)
+
+
+class HeldOut(NamedTuple):
+    """The rows to measure on; a list is empty where the recipe gives no data for its part."""
+
+    sft: list[SftRow]
+    preferences: list[PreferenceRow]
+    prompts: list[PromptRow]
+
+
+class Answers(NamedTuple):
+    """One side's answers to the prompts, in their order; each list has one item a prompt."""
+
+    responses: list[list[int]]  # token ids, end token included
+    texts: list[str]
+    scores: list[float]  # the reward model's; empty without one
+    judged: dict[str, list[float]]  # function name -> its judgments
+
+
+def run(recipe: Recipe, run: Run) -> Result:
+    """Measure, write report.json and report.md, and give the metrics back. What can fail early does."""
+    promised = names.metric_names(recipe)
+    if not promised:
+        raise RecipeError("there is nothing to evaluate on.", where="data", mend="Set data.prompts, or data.sft.")
+    gates.check_names(recipe.eval.gates, promised)
+    functions = {names.function_name(spec): rewards.load_function(spec) for spec in recipe.eval.python}
+    rows = _held_out(recipe, run)
+    bench = _bench(recipe, run)
+    parts: list[Callable[[], Metrics]] = []
+    if rows.sft:
+        parts.append(lambda: _demonstrations(bench, rows.sft))
+    if rows.preferences:
+        parts.append(lambda: _preferences(bench, rows.preferences))
+    if rows.prompts:
+        parts.append(lambda: _comparison(bench, functions, rows.prompts))
+    run.begin(len(parts), "parts")
+    metrics: Metrics = {}
+    for step, part in enumerate(parts, start=1):
+        found = part()
+        _check_finite(found)
+        run.log(step, found)
+        metrics |= found
+    assert set(metrics) == set(promised), set(metrics) ^ set(promised)
+    _report(recipe, run, rows, metrics)
+    return Result(metrics=metrics)
+
+
+def _held_out(recipe: Recipe, run: Run) -> HeldOut:
+    given = names.parts(recipe)
+
+    def load(kind: Kind, chosen: Sources | None, wanted: bool) -> list[Any]:
+        if chosen is None or not wanted:
+            return []
+        limit = smoke.ROWS if run.smoke else None
+        split = sources.load(chosen, kind, seed=recipe.seed, find=run.find, limit=limit)
+        # sixteen rows may leave none held out, and a smoke run measures nothing anyway
+        found = split.held_out or (split.train if run.smoke else [])
+        if not found:
+            mend = "Raise its eval_fraction, or name an eval_split."
+            raise DataError("no row is held out, so there is nothing to evaluate on.", where=f"data.{kind}", mend=mend)
+        count = min(recipe.eval.samples, len(found))
+        return random.Random(recipe.seed).sample(found, count)
+
+    return HeldOut(
+        sft=load("sft", recipe.data.sft, given.sft),
+        preferences=load("preferences", recipe.data.preferences, given.reward),
+        prompts=load("prompts", recipe.data.prompts, given.policy),
+    )
+
+
+def _bench(recipe: Recipe, run: Run) -> Bench:
+    source = run.base_source()
+    tokenizer = base.load_tokenizer(source, recipe.base.revision)
+    template.prepare(tokenizer, recipe.base.chat_template)
+    references = {OF: recipe.eval.of, AGAINST: recipe.eval.against, JUDGE: recipe.eval.reward}
+    roles = {
+        role: None if reference == "base" else run.model_of(reference)
+        for role, reference in references.items()
+        if reference is not None
+    }
+    return Bench(recipe, run, Bank.load(recipe.base, recipe.adapter, source, roles, smoke=run.smoke), tokenizer)
+
+
+def _demonstrations(bench: Bench, rows: Sequence[SftRow]) -> Metrics:
+    """Loss on the completions, weighted by token: a mean of batch means would depend on the batches."""
+    prompts, completions = [], []
+    limit = bench.recipe.sft.max_length
+    for pair in template.encode_pairs(bench.tokenizer, [(row.prompt, row.completion) for row in rows]):
+        # without a prompt, the first token has nothing to be predicted from
+        start = len(pair.prompt_ids) or 1
+        ids = (pair.prompt_ids + pair.completion_ids)[:limit]
+        if len(ids) > start:
+            prompts.append(ids[:start])
+            completions.append(ids[start:])
+    _tell_dropped(bench.run, "demonstrations", len(prompts), len(rows), f"the prompt fills sft.max_length ({limit})")
+    metrics: Metrics = {}
+    for role in bench.sides:
+        total = sum(float(-lp.sum()) for lp in _logprobs(bench, role, prompts, completions, temperature=1.0))
+        nll = total / sum(map(len, completions))
+        if role == AGAINST:
+            metrics["sft.nll.against"] = nll
+        else:
+            metrics |= {"sft.nll": nll, "sft.perplexity": math.exp(min(nll, 700.0))}  # exp(710) overflows
+    return metrics
+
+
+def _preferences(bench: Bench, rows: Sequence[PreferenceRow]) -> Metrics:
+    """How often the reward model prefers what people chose; a tie is counted apart."""
+    limit = bench.recipe.reward.max_length
+    chosen = template.encode_pairs(bench.tokenizer, [(row.prompt, row.chosen) for row in rows])
+    rejected = template.encode_pairs(bench.tokenizer, [(row.prompt, row.rejected) for row in rows])
+    pairs = [
+        (c, r)
+        for c, r in zip(chosen, rejected, strict=True)
+        if max(len(c.completion_ids), len(r.completion_ids)) + len(c.prompt_ids) <= limit
+    ]
+    _tell_dropped(bench.run, "preferences", len(pairs), len(rows), f"longer than reward.max_length ({limit})")
+    scores = _scores(bench, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
+    margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
+    decided = [margin for margin in margins if margin != 0]
+    accuracy = statistics.wilson(sum(margin > 0 for margin in decided), len(decided))
+    longer = [float(len(c.completion_ids) - len(r.completion_ids)) for c, r in pairs]
+    quality = statistics.calibration(margins)
+    return accuracy.named("reward.accuracy") | {
+        "reward.accuracy.n": float(len(decided)),
+        "reward.ties": float(len(margins) - len(decided)),
+        "reward.accuracy_longer": statistics.win_rate(longer, [0.0] * len(longer)).value,
+        "reward.margin": sum(margins) / len(margins),
+        "reward.brier": quality.brier,
+        "reward.ece": quality.ece,
+    }
+
+
+def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -> Metrics:
+    """Both sides answer the same prompts with the same decoding; every difference is paired by prompt."""
+    limit = bench.recipe.ppo.max_prompt_length
+    encoded = template.encode_prompts(bench.tokenizer, [row.prompt for row in rows])
+    kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= limit]
+    _tell_dropped(bench.run, "prompts", len(kept), len(rows), f"longer than ppo.max_prompt_length ({limit})")
+    if len(kept) < FEW:
+        bench.run.warn(f"{len(kept)} held-out prompts: the intervals say little below {FEW}.")
+    prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
+    sides = {role: _answer(bench, role, functions, prompts, ids) for role in bench.sides}
+    metrics: Metrics = {}
+    for role, side in sides.items():
+        suffix = "" if role == OF else ".against"
+        metrics |= {f"{name}{suffix}": value for name, value in _figures(bench, side).items()}
+    if AGAINST in sides:
+        metrics |= _kl(bench, ids, sides[OF].responses)
+        metrics |= _gains(bench, sides[OF], sides[AGAINST])
+    _write_samples(bench.run, prompts, sides)
+    return metrics
+
+
+def _answer(
+    bench: Bench, role: str, functions: Functions, prompts: Sequence[PromptRow], ids: list[list[int]]
+) -> Answers:
+    settings = bench.recipe.eval
+    torch.manual_seed(bench.recipe.seed)  # the same draws for both sides
+    with bench.bank.use(role) as model:
+        responses = rollout.generate(
+            model,
+            ids,
+            pad_id=bench.tokenizer.pad_token_id,
+            stop_ids=template.stop_ids(bench.tokenizer),
+            max_new_tokens=settings.max_new_tokens or bench.recipe.ppo.max_new_tokens,
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
+        )
+    texts = [template.decode(bench.tokenizer, response) for response in responses]
+    whole = [prompt + response for prompt, response in zip(ids, responses, strict=True)]
+    scores = _scores(bench, whole) if settings.reward is not None else []
+    asked = [row.prompt for row in prompts]
+    said: list[Text] = [
+        content if isinstance(prompt, str) else [{"role": "assistant", "content": content}]
+        for prompt, content in zip(asked, texts, strict=True)
+    ]
+    columns = {key: [row.extra.get(key) for row in prompts] for key in {key for row in prompts for key in row.extra}}
+    judged = {name: rewards.call(function, asked, said, columns) for name, function in functions.items()}
+    return Answers(responses, texts, scores, judged)
+
+
+def _figures(bench: Bench, side: Answers) -> Metrics:
+    """One side's figures, named without a side."""
+    count = len(side.responses)
+    figures = {
+        "response_length": sum(map(len, side.responses)) / count,
+        "truncation_rate": text.truncation_rate(side.responses, template.stop_ids(bench.tokenizer)),
+        "repeated_4gram_rate": text.repeated_ngram_rate(side.responses, 4),
+        "distinct_2": text.distinct_ngram_rate(side.responses, 2),
+    }
+    if side.scores:
+        figures["policy.reward"] = sum(side.scores) / count
+    return figures | {name: sum(values) / count for name, values in side.judged.items()}
+
+
+def _gains(bench: Bench, of: Answers, against: Answers) -> Metrics:
+    """`of` less `against`, paired by prompt, and how often the reward model prefers `of`."""
+    pairs = {f"{name}.gain": (values, against.judged[name]) for name, values in of.judged.items()}
+    metrics: Metrics = {}
+    if of.scores:
+        pairs["policy.reward_gain"] = (of.scores, against.scores)
+        metrics |= statistics.win_rate(of.scores, against.scores).named("win_rate")
+        metrics["win_rate.n"] = float(len(of.scores))
+    for name, (ours, theirs) in pairs.items():
+        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        metrics |= statistics.bootstrap_mean(differences, bench.recipe.seed).named(name)
+    return metrics
+
+
+def _kl(bench: Bench, prompts: list[list[int]], responses: list[list[int]]) -> Metrics:
+    """KL(of ‖ against) by k1, the mean of log(p/q) over answers of `of`, as sampled: at the same temperature."""
+    temperature = bench.recipe.eval.temperature
+    ours = _logprobs(bench, OF, prompts, responses, temperature)
+    theirs = _logprobs(bench, AGAINST, prompts, responses, temperature)
+    total = sum(float((p - q).sum()) for p, q in zip(ours, theirs, strict=True))
+    return {"kl": total / len(responses), "kl.token": total / sum(map(len, responses))}
+
+
+def _logprobs(
+    bench: Bench, role: str, prompts: list[list[int]], responses: list[list[int]], temperature: float
+) -> list[torch.Tensor]:
+    return experience.token_logprobs(
+        bench.bank,
+        role,
+        prompts,
+        responses,
+        pad_id=bench.tokenizer.pad_token_id,
+        temperature=temperature,
+        max_tokens=bench.recipe.ppo.micro_batch_tokens,
+    )
+
+
+def _scores(bench: Bench, sequences: list[list[int]]) -> list[float]:
+    limit = bench.recipe.ppo.micro_batch_tokens
+    pad_id = bench.tokenizer.pad_token_id
+    return experience.final_scores(bench.bank, JUDGE, sequences, pad_id=pad_id, max_tokens=limit).tolist()
+
+
+def _tell_dropped(run: Run, what: str, kept: int, rows: int, why: str) -> None:
+    if not kept:
+        raise DataError(f"none of {rows} held-out {what} can be used: {why}.", where="eval", mend="Raise that limit.")
+    if kept < rows:
+        run.warn(f"{rows - kept} of {rows} held-out {what} dropped: {why}.")
+
+
+def _check_finite(metrics: Metrics) -> None:
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        mend = "A model that diverged, or a function in eval.python, gives such numbers."
+        raise ModelError(f"{', '.join(broken)}: not a finite number.", where="eval", mend=mend)
+
+
+def _write_samples(run: Run, prompts: Sequence[PromptRow], sides: Mapping[str, Answers]) -> None:
+    for index, row in enumerate(prompts):
+        line: dict[str, object] = {"prompt": row.prompt}
+        line |= {role: side.texts[index] for role, side in sides.items()}
+        line |= {f"score_{role}": side.scores[index] for role, side in sides.items() if side.scores}
+        for role, side in sides.items():
+            suffix = "" if role == OF else ".against"
+            line |= {f"{name}{suffix}": values[index] for name, values in side.judged.items()}
+        run.sample(line)
+
+
+def _report(recipe: Recipe, run: Run, rows: HeldOut, metrics: Metrics) -> None:
+    verdicts = gates.judge(recipe.eval.gates, metrics)
+    for verdict in verdicts:
+        run.say(verdict.text)
+    sizes = {"demonstrations": len(rows.sft), "preferences": len(rows.preferences), "prompts": len(rows.prompts)}
+    page = report.Report(recipe.eval.of, recipe.eval.against, recipe.eval.reward, sizes, metrics, verdicts)
+    report.write(page, run.path)
