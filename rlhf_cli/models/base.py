@@ -1,0 +1,250 @@
+"""Loads the base model and its tokenizer: device, dtype, attention kernel, quantization, and the tiny smoke copy.
+
+Left out on purpose: remote code and pickled weights (both run a stranger's program), and device maps over several
+GPUs (accelerate's launchers do that).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_cli.errors import HardwareError, ModelError
+from rlhf_cli.recipe.schema import Base
+
+ADAPTER_CONFIG = "adapter_config.json"
+NEW_HEADS = ("score.weight",)  # what a scorer may lack when it starts from a causal model
+
+
+def quiet() -> None:
+    """Silence what a user cannot act on: progress bars of loading, and notes of the libraries to one another.
+
+    Call it before peft or trl is imported: bitsandbytes logs about an optional kernel as it is imported.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def default_device() -> torch.device:
+    """The accelerator of this process (by LOCAL_RANK, as accelerate and torchrun set it), else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    if accelerator.type == "mps":  # has one device, and no index
+        return accelerator
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
+    """The dtype of weights and computation; auto is bfloat16 on a GPU that has it, else float32."""
+    if base.dtype != "auto":
+        dtype = getattr(torch, base.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    has_bfloat16 = device.type == "xpu" or (
+        device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder, as it is stored. Raises ModelError where there is none."""
+    _check_folder(source)
+    with _told(source):
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+
+
+def load_causal_lm(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
+    """The language model at `source` on this process's device, quantized as asked, in eval mode.
+
+    `smoke` loads random weights of the same architecture at 2 layers and small width, the same ones every time.
+    """
+    return _load(AutoModelForCausalLM, base, source, smoke=smoke)
+
+
+def load_scorer(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
+    """The model at `source` with a head that gives one score; the head is new where `source` has none.
+
+    The caller sets `model.config.pad_token_id`: without it transformers refuses batches.
+    """
+    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, num_labels=1)
+
+
+def _load(model_class: Any, base: Base, source: str, *, smoke: bool, **kwargs: Any) -> PreTrainedModel:
+    quiet()
+    _check_folder(source)
+    if not smoke:
+        return _from_pretrained(model_class, base, source, **kwargs)
+    # Through a folder, so that quantization and everything else takes the very path of a real load.
+    with tempfile.TemporaryDirectory(prefix="rlhf-smoke-") as folder:
+        _save_tiny(source, base.revision, folder)
+        model = _from_pretrained(model_class, base, folder, **kwargs)
+    # PEFT writes this name into adapter_config.json; the temporary folder is gone by then.
+    model.name_or_path = model.config.name_or_path = source
+    return model
+
+
+def _from_pretrained(model_class: Any, base: Base, source: str, **kwargs: Any) -> PreTrainedModel:
+    device = default_device()
+    dtype = compute_dtype(base, device)
+    if base.attention != "auto":
+        kwargs["attn_implementation"] = base.attention
+    if base.quantize != "none":
+        kwargs["quantization_config"] = _quantization(base, dtype)
+    try:
+        with _told(source):
+            model, info = model_class.from_pretrained(
+                source,
+                revision=base.revision,
+                dtype=dtype,
+                device_map={"": device},
+                use_safetensors=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+    except (ImportError, torch.OutOfMemoryError) as error:  # an absent kernel or too small a device
+        raise HardwareError(
+            f"this machine cannot load {source} with quantize: {base.quantize}, attention: {base.attention}: "
+            f"{_first_line(error)}",
+            where="base",
+            mend="Set `base.quantize: none` or `base.attention: auto`, or take a smaller model.",
+        ) from error
+    missing = sorted(set(info["missing_keys"]) - set(NEW_HEADS))
+    if missing:  # transformers would go on with random weights there
+        raise ModelError(
+            f"the weights lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}",
+            where=source,
+            mend="Check that the download is complete and that it is a causal language model.",
+        )
+    if base.quantize == "nf4" and device.type == "cpu":
+        _use_exact_kernels(model)
+    return model
+
+
+def _quantization(base: Base, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The output head and a score head stay unquantized: transformers leaves both out of its own accord."""
+    if base.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def _use_exact_kernels(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking the weights for its bfloat16 CPU kernel.
+
+    It does so for good at the first forward pass in eval mode without gradients, such as a rollout. That kernel has
+    no backward pass: every gradient through the layer is lost from then on, with no more than a warning (measured:
+    LoRA gradients off by 100 % of their norm), and it takes widths that are multiples of 32 alone. The plain path
+    dequantizes and multiplies: exact, differentiable, any width, about 1.5 to 4 times slower in batches.
+    """
+    from bitsandbytes.nn import Linear4bit  # here, for its import costs 2 s
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _save_tiny(source: str, revision: str, folder: str) -> None:
+    """Write random weights of the shrunk architecture of `source` to `folder`, the same ones at every call."""
+    with _told(source):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    _shrink(config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise ModelError(
+            f"the architecture {config.model_type} cannot be made tiny for --smoke: {_first_line(error)}",
+            where=source,
+            mend="Smoke with another base of the same family: `--set base.model=…`.",
+        ) from error
+    model.save_pretrained(folder)
+
+
+def _shrink(config: Any) -> None:
+    """Make a config tiny in place: 2 layers, width 64, everything that hangs on these along with them."""
+    text = config.get_text_config()
+    one_head_group = getattr(text, "num_key_value_heads", None) == 1
+    grouped = getattr(text, "num_key_value_heads", None) not in (None, getattr(text, "num_attention_heads", None))
+    sizes: dict[str, object] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1 if one_head_group else 2 if grouped else 4,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 128,
+        "ffn_dim": 128,
+        "word_embed_proj_dim": 64,
+    }
+    if kinds := getattr(text, "layer_types", None):  # one layer of each of two kinds, where there are two
+        sizes["layer_types"] = (list(dict.fromkeys(kinds)) * 2)[:2]
+    for name, size in sizes.items():
+        if getattr(text, name, None) is not None:
+            setattr(text, name, size)
+
+
+def _check_folder(source: str) -> None:
+    """Say plainly what is wrong with a folder; transformers would ask the hub for it instead."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or source.startswith((".", "~")) or folder.exists():
+            raise ModelError("there is no model folder here", where=source, mend="Check `base.model`.")
+        return  # a hub id
+    if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise ModelError(
+                "this is an adapter, not a whole model",
+                where=source,
+                mend="Name the model that it adapts as `base.model`, and the adapter as the stage's `start`.",
+            )
+        raise ModelError("this folder holds no config.json", where=source, mend="Name a transformers model folder.")
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """Turn what transformers raises about a model that is absent, damaged or unknown into a ModelError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if Path(source).is_dir():
+            mend = "It has to be a complete transformers folder with *.safetensors weights."
+        else:
+            mend = (
+                f"Check the id and `base.revision`; `hf auth login` for a gated model; offline: `hf download {source}`."
+            )
+        raise ModelError(f"cannot be loaded: {_first_line(error)}", where=source, mend=mend) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
