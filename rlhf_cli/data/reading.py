@@ -1,0 +1,280 @@
+"""Files to raw rows, each with its place (`file:line`), and every fault of a file told, not the first alone.
+
+JSON is parsed here, line by line, because `datasets` turns a missing field into null, a big integer into a float, and
+a truncated last line into a position without a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from rlhf_cli.errors import DataError, Fault
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+SHOWN_FAULTS = 20
+ENCODING_MEND = "Save the file as UTF-8, e.g. with `iconv -f latin1 -t utf-8`."
+
+
+class Raw(NamedTuple):
+    """A row as the data has it, and where it stands."""
+
+    where: str
+    fields: dict[str, Any]
+
+
+class Faults:
+    """All that is wrong with the data, the first twenty kept and the others counted."""
+
+    def __init__(self) -> None:
+        self.shown: list[Fault] = []
+        self.count = 0
+
+    def add(self, message: str, where: str, mend: str = "") -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN_FAULTS:
+            self.shown.append(Fault(message, where, mend))
+
+    def extend(self, error: DataError) -> None:
+        for fault in error.faults:
+            self.add(fault.message, fault.where, fault.mend)
+
+    def raise_if_any(self) -> None:
+        if self.count > len(self.shown):
+            more = self.count - len(self.shown)
+            self.shown.append(Fault(f"… and {more} more fault{'s' if more > 1 else ''} like these in the data."))
+        if self.shown:
+            raise DataError(self.shown)
+
+
+def read_file(path: Path, faults: Faults) -> Iterator[Raw]:
+    """The rows of one file, by its suffix. What is wrong goes into `faults`, and the row is left out."""
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
+    assert path.suffix in readers, path
+    if path.stat().st_size == 0:
+        faults.add("the file is empty.", str(path))
+        return
+    before, rows = faults.count, 0
+    for raw in readers[path.suffix](path, faults):
+        rows += 1
+        yield raw
+    if not rows and faults.count == before:
+        faults.add("the file holds no rows.", str(path))
+
+
+def _jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if number == 1:
+                if fault := _wrong_encoding(line):
+                    faults.add(fault, where, ENCODING_MEND)
+                    return
+                line = line.removeprefix(codecs.BOM_UTF8)
+            text = _decode(line, where, faults)
+            if text is None or not text.strip():
+                continue
+            try:
+                value = _DECODER.decode(text)
+            except json.JSONDecodeError as error:
+                inside = error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}")
+                if inside and not line.endswith(b"\n"):
+                    faults.add("the last line is truncated: the file ends inside a row.", where, "Was a copy cut off?")
+                else:
+                    faults.add(f"broken JSON at column {error.colno}: {error.msg}.", where)
+                continue
+            except (ValueError, RecursionError) as error:
+                faults.add(f"{_reason(error)}.", where)
+                continue
+            if fields := _object(value, text, where, faults):
+                yield Raw(where, fields)
+
+
+def _json(path: Path, faults: Faults) -> Iterator[Raw]:
+    """A list of objects. It is read element by element, so that each has its line."""
+    text = _decode_file(path, faults)
+    if text is None:
+        return
+    position = _skip_blanks(text, 0)
+    if text[position : position + 1] != "[":
+        lines = text.strip().count("\n}") == 0 and text.strip().count("\n{") > 0
+        mend = "It looks like JSON lines: name it .jsonl." if lines else "Or write JSON lines, one object a line."
+        faults.add("a .json file must hold a list of objects: [{…}, …].", str(path), mend)
+        return
+    line, counted = 1, 0
+    position = _skip_blanks(text, position + 1)
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        where = f"{path}:{line}"
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            ends = error.pos >= len(text.rstrip()) - 1
+            message = "the file ends inside a row." if ends else f"broken JSON: {error.msg}."
+            faults.add(message, f"{path}:{error.lineno}", f"The row begins in line {line}.")
+            return
+        except (ValueError, RecursionError) as error:
+            faults.add(f"{_reason(error)}; the rows behind it were not read.", where)
+            return
+        if fields := _object(value, text[position:end], where, faults):
+            yield Raw(where, fields)
+        position = _skip_blanks(text, end)
+        if text[position : position + 1] == ",":
+            position = _skip_blanks(text, position + 1)
+        elif text[position : position + 1] != "]":
+            line += text.count("\n", counted, position)
+            faults.add("broken JSON: expected ',' or ']' behind a row.", f"{path}:{line}")
+            return
+    if text[position + 1 :].strip():
+        faults.add("there is more text behind the closing ']' of the list.", str(path))
+
+
+def _csv(path: Path, faults: Faults) -> Iterator[Raw]:
+    text = _decode_file(path, faults)
+    if text is None:
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for record in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not record:
+                continue
+            if not header:
+                header = record
+                if len(set(header)) < len(header):
+                    faults.add(f"a column name stands twice in the header: {', '.join(header)}.", where)
+                    return
+            elif len(record) != len(header):
+                faults.add(
+                    f"the row has {len(record)} fields, the header {len(header)}.",
+                    where,
+                    'Put a field that holds a comma, a quote or a line break in "quotes".',
+                )
+            else:
+                yield Raw(where, dict(zip(header, record, strict=True)))
+    except csv.Error as error:
+        faults.add(f"broken CSV: {error}.", f"{path}:{line}")
+
+
+def _parquet(path: Path, faults: Faults) -> Iterator[Raw]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Raw(f"{path} row {number}", fields)
+    except (pyarrow.ArrowException, OSError) as error:
+        faults.add(f"not a readable parquet file: {str(error).splitlines()[0]}", str(path))
+
+
+def _txt(path: Path, faults: Faults) -> Iterator[Raw]:
+    """Paragraphs separated by blank lines, a row each."""
+    text = _decode_file(path, faults)
+    paragraph: list[str] = []
+    for number, line in enumerate([*(text or "").splitlines(), ""], 1):
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield Raw(f"{path}:{number - len(paragraph)}", {"text": "\n".join(paragraph)})
+            paragraph = []
+
+
+def _object(value: Any, text: str, where: str, faults: Faults) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        faults.add(f"a row must be an object {{…}}, found {type_name(value)}.", where)
+        return None
+    if not value:
+        faults.add("the row has no fields.", where)
+        return None
+    if "\\u" in text and _has_lone_surrogate(value):
+        faults.add("half a character: a lone surrogate such as \\ud800.", where, "It cannot be written as UTF-8.")
+        return None
+    return value
+
+
+def type_name(value: Any) -> str:
+    """How an error names what it found."""
+    if value is None:
+        return "null"
+    names = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _decode_file(path: Path, faults: Faults) -> str | None:
+    """The file's text; None, and the faults told, where it is not UTF-8."""
+    data = path.read_bytes()
+    if fault := _wrong_encoding(data[:64]):
+        faults.add(fault, str(path), ENCODING_MEND)
+        return None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        for number, line in enumerate(data.split(b"\n"), 1):
+            _decode(line, f"{path}:{number}", faults)
+        return None
+
+
+def _decode(line: bytes, where: str, faults: Faults) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        faults.add(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}.", where, ENCODING_MEND)
+        return None
+
+
+def _wrong_encoding(start: bytes) -> str:
+    """What is wrong with a file that begins so, or ""."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
+        return "the file is not UTF-8, it looks like UTF-16."
+    return ""
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the integer {digits[:25]} is beyond 64 bits; write it as text")
+    return int(digits)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return fields
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer, object_pairs_hook=_unique_keys)
