@@ -1,0 +1,70 @@
+"""`--smoke`: the user's own recipe made tiny. Every setting that is not a size stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_cli.recipe.schema import Recipe, is_run_reference
+
+STEPS = 2  # optimizer steps, or PPO iterations
+ROWS = 16  # of each data set
+TOKENS = 512  # a sequence, at most
+
+
+def shrink(recipe: Recipe) -> Recipe:
+    """The recipe with 2 steps or iterations, small batches and short sequences.
+
+    Runs are taken from the recipe's own smoke runs: a reference to a version, or to another recipe's run, becomes one
+    to the stage of this recipe. The base is shrunken where it is loaded, the rows where they are read.
+    """
+    changed: dict[str, Any] = {}
+    for stage in ("pretrain", "sft", "reward"):
+        section = getattr(recipe, stage)
+        update = {"epochs": None, "max_steps": STEPS, "batch_size": 2, "micro_batch_size": 1}
+        length = min(section.max_length, TOKENS)
+        changed[stage] = section.model_copy(update={**update, "max_length": length, "start": _own(section.start)})
+    shape = recipe.pretrain.architecture
+    changed["pretrain"] = changed["pretrain"].model_copy(
+        update={
+            "architecture": shape.model_copy(
+                update={"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4, "kv_heads": 2}
+            )
+        }
+    )
+    ppo = recipe.ppo
+    minibatches = min(ppo.minibatches, 2)
+    changed["ppo"] = ppo.model_copy(
+        update={
+            "start": _own(ppo.start),
+            "reward": [t.model_copy(update={"run": _own(t.run) if t.run else None}) for t in ppo.reward],
+            "iterations": STEPS,
+            "rollout_batch_size": 4,
+            "minibatches": minibatches,
+            "max_prompt_length": min(ppo.max_prompt_length, TOKENS),
+            "max_new_tokens": min(ppo.max_new_tokens, 8),
+            "critic": ppo.critic.model_copy(update={"warmup_iterations": min(ppo.critic.warmup_iterations, STEPS - 1)}),
+            "kl": ppo.kl.model_copy(update={"abort": None}),
+            "save_every": 1,
+        }
+    )
+    evaluation = recipe.eval
+    changed["eval"] = evaluation.model_copy(
+        update={
+            "of": _own(evaluation.of),
+            "against": _own(evaluation.against) if evaluation.against else None,
+            "reward": _own(evaluation.reward) if evaluation.reward else None,
+            "samples": min(evaluation.samples, 8),
+            "max_new_tokens": 8,
+            "gates": [],  # random weights pass none
+        }
+    )
+    changed["export"] = recipe.export.model_copy(update={"of": _own(recipe.export.of)})
+    shrunk = recipe.model_copy(update=changed)
+    shrunk.__pydantic_fields_set__ = set(recipe.model_fields_set)
+    return shrunk
+
+
+def _own(ref: str) -> str:
+    if is_run_reference(ref):
+        return ref.partition("@")[0].rpartition("/")[2]
+    return "base" if ref.startswith("/") else ref

@@ -1,0 +1,205 @@
+"""Runs one stage, or a chain of them: inputs, folder, recipe, seed, the stage itself, manifest, gates.
+
+The order is the contract: the resolved recipe is written before the stage is called, the manifest after, and a gate
+is judged on a run that is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rlhf_cli import __version__
+from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.recipe import smoke as smoke_recipe
+from rlhf_cli.recipe.load import dump
+from rlhf_cli.recipe.schema import Recipe, is_run_reference
+from rlhf_cli.runs import layout
+from rlhf_cli.runs.manifest import Manifest, digest
+from rlhf_cli.runs.run import Reporter, Run
+from rlhf_cli.stages import STAGES
+from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+QUIET = {  # what the libraries would send or print by themselves
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+
+
+class Outcome(NamedTuple):
+    """One stage's end: a run that is complete, made now or found up to date."""
+
+    stage: str
+    path: Path
+    manifest: Manifest
+    skipped: bool
+
+
+class StageReporter(Reporter, Protocol):
+    """A reporter that is also told where stages begin and end."""
+
+    def stage(self, stage: str, run: Run) -> None: ...
+    def done(self, outcome: Outcome) -> None: ...
+
+
+def chain(recipe: Recipe) -> list[str]:
+    """The stages that the recipe has a section for, in order."""
+    named = [stage for stage, row in STAGES.items() if row.section in recipe.model_fields_set]
+    if not named:
+        mend = f"Add one of the sections {', '.join(STAGES)}, or name the stages."
+        raise RecipeError("the recipe has no stage to run.", mend=mend)
+    return named
+
+
+def run_chain(
+    recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool, reporter: StageReporter
+) -> Iterator[Outcome]:
+    """Run `stages` in order, skipping what is up to date. A failed gate is raised when all else is done."""
+    gate: GateError | None = None
+    for stage in stages:
+        try:
+            yield run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True)
+        except GateError as error:
+            gate = error
+    if gate is not None:
+        raise gate
+
+
+def run_stage(
+    stage: str,
+    recipe: Recipe,
+    runs_dir: Path,
+    *,
+    smoke: bool,
+    reporter: StageReporter,
+    skip_if_done: bool = False,
+) -> Outcome:
+    """Run `stage` into the next version of its folder.
+
+    Raises:
+        RlhfError: of every kind, see `rlhf_cli.errors`. A run that made nothing leaves no folder.
+    """
+    if smoke:
+        recipe = smoke_recipe.shrink(recipe)
+        _make_smoke_inputs(stage, recipe, runs_dir, reporter)
+    inputs = inputs_of(stage, recipe, runs_dir, smoke=smoke)
+    key = fingerprint(stage, recipe, inputs, smoke=smoke)
+    if skip_if_done:
+        entry = layout.newest(runs_dir, recipe.name, stage, smoke=smoke)
+        if entry is not None and entry.manifest is not None and entry.manifest["fingerprint"] == key:
+            outcome = Outcome(stage, entry.path, entry.manifest, skipped=True)
+            reporter.done(outcome)
+            _gates(stage, recipe, entry.manifest["metrics"])
+            return outcome
+    recipe = _pinned(recipe, inputs)
+    base = next((item.path for item in inputs if item.role == "base"), recipe.base.model)
+    if is_run_reference(recipe.base.model) and STAGES[stage].adapts_base:
+        base = str(Path(base) / "model")
+    run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter)
+    resolved = dump(recipe, stage)
+    (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
+    reporter.stage(stage, run)
+    with _told(run):
+        metrics = _call(stage, recipe, run)
+    facts = _facts(recipe, resolved, inputs, key)
+    outcome = Outcome(stage, run.path, run.complete(metrics, facts), skipped=False)
+    reporter.done(outcome)
+    _gates(stage, recipe, metrics)
+    return outcome
+
+
+def _call(stage: str, recipe: Recipe, run: Run) -> dict[str, float]:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    module, _, function = STAGES[stage].function.partition(":")
+    stage_function = getattr(importlib.import_module(module), function)
+    import transformers
+
+    transformers.set_seed(recipe.seed)
+    result = stage_function(recipe, run)
+    return dict(result.metrics)
+
+
+@contextlib.contextmanager
+def _told(run: Run) -> Iterator[None]:
+    """A stage that fails says so in its log, and names what it left behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = "nothing was made." if run.discard_if_empty() else f"incomplete: {run.path}"
+        raise StoppedError(f"stopped by Ctrl-C; {left}", where=run.stage) from None
+    except RlhfError as error:
+        if not run.discard_if_empty():
+            run.warn(f"failed: {error}")
+        raise
+    except Exception as error:
+        run.warn(f"failed: {type(error).__name__}: {error}")
+        raise
+
+
+def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: StageReporter) -> None:
+    """Smoke runs take smoke runs alone; those that are not there yet are made first."""
+    row, section = STAGES[stage], getattr(recipe, STAGES[stage].section)
+    refs = [recipe.base.model] if row.adapts_base else []
+    refs += [getattr(section, field) for field in row.runs]
+    refs += [term.run for term in recipe.ppo.reward] if stage == "ppo" else []
+    for ref in refs:
+        if ref in STAGES and layout.newest(runs_dir, recipe.name, ref, smoke=True) is None:
+            run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter)
+
+
+def _pinned(recipe: Recipe, inputs: Sequence[Input]) -> Recipe:
+    """The recipe with the base's branch or tag replaced by the commit that it is now."""
+    base = next((item for item in inputs if item.role == "base" and item.kind == "hub"), None)
+    if base is None or base.version is None:
+        return recipe
+    pinned = recipe.model_copy(update={"base": recipe.base.model_copy(update={"revision": base.version})})
+    pinned.__pydantic_fields_set__ = set(recipe.model_fields_set)
+    return pinned
+
+
+def _facts(recipe: Recipe, resolved: str, inputs: Sequence[Input], key: str) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    return {
+        "seed": recipe.seed,
+        "recipe_sha256": digest(resolved),
+        "fingerprint": key,
+        "inputs": [item._asdict() for item in inputs],
+        "device": device,
+        "packages": {
+            "rlhf": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the working folder, where it is a git checkout."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        return found.stdout.strip() or None
+    return None
+
+
+def _gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> None:
+    if stage != "eval" or not recipe.eval.gates:
+        return
+    from rlhf_cli.evaluation import gates
+
+    failed = [verdict for verdict in gates.judge(recipe.eval.gates, metrics) if not verdict.passed]
+    if failed:
+        raise GateError([Fault(verdict.text, f"gate {verdict.gate.metric}") for verdict in failed])

@@ -1,0 +1,180 @@
+"""What a stage reads, each with its content hash: known before torch, for lineage and for 'is this up to date?'."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlhf_cli.errors import ModelError, RecipeError
+from rlhf_cli.recipe.schema import Recipe, RewardSource, Source, is_run_reference
+from rlhf_cli.runs import layout
+from rlhf_cli.runs.manifest import FILE, digest, read_manifest, sha256
+from rlhf_cli.stages import STAGES
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Input(NamedTuple):
+    """One thing that a stage reads. `sha256` is a hub commit for hub inputs, None where it cannot be told offline."""
+
+    role: str  # base, start, of, against, reward, data.sft, ppo.reward.0 …
+    ref: str  # as the recipe has it
+    kind: Literal["run", "file", "folder", "hub"]
+    path: str
+    version: str | None
+    sha256: str | None
+
+
+def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> list[Input]:
+    """Resolve every input of `stage`.
+
+    Raises:
+        RecipeError: with one fault for every run that is absent, incomplete or of the wrong kind.
+        ModelError: where a run stands on another base than the recipe's.
+    """
+    resolver = _Resolver(recipe.name, runs_dir, smoke)
+    found, faults = [], []
+    for role, ref, stages in _references(stage, recipe):
+        try:
+            revision = recipe.base.revision if role == "base" else "main"
+            found.append(resolver.model(role, ref, stages, revision))
+        except RecipeError as error:
+            faults += error.faults
+    for kind in STAGES[stage].rows:
+        for source in getattr(recipe.data, kind) or []:
+            try:
+                found.append(resolver.rows(f"data.{kind}", source))
+            except RecipeError as error:
+                faults += error.faults
+    if faults:
+        raise RecipeError(faults)
+    found += [_code(role, spec) for role, spec in _functions(stage, recipe)]
+    if STAGES[stage].adapts_base:
+        _same_base(found)
+    return found
+
+
+def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool) -> str:
+    """Equal exactly where running `stage` again would do the same: its settings, its inputs' contents, the seed."""
+    row = STAGES[stage]
+    settings: dict[str, Any] = {row.section: getattr(recipe, row.section).model_dump(mode="json")}
+    if row.adapts_base:
+        settings["base"] = recipe.base.model_dump(mode="json", exclude={"model", "revision"})
+        settings["adapter"] = recipe.adapter.model_dump(mode="json") if recipe.adapter else None
+    if stage == "eval":
+        settings["max_new_tokens"] = recipe.eval.max_new_tokens or recipe.ppo.max_new_tokens
+        settings["max_length"] = [recipe.sft.max_length, recipe.reward.max_length, recipe.ppo.max_prompt_length]
+    for kind in row.rows:
+        sources: list[Source] = getattr(recipe.data, kind) or []
+        settings[f"data.{kind}"] = [source.model_dump(mode="json", exclude={"path"}) for source in sources]
+    contents = [[item.role, item.sha256 or item.ref] for item in inputs]
+    return digest({"settings": settings, "inputs": contents, "seed": recipe.seed, "smoke": smoke})
+
+
+def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Role, reference, and the stages that may stand there, of each model that `stage` reads."""
+    if STAGES[stage].adapts_base:
+        yield "base", recipe.base.model, ("pretrain",)
+    section = getattr(recipe, STAGES[stage].section)
+    for field in STAGES[stage].runs:
+        ref = getattr(section, field)
+        if ref in (None, "base", "scratch"):
+            continue
+        wanted = ("reward",) if field == "reward" else ("sft", "reward") if stage == "reward" else ("sft", "ppo")
+        yield field, ref, ("pretrain",) if stage == "pretrain" else wanted
+    if stage == "ppo":
+        for index, term in enumerate(recipe.ppo.reward):
+            if term.run is not None:
+                yield f"ppo.reward.{index}", term.run, ("reward",)
+
+
+def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if stage == "ppo":
+        terms: list[RewardSource] = recipe.ppo.reward
+        yield from ((f"ppo.reward.{i}", term.python) for i, term in enumerate(terms) if term.python is not None)
+    if stage == "eval":
+        yield from ((f"eval.python.{i}", spec) for i, spec in enumerate(recipe.eval.python))
+
+
+def _code(role: str, spec: str) -> Input:
+    path = spec.rpartition(":")[0]
+    return Input(role, spec, "file", path, None, sha256(Path(path)))
+
+
+class _Resolver(NamedTuple):
+    name: str
+    runs_dir: Path
+    smoke: bool
+
+    def model(self, role: str, ref: str, stages: tuple[str, ...], revision: str) -> Input:
+        if is_run_reference(ref):
+            return self._run(role, ref, stages)
+        if os.path.isabs(ref):
+            folder = Path(ref)
+            if read_manifest(folder) is not None:
+                return Input(role, ref, "run", ref, folder.name, sha256(folder / FILE))
+            return Input(role, ref, "folder", ref, None, _folder_hash(folder))
+        commit = hub_commit("model", ref, revision)
+        return Input(role, ref, "hub", ref, commit, commit)
+
+    def rows(self, role: str, source: Source) -> Input:
+        if source.run is not None:
+            return self._run(role, source.run, ())
+        if source.hub is not None:
+            commit = hub_commit("dataset", source.hub, source.revision or "main")
+            return Input(role, source.hub, "hub", source.hub, commit, commit)
+        assert source.path is not None
+        path = Path(source.path)
+        if path.is_dir():
+            return Input(role, source.path, "folder", source.path, None, _folder_hash(path))
+        return Input(role, source.path, "file", source.path, None, sha256(path))
+
+    def _run(self, role: str, ref: str, stages: tuple[str, ...]) -> Input:
+        entry = layout.find(self.runs_dir, ref, self.name, smoke=self.smoke, where=role)
+        if stages and entry.stage not in stages:
+            message = f"{ref} is a {entry.stage} run, expected {' or '.join(stages)}."
+            raise RecipeError(message, where=role, mend="Name another run.")
+        return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / FILE))
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return digest({p.relative_to(folder).as_posix(): sha256(p) for p in files})
+
+
+def hub_commit(kind: Literal["model", "dataset"], repo: str, revision: str) -> str | None:
+    """The commit that `revision` is now, from the hub or, offline, from the cache; None where neither tells."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import HfHubHTTPError, HFValidationError
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            info = HfApi().repo_info(repo, repo_type=kind, revision=revision, timeout=10)
+        except (OSError, HfHubHTTPError, HFValidationError, ValueError):
+            info = None
+        if info is not None:
+            return info.sha
+    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
+    return cached.read_text().strip() if cached.is_file() else None
+
+
+def _same_base(inputs: list[Input]) -> None:
+    """An adapter fits any base of its shape without a word; refuse one that was trained on another base.
+
+    Raises:
+        ModelError: naming each run whose base is not this one.
+    """
+    base = next(item for item in inputs if item.role == "base")
+    for item in inputs:
+        manifest = read_manifest(Path(item.path)) if item.kind == "run" and item.role != "base" else None
+        theirs = next((i for i in manifest["inputs"] if i["role"] == "base"), None) if manifest else None
+        if theirs is not None and theirs["sha256"] != base.sha256:
+            stage = manifest["stage"] if manifest else ""
+            message = f"{item.ref} ({item.version}) was trained on another base: {theirs['ref']}, not {base.ref}."
+            mend = f"Run `rlhf {stage}` again on this base, or name a run of this base."
+            raise ModelError(message, where=item.role, mend=mend)

@@ -1,0 +1,95 @@
+"""A reward model from pairwise preferences, with trl.RewardTrainer; the score head is trained and saved with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from rlhf_cli.data import sources, template
+from rlhf_cli.data.rows import PreferenceRow
+from rlhf_cli.errors import RecipeError
+from rlhf_cli.models import adapters, base
+from rlhf_cli.recipe import smoke
+from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.stages import training
+
+
+def run(recipe: Recipe, run: Run) -> Result:
+    """Train a sequence classifier of one label to score the chosen answer above the rejected one."""
+    section = recipe.reward
+    training.check_arguments(RewardConfig, section, "reward")
+    tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
+    template.prepare(tokenizer, recipe.base.chat_template)
+    assert recipe.data.preferences is not None  # the recipe was checked for this stage
+    rows = sources.load(
+        recipe.data.preferences, "preferences", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
+    )
+    columns, counts = encode(tokenizer, rows.train, section.max_length)
+    training.tell_counts(run, "preferences", rows, counts)
+
+    model = load(recipe, run, tokenizer)
+    dtype = base.compute_dtype(recipe.base, base.default_device())
+    journal = training.Journal(run)
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(
+            **training.arguments(section, run, recipe.seed, dtype=dtype),
+            max_length=None,  # what is too long is already out
+        ),
+        train_dataset=training.dataset(columns),
+        processing_class=tokenizer,
+        callbacks=[journal],
+    )
+    outcome = trainer.train()
+    metrics = journal.summary("reward", outcome.training_loss, trainer.state.global_step)
+    training.save(trainer, tokenizer, run)
+    return Result(metrics)
+
+
+def load(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The scorer on the base: a new adapter and head, or the start's weights; whole where `adapter` is null."""
+    start = None if recipe.reward.start == "base" else run.model_of(recipe.reward.start)
+    if recipe.adapter is None:
+        source = run.base_source() if start is None else str(start)
+        if start is not None and adapters.is_adapter(start):
+            mend = "Give the recipe an adapter, or start from base."
+            raise RecipeError("reward.start is an adapter, and adapter is null.", where="reward.start", mend=mend)
+        model = base.load_scorer(recipe.base, source, smoke=run.smoke and start is None)
+    else:
+        model = base.load_scorer(recipe.base, run.base_source(), smoke=run.smoke)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if recipe.adapter is None:
+        return model
+    return adapters.attach(model, recipe.adapter, task="SEQ_CLS", start=start)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, rows: list[PreferenceRow], max_length: int
+) -> tuple[list[dict[str, list[Any]]], dict[str, int]]:
+    """Pairs as columns `chosen_ids` and `rejected_ids` (and `margin`), in parts; and how many were dropped.
+
+    A pair with an answer that goes over `max_length` tokens is dropped: cut short, it would be judged on less than
+    the person saw.
+    """
+    reason = f"dropped: over {max_length} tokens"
+    parts, dropped = [], 0
+    for chunk in training.chunks(rows):
+        chosen = template.encode_pairs(tokenizer, [(row.prompt, row.chosen) for row in chunk])
+        rejected = template.encode_pairs(tokenizer, [(row.prompt, row.rejected) for row in chunk])
+        part: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
+        if rows[0].margin is not None:  # all rows have one, or none
+            part["margin"] = []
+        for row, better, worse in zip(chunk, chosen, rejected, strict=True):
+            pair = [better.prompt_ids + better.completion_ids, worse.prompt_ids + worse.completion_ids]
+            if max(map(len, pair)) > max_length:
+                dropped += 1
+                continue
+            part["chosen_ids"].append(pair[0])
+            part["rejected_ids"].append(pair[1])
+            if "margin" in part:
+                part["margin"].append(row.margin)
+        parts.append(part)
+    return parts, {reason: dropped}

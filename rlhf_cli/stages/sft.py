@@ -1,0 +1,75 @@
+"""Supervised fine-tuning with trl.SFTTrainer. We tokenise, so that the loss mask and the end token are ours to show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from rlhf_cli.data import sources, template
+from rlhf_cli.data.rows import SftRow
+from rlhf_cli.models import adapters, base
+from rlhf_cli.recipe import smoke
+from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.stages import training
+
+IGNORED = -100  # a label outside the loss
+
+
+def run(recipe: Recipe, run: Run) -> Result:
+    """Train an adapter (or all weights) on the demonstrations; the loss is on completions alone."""
+    section = recipe.sft
+    training.check_arguments(SFTConfig, section, "sft")
+    tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
+    template.prepare(tokenizer, recipe.base.chat_template)
+    assert recipe.data.sft is not None  # the recipe was checked for this stage
+    rows = sources.load(
+        recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
+    )
+    columns, counts = encode(tokenizer, rows.train, section.max_length)
+    training.tell_counts(run, "demonstrations", rows, counts)
+
+    start = None if section.start == "base" else run.model_of(section.start)
+    model = adapters.load_policy(recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke)
+    dtype = base.compute_dtype(recipe.base, base.default_device())
+    journal = training.Journal(run)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **training.arguments(section, run, recipe.seed, dtype=dtype),
+            max_length=section.max_length,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=training.dataset(columns),
+        processing_class=tokenizer,
+        callbacks=[journal],
+    )
+    outcome = trainer.train()
+    metrics = journal.summary("sft", outcome.training_loss, trainer.state.global_step)
+    training.save(trainer, tokenizer, run)
+    return Result(metrics)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, rows: list[SftRow], max_length: int
+) -> tuple[list[dict[str, list[Any]]], dict[str, int]]:
+    """Rows as columns `input_ids` and `labels`, in parts; and how many were cut or dropped.
+
+    A row over `max_length` tokens loses the end of its completion; one whose prompt alone fills it is dropped.
+    """
+    parts = []
+    counts = {f"truncated to {max_length} tokens": 0, f"dropped: prompt of {max_length} tokens or more": 0}
+    truncated, dropped = counts
+    for chunk in training.chunks(rows):
+        part: dict[str, list[Any]] = {"input_ids": [], "labels": []}
+        for prompt, completion in template.encode_pairs(tokenizer, [(r.prompt, r.completion) for r in chunk]):
+            if len(prompt) >= max_length:
+                counts[dropped] += 1
+                continue
+            counts[truncated] += len(prompt) + len(completion) > max_length
+            part["input_ids"].append((prompt + completion)[:max_length])
+            part["labels"].append(([IGNORED] * len(prompt) + completion)[:max_length])
+        parts.append(part)
+    return parts, counts

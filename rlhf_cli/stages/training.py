@@ -1,0 +1,153 @@
+"""What the stages around a TRL trainer share: its arguments, its data set, the bridge from its log to the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from rlhf_cli.errors import DataError, DivergedError, Fault, RecipeError
+from rlhf_cli.recipe.schema import Pretrain, Reward, Sft
+from rlhf_cli.runs.run import Run
+
+if TYPE_CHECKING:
+    from rlhf_cli.data.rows import Split
+
+T = TypeVar("T")
+CHUNK = 1000  # rows tokenised at once
+
+
+def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: torch.dtype) -> dict[str, Any]:
+    """Keyword arguments of a TRL config: what the run decides, over what `trainer:` asks for, over our defaults."""
+    on_gpu = torch.cuda.is_available()
+    defaults = {
+        "report_to": "none",
+        "logging_steps": 1,
+        # TRL's default, True, trades time for GPU memory; a CPU has the memory and lacks the time.
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+    steps = section.max_steps
+    owned = {
+        "output_dir": str(run.path),
+        "save_strategy": "no",  # the run saves
+        "seed": seed,
+        "learning_rate": section.learning_rate,
+        "per_device_train_batch_size": section.micro_batch_size,
+        "gradient_accumulation_steps": section.batch_size // section.micro_batch_size,
+        "num_train_epochs": 1.0 if section.epochs is None else section.epochs,
+        "max_steps": -1 if steps is None else steps,
+        "bf16": on_gpu and dtype == torch.bfloat16,
+        "fp16": on_gpu and dtype == torch.float16,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # a NaN loss is told, not logged as 0
+        "push_to_hub": False,
+    }
+    return {**defaults, **section.trainer, **owned}
+
+
+def check_arguments(config: type, section: Pretrain | Sft | Reward, stage: str) -> None:
+    """Raise RecipeError where `trainer:` names a key that `config` does not have."""
+    known = [field.name for field in dataclasses.fields(config) if field.init]
+    faults = []
+    for name in section.trainer:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            mend = f"Did you mean {near[0]}?" if near else "See TRL's documentation for its fields."
+            faults.append(Fault(f"{stage}.trainer.{name}: {config.__name__} has no such field.", mend=mend))
+    if faults:
+        raise RecipeError(faults)
+
+
+def chunks(rows: Sequence[T], size: int = CHUNK) -> Iterator[list[T]]:
+    """`rows` in lists of at most `size`."""
+    remaining = iter(rows)
+    while part := list(islice(remaining, size)):
+        yield part
+
+
+def dataset(parts: Iterable[dict[str, list[Any]]]) -> Dataset:
+    """One data set of columns that come in parts; Arrow holds tokens in a tenth of what Python lists take."""
+    made = [Dataset.from_dict(part) for part in parts if next(iter(part.values()))]
+    if not made:
+        raise DataError("no rows are left to train on.", mend="Raise max_length, or mend what was dropped.")
+    return concatenate_datasets(made)
+
+
+def tell_counts(run: Run, what: str, split: Split[Any], counts: Mapping[str, int]) -> None:
+    """Say how many rows there are, and warn of each kind that was cut or dropped."""
+    run.say(f"{what}: {len(split.train):,} rows to train on, {len(split.held_out):,} held out")
+    for reason, number in {**split.counts, **counts}.items():
+        if number and reason.startswith(("dropped", "truncated")):
+            run.warn(f"{what}: {number:,} rows {reason}")
+
+
+class Journal(TrainerCallback):
+    """Hands what a trainer logs to the run, with tokens a second; ends a run whose loss is not a number."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.tokens = 0.0
+        self.since = time.perf_counter()
+        self.started = self.since
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the run how many optimizer steps are to come."""
+        self.run.begin(state.max_steps, "steps")
+        self.started = self.since = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """One logged step becomes one line of metrics."""
+        if not logs or "loss" not in logs:
+            return  # the summary at the end, and evaluations
+        now = time.perf_counter()
+        tokens = float(logs.get("num_tokens", 0.0))
+        speed = (tokens - self.tokens) / max(now - self.since, 1e-9)
+        self.tokens, self.since = tokens, now
+        numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+        self.run.log(state.global_step, {**numbers, "tokens_per_second": speed})
+        for name in ("loss", "grad_norm"):
+            value = numbers.get(name, 0.0)
+            if not math.isfinite(value):
+                message = f"{name} is {value} at step {state.global_step}."
+                raise DivergedError(message, where=self.run.stage, mend="Lower the learning rate, or check the data.")
+
+    def summary(self, stage: str, train_loss: float, steps: int) -> dict[str, float]:
+        """The figures that end up in the manifest; seconds are of training alone."""
+        seconds = time.perf_counter() - self.started
+        return {
+            f"{stage}.train_loss": train_loss,
+            f"{stage}.steps": float(steps),
+            f"{stage}.tokens_per_second": self.tokens / seconds,
+            f"{stage}.train_seconds": seconds,
+        }
+
+
+def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
+    """Write what later stages load: the adapter or the whole model, safetensors alone, and the tokenizer."""
+    trainer.model.save_pretrained(run.model_dir)
+    tokenizer.save_pretrained(run.model_dir)
