@@ -110,8 +110,9 @@ def whiten(x: Tensor, mask: Tensor, center: bool = True) -> Tensor:
     """`x` scaled to unit variance over the valid slots of all devices. (B, R), (B, R) -> (B, R), 0 in masked slots.
 
     center=True also moves the mean to 0; center=False keeps the mean where it is. The variance is the unbiased one
-    (Bessel's), as torch's and Huang 2024's; `center` is `shift_mean` of Ziegler 2019's `whiten`. One valid slot, or equal values
-    throughout, have no spread: they become 0, or with center=False stay as they are.
+    (Bessel's), as torch's and Huang 2024's; `center` is Ziegler 2019's
+    `shift_mean`. One valid slot, or equal values throughout, have no spread: they become 0, or with
+    center=False stay as they are.
     """
     valid = torch.where(mask, x, 0.0)
     count = _over_devices(mask.sum().to(x.dtype))
@@ -195,7 +196,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         return values.new_zeros(())
     residual_variance, variance = residual.var(correction=0), spread.var(correction=0)
     flat = (residual_variance == 0).to(variance.dtype)
-    return torch.where(variance > 0, 1 - residual_variance / variance.where(variance > 0, 1.0), flat)
+    return torch.where(variance > 0, 1 - residual_variance / variance, flat)
 
 
 class AdaptiveKL:

@@ -171,8 +171,8 @@ def test_clip_fraction_counts_no_token_whose_clipped_surrogate_is_equal_or_bette
 
 
 def test_asymmetric_clip_bounds():
-    loss, _ = policy([[1.5, 0.5]], [[1.0, -1.0]], mask("11"), low=0.1, high=0.3)
-    close(loss, -(1.3 - 0.9) / 2)
+    loss, _ = policy([[1.5, 0.5]], [[1.0, -2.0]], mask("11"), low=0.1, high=0.3)
+    close(loss, -(1.3 - 1.8) / 2)
 
 
 def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
@@ -182,9 +182,9 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
 
 
 def test_approx_kl_is_k3_over_valid_tokens_and_ratio_stats_too():
-    _, stats = policy([[2.0, 0.5, 7.0]], [[1.0, 1.0, 1.0]], mask("110"))
-    close(stats.approx_kl, ((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2)
-    close(torch.stack([stats.ratio_mean, stats.ratio_min, stats.ratio_max]), [1.25, 0.5, 2.0])
+    _, stats = policy([[2.0, 0.25, 7.0]], [[1.0, 1.0, 1.0]], mask("110"))
+    close(stats.approx_kl, ((2 - 1 - math.log(2)) + (0.25 - 1 + math.log(4))) / 2)
+    close(torch.stack([stats.ratio_mean, stats.ratio_min, stats.ratio_max]), [1.125, 0.25, 2.0])
 
 
 def test_policy_loss_is_a_mean_over_tokens_not_over_sequences():
