@@ -1,0 +1,1 @@
+"""The command line: parse, call, print. What is heavy is imported inside the commands."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_cli.recipe.document import Key, show
-from rlhf_cli.recipe.schema import Recipe, Source, is_run_reference
+from rlhf_cli.recipe.schema import STAGES, Recipe, Source, is_run_reference
 
 ROWS = {"pretrain": "pretrain", "sft": "sft", "reward": "preferences", "ppo": "prompts"}  # stage: its data
 TRAINED = ("pretrain", "sft", "reward")
@@ -46,10 +46,16 @@ class Problem(NamedTuple):
     mend: str
 
 
+def named_stages(recipe: Recipe) -> list[str]:
+    """The stages that the recipe has a section for, in the order of the chain."""
+    return [stage for stage in STAGES if stage in recipe.model_fields_set]
+
+
 def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     """Every cross-field fault of `recipe`, and what the `stages` about to run lack."""
     yield from _training(recipe)
-    yield from _data(recipe, stages)
+    yield from _missing_data(recipe, stages)
+    yield from _data(recipe)
     yield from _architecture(recipe)
     yield from _ppo(recipe)
     yield from _eval(recipe)
@@ -76,13 +82,16 @@ def _training(recipe: Recipe) -> Iterator[Problem]:
                 )
 
 
-def _data(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
+def _missing_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     for stage in stages:
         kind = ROWS.get(stage)
         if kind and getattr(recipe.data, kind) is None:
             yield Problem(
                 ("data",), f"data.{kind}: is missing, and {stage} needs it.", f"Add data.{kind}: {{path: …}}."
             )
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
     for kind in ("pretrain", "sft", "preferences", "prompts"):
         sources: list[Source] = getattr(recipe.data, kind) or []
         for index, source in enumerate(sources):

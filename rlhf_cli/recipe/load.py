@@ -20,8 +20,8 @@ SOURCE_KEYS = ("path", "hub", "run")
 _PLACEHOLDERS: dict[Key, object] = {("name",): "unnamed", ("base",): {"model": "unnamed"}, ("base", "model"): "unnamed"}
 
 
-def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) -> Recipe:
-    """Read the recipe at `path`, apply `overrides` (`KEY=VALUE`), and check it for `stages`.
+def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None = None) -> Recipe:
+    """Read the recipe at `path`, apply `overrides` (`KEY=VALUE`), and check it for `stages` (None: those it names).
 
     Raises:
         RecipeError: with every fault of the files, the overrides and the values, each with its place.
@@ -32,7 +32,8 @@ def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] = ()) 
     broken = list(document.faults)
     recipe = _validate(document, broken)
     if recipe is not None:
-        broken += [_fault(document, *problem) for problem in check.problems(recipe, stages)]
+        wanted = check.named_stages(recipe) if stages is None else stages
+        broken += [_fault(document, *problem) for problem in check.problems(recipe, wanted)]
     if broken or recipe is None:
         raise RecipeError(list(dict.fromkeys(broken)))
     return recipe
@@ -135,8 +136,9 @@ def _validate(document: Document, broken: list[Fault]) -> Recipe | None:
         try:
             recipe = Recipe.model_validate(values)
         except ValidationError as error:
-            for key, faults in _grouped(document, values, error).items():
-                broken.append(faults)
+            faults = _grouped(document, values, error)
+            broken += faults.values()
+            for key in reversed(faults):  # from the back, so that list indices stay true
                 _take_out(values, key)
         else:
             made: Recipe = _absolute(recipe, document, ())
@@ -165,7 +167,8 @@ def _grouped(document: Document, values: dict[str, Any], error: ValidationError)
 
 def _key_in_file(values: Any, loc: tuple[str | int, ...], kind: str) -> Key:
     """`loc` without what pydantic adds: names of union members, and the index of a lone data source."""
-    key: list[str | int] = []
+    key: list[Any] = []
+    part: Any
     for part in loc:
         if (isinstance(values, dict) and part in values) or (
             isinstance(values, list) and isinstance(part, int) and part < len(values)
@@ -243,8 +246,9 @@ def _take_out(values: dict[str, Any], key: Key) -> None:
     target = values
     for part in key[:-1]:
         target = target[part]
+    last: Any = key[-1]
     if isinstance(target, list) or (isinstance(target, dict) and key[-1] in target):
-        del target[key[-1]]  # type: ignore[arg-type]
+        target.pop(last)
     else:  # a required key of a nested section is missing: the section goes
         _take_out(values, key[:-1])
 

@@ -11,13 +11,14 @@ import importlib
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import __version__
-from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.errors import Fault, GateError, RlhfError, StoppedError
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.load import dump
 from rlhf_cli.recipe.schema import Recipe, is_run_reference
@@ -50,15 +51,6 @@ class StageReporter(Reporter, Protocol):
 
     def stage(self, stage: str, run: Run) -> None: ...
     def done(self, outcome: Outcome) -> None: ...
-
-
-def chain(recipe: Recipe) -> list[str]:
-    """The stages that the recipe has a section for, in order."""
-    named = [stage for stage, row in STAGES.items() if row.section in recipe.model_fields_set]
-    if not named:
-        mend = f"Add one of the sections {', '.join(STAGES)}, or name the stages."
-        raise RecipeError("the recipe has no stage to run.", mend=mend)
-    return named
 
 
 def run_chain(
@@ -121,8 +113,12 @@ def run_stage(
 def _call(stage: str, recipe: Recipe, run: Run) -> dict[str, float]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    from rlhf_cli.models.base import quiet
+
+    quiet()
     module, _, function = STAGES[stage].function.partition(":")
     stage_function = getattr(importlib.import_module(module), function)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     import transformers
 
     transformers.set_seed(recipe.seed)
@@ -150,7 +146,7 @@ def _told(run: Run) -> Iterator[None]:
 def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: StageReporter) -> None:
     """Smoke runs take smoke runs alone; those that are not there yet are made first."""
     row, section = STAGES[stage], getattr(recipe, STAGES[stage].section)
-    refs = [recipe.base.model] if row.adapts_base else []
+    refs: list[str | None] = [recipe.base.model] if row.adapts_base else []
     refs += [getattr(section, field) for field in row.runs]
     refs += [term.run for term in recipe.ppo.reward] if stage == "ppo" else []
     for ref in refs:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_cli.errors import ModelError, RecipeError
+from rlhf_cli.errors import Fault, ModelError, RecipeError
 from rlhf_cli.recipe.schema import Recipe, RewardSource, Source, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.manifest import FILE, digest, read_manifest, sha256
@@ -36,7 +36,8 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
         ModelError: where a run stands on another base than the recipe's.
     """
     resolver = _Resolver(recipe.name, runs_dir, smoke)
-    found, faults = [], []
+    found: list[Input] = []
+    faults: list[Fault] = []
     for role, ref, stages in _references(stage, recipe):
         try:
             revision = recipe.base.revision if role == "base" else "main"
@@ -150,7 +151,7 @@ def hub_commit(kind: Literal["model", "dataset"], repo: str, revision: str) -> s
     if _COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if not constants.HF_HUB_OFFLINE:
         try:

@@ -61,8 +61,7 @@ def run(recipe: Recipe, run: Run) -> Result:
         processing_class=tokenizer,
         callbacks=[journal],
     )
-    outcome = trainer.train()
-    metrics = journal.summary("pretrain", outcome.training_loss, trainer.state.global_step)
+    metrics = training.train(trainer, journal, "pretrain")
     if rows.held_out:
         held_out = pack(tokenizer, [row.text for row in rows.held_out], section.max_length)
         metrics["pretrain.nll"] = trainer.evaluate(held_out)["eval_loss"]

@@ -8,13 +8,12 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_cli.data import sources, template
-from rlhf_cli.data.rows import PreferenceRow
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import training
+from rlhf_cli.stages import encoding, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -27,7 +26,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     rows = sources.load(
         recipe.data.preferences, "preferences", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
     )
-    columns, counts = encode(tokenizer, rows.train, section.max_length)
+    columns, counts = encoding.preference_columns(tokenizer, rows.train, section.max_length)
     training.tell_counts(run, "preferences", rows, counts)
 
     model = load(recipe, run, tokenizer)
@@ -43,8 +42,7 @@ def run(recipe: Recipe, run: Run) -> Result:
         processing_class=tokenizer,
         callbacks=[journal],
     )
-    outcome = trainer.train()
-    metrics = journal.summary("reward", outcome.training_loss, trainer.state.global_step)
+    metrics = training.train(trainer, journal, "reward")
     training.save(trainer, tokenizer, run)
     return Result(metrics)
 
@@ -64,32 +62,3 @@ def load(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     if recipe.adapter is None:
         return model
     return adapters.attach(model, recipe.adapter, task="SEQ_CLS", start=start)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, rows: list[PreferenceRow], max_length: int
-) -> tuple[list[dict[str, list[Any]]], dict[str, int]]:
-    """Pairs as columns `chosen_ids` and `rejected_ids` (and `margin`), in parts; and how many were dropped.
-
-    A pair with an answer that goes over `max_length` tokens is dropped: cut short, it would be judged on less than
-    the person saw.
-    """
-    reason = f"dropped: over {max_length} tokens"
-    parts, dropped = [], 0
-    for chunk in training.chunks(rows):
-        chosen = template.encode_pairs(tokenizer, [(row.prompt, row.chosen) for row in chunk])
-        rejected = template.encode_pairs(tokenizer, [(row.prompt, row.rejected) for row in chunk])
-        part: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
-        if rows[0].margin is not None:  # all rows have one, or none
-            part["margin"] = []
-        for row, better, worse in zip(chunk, chosen, rejected, strict=True):
-            pair = [better.prompt_ids + better.completion_ids, worse.prompt_ids + worse.completion_ids]
-            if max(map(len, pair)) > max_length:
-                dropped += 1
-                continue
-            part["chosen_ids"].append(pair[0])
-            part["rejected_ids"].append(pair[1])
-            if "margin" in part:
-                part["margin"].append(row.margin)
-        parts.append(part)
-    return parts, {reason: dropped}

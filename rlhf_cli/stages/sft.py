@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_cli.data import sources, template
-from rlhf_cli.data.rows import SftRow
 from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import training
-
-IGNORED = -100  # a label outside the loss
+from rlhf_cli.stages import encoding, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -28,7 +22,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     rows = sources.load(
         recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
     )
-    columns, counts = encode(tokenizer, rows.train, section.max_length)
+    columns, counts = encoding.sft_columns(tokenizer, rows.train, section.max_length)
     training.tell_counts(run, "demonstrations", rows, counts)
 
     start = None if section.start == "base" else run.model_of(section.start)
@@ -46,30 +40,6 @@ def run(recipe: Recipe, run: Run) -> Result:
         processing_class=tokenizer,
         callbacks=[journal],
     )
-    outcome = trainer.train()
-    metrics = journal.summary("sft", outcome.training_loss, trainer.state.global_step)
+    metrics = training.train(trainer, journal, "sft")
     training.save(trainer, tokenizer, run)
     return Result(metrics)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, rows: list[SftRow], max_length: int
-) -> tuple[list[dict[str, list[Any]]], dict[str, int]]:
-    """Rows as columns `input_ids` and `labels`, in parts; and how many were cut or dropped.
-
-    A row over `max_length` tokens loses the end of its completion; one whose prompt alone fills it is dropped.
-    """
-    parts = []
-    counts = {f"truncated to {max_length} tokens": 0, f"dropped: prompt of {max_length} tokens or more": 0}
-    truncated, dropped = counts
-    for chunk in training.chunks(rows):
-        part: dict[str, list[Any]] = {"input_ids": [], "labels": []}
-        for prompt, completion in template.encode_pairs(tokenizer, [(r.prompt, r.completion) for r in chunk]):
-            if len(prompt) >= max_length:
-                counts[dropped] += 1
-                continue
-            counts[truncated] += len(prompt) + len(completion) > max_length
-            part["input_ids"].append((prompt + completion)[:max_length])
-            part["labels"].append(([IGNORED] * len(prompt) + completion)[:max_length])
-        parts.append(part)
-    return parts, counts

@@ -6,14 +6,14 @@ import dataclasses
 import difflib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import (
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -27,9 +27,6 @@ from rlhf_cli.runs.run import Run
 
 if TYPE_CHECKING:
     from rlhf_cli.data.rows import Split
-
-T = TypeVar("T")
-CHUNK = 1000  # rows tokenised at once
 
 
 def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: torch.dtype) -> dict[str, Any]:
@@ -72,13 +69,6 @@ def check_arguments(config: type, section: Pretrain | Sft | Reward, stage: str) 
             faults.append(Fault(f"{stage}.trainer.{name}: {config.__name__} has no such field.", mend=mend))
     if faults:
         raise RecipeError(faults)
-
-
-def chunks(rows: Sequence[T], size: int = CHUNK) -> Iterator[list[T]]:
-    """`rows` in lists of at most `size`."""
-    remaining = iter(rows)
-    while part := list(islice(remaining, size)):
-        yield part
 
 
 def dataset(parts: Iterable[dict[str, list[Any]]]) -> Dataset:
@@ -145,6 +135,13 @@ class Journal(TrainerCallback):
             f"{stage}.tokens_per_second": self.tokens / seconds,
             f"{stage}.train_seconds": seconds,
         }
+
+
+def train(trainer: Trainer, journal: Journal, stage: str) -> dict[str, float]:
+    """Train, and give back the figures for the manifest. TRL's own printing of its log is taken away."""
+    trainer.remove_callback(PrinterCallback)
+    outcome = trainer.train()
+    return journal.summary(stage, outcome.training_loss, trainer.state.global_step)
 
 
 def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:

@@ -1,0 +1,199 @@
+"""The commands. Each parses, calls and prints; the only try/except of the command line is in `main`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_cli import __version__
+from rlhf_cli.cli import options, output
+from rlhf_cli.cli.runs import runs
+from rlhf_cli.errors import Fault, RecipeError, RlhfError
+from rlhf_cli.stages import STAGES
+
+if TYPE_CHECKING:
+    from rlhf_cli.recipe.schema import Recipe
+
+StageName = StrEnum("StageName", list(STAGES))  # type: ignore[misc]  # typer completes and checks an enum
+BUG = "This is a bug in rlhf. Please report it with the lines above."
+
+app = typer.Typer(
+    name="rlhf",
+    help="From a base model and human preferences to an aligned, evaluated, exported model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"rlhf {__version__}")
+        raise typer.Exit
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(
+        recipe: options.Recipe,
+        set_: options.Set = None,
+        runs_dir: options.RunsDir = options.RUNS,
+        skip_if_done: options.SkipIfDone = False,
+        dry_run: options.DryRun = False,
+        smoke: options.Smoke = False,
+        json: options.Json = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        loaded = _load(recipe, set_, [stage])
+        if dry_run:
+            _dry_run(loaded, [stage], runs_dir, smoke=smoke, json=json)
+            return
+        from rlhf_cli.stages.dispatch import run_stage
+
+        with output.reporter(json=json, quiet=quiet) as reporter:
+            outcome = run_stage(
+                stage, loaded, runs_dir.absolute(), smoke=smoke, reporter=reporter, skip_if_done=skip_if_done
+            )
+        if json:
+            output.write_json(output.outcome_json(outcome))
+
+    command.__doc__ = STAGES[stage].help
+    return command
+
+
+for _name in STAGES:
+    app.command(_name, help=STAGES[_name].help, rich_help_panel="Stages")(_stage_command(_name))
+
+
+@app.command("run", rich_help_panel="Chain")
+def run_(
+    recipe: options.Recipe,
+    stages: Annotated[list[StageName] | None, typer.Argument(help="Stages to run; all that the recipe has.")] = None,
+    set_: options.Set = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    dry_run: options.DryRun = False,
+    smoke: options.Smoke = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run the recipe's stages in one process; what is up to date is skipped."""
+    loaded = _load(recipe, set_, stages or None)
+    wanted = _chain(loaded, stages)
+    if dry_run:
+        _dry_run(loaded, wanted, runs_dir, smoke=smoke, json=json)
+        return
+    from rlhf_cli.stages.dispatch import run_chain
+
+    outcomes = []
+    try:
+        with output.reporter(json=json, quiet=quiet) as reporter:
+            for outcome in run_chain(loaded, wanted, runs_dir.absolute(), smoke=smoke, reporter=reporter):
+                outcomes.append(outcome)
+    finally:
+        if len(outcomes) > 1 and not json:
+            output.print_chain(outcomes)
+    if json:
+        output.write_json(output.chain_json(outcomes))
+
+
+@app.command(rich_help_panel="Chain")
+def check(
+    recipe: options.Recipe,
+    stages: Annotated[list[StageName] | None, typer.Argument(help="Stages to check for.")] = None,
+    set_: options.Set = None,
+    json: options.Json = False,
+) -> None:
+    """Check the recipe and its data files; train nothing, load no model."""
+    loaded = _load(recipe, set_, stages or None)
+    wanted = _chain(loaded, stages)
+    from rlhf_cli.stages.preview import check_rows
+
+    counts = check_rows(loaded, wanted)
+    if json:
+        output.write_json({"status": "ok", "stage": "check", "recipe": str(recipe), "stages": wanted, "data": counts})
+    else:
+        output.print_check(recipe, wanted, counts)
+
+
+app.add_typer(runs, name="runs", rich_help_panel="Runs")
+
+
+def _load(recipe: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Recipe:
+    from rlhf_cli.recipe.load import load
+
+    return load(recipe, overrides or (), stages)
+
+
+def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
+    """The named stages in the chain's order, or all that the recipe has a section for."""
+    from rlhf_cli.recipe.check import named_stages
+
+    wanted = [stage for stage in STAGES if stage in stages] if stages else named_stages(recipe)
+    if not wanted:
+        mend = f"Add one of the sections {', '.join(STAGES)}, or name the stages."
+        raise RecipeError("the recipe has no stage to run.", mend=mend)
+    return wanted
+
+
+def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
+    from rlhf_cli.stages.preview import preview
+
+    previews = [preview(stage, loaded, runs_dir.absolute(), smoke=smoke) for stage in stages]
+    if json:
+        output.write_json({"status": "ok", "stage": stages[0] if len(stages) == 1 else "run", "dry_run": previews})
+    else:
+        for shown in previews:
+            output.print_preview(shown)
+
+
+def main() -> None:
+    """Entry point of `rlhf`: run the command, and turn what it raises into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    as_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except RlhfError as error:
+        code = _fail(error.code, list(error.faults), as_json)
+    except typer.TyperException as error:
+        code = _usage(error, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail(75, [Fault("stopped before the run began.")], as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        traceback.print_exc()
+        code = _fail(1, [Fault(f"{type(error).__name__}: {error}", mend=BUG)], as_json)
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _usage(error: typer.TyperException, as_json: bool) -> int:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if as_json:
+        return _fail(2, [Fault(message)], as_json)
+    error.show()  # type: ignore[attr-defined]
+    return 2
+
+
+def _fail(code: int, faults: list[Fault], as_json: bool) -> int:
+    if os.environ.get("RLHF_DEBUG") == "1" and code != 1:
+        traceback.print_exc()
+    if as_json:
+        output.write_json(output.error_json(code, faults))
+    output.print_faults(faults)
+    return code

@@ -1,0 +1,388 @@
+"""What a person sees, and what a script reads: reporters of a run under way, tables, faults, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf_cli.errors import Fault
+    from rlhf_cli.runs.layout import Entry
+    from rlhf_cli.runs.run import Run
+    from rlhf_cli.stages.dispatch import Outcome, StageReporter
+
+# Shown as training goes: the metric's name, its label, its format.
+LIVE = (
+    ("loss", "loss", ".3f"),
+    ("accuracy", "accuracy", ".2f"),
+    ("reward", "reward", ".3f"),
+    ("kl", "kl", ".2f"),
+    ("response_length", "length", ".0f"),
+    ("truncation_rate", "cut", ".0%"),
+    ("repeated_4gram_rate", "repeats", ".0%"),
+    ("tokens_per_second", "tok/s", ",.0f"),
+)
+# The one or two figures by which a stage is known in a table.
+HEADLINES = {
+    "pretrain": ("pretrain.nll",),
+    "sft": ("sft.train_loss",),
+    "reward": ("reward.train_loss", "reward.accuracy"),
+    "ppo": ("ppo.reward", "ppo.kl"),
+    "eval": ("reward.accuracy", "win_rate"),
+    "export": ("export.kl",),
+}
+PLAIN_LINES = 20  # progress lines a stage, at most, where there is no terminal
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A Rich console. Names and figures are not guessed at and coloured."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+@contextlib.contextmanager
+def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
+    """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`."""
+    out = console(stderr=json)
+    made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Plain:
+    """One line for what happens; progress at most PLAIN_LINES times a stage."""
+
+    def __init__(self, out: Console, *, quiet: bool) -> None:
+        self.out = out
+        self.quiet = quiet
+        self.name = ""
+        self.total = 1
+        self.started = time.monotonic()
+
+    def stage(self, stage: str, run: Run) -> None:
+        self.name = stage
+        self.say(f"{run.name} · {run.version}{' · smoke' if run.smoke else ''}")
+
+    def begin(self, total: int, unit: str) -> None:
+        self.total = max(total, 1)
+        self.started = time.monotonic()
+        self.say(f"{total:,} {unit}")
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        every = max(self.total // PLAIN_LINES, 1)
+        if step % every == 0 or step == self.total:
+            spent = time.monotonic() - self.started
+            left = spent / max(step, 1) * (self.total - step)
+            self.say(f"{step}/{self.total}  {_live(metrics)}  {_clock(left)} left")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.out.print(f"{self.name:<9}{text}", markup=False)
+
+    def warn(self, text: str) -> None:
+        self.out.print(f"{self.name:<9}warning: {text}", markup=False)
+
+    def done(self, outcome: Outcome) -> None:
+        self.name = outcome.stage
+        state = "up to date" if outcome.skipped else f"done in {_clock(outcome.manifest['seconds'])}"
+        self.out.print(f"{self.name:<9}{state}: {_place(outcome.path)}", markup=False)
+        if not outcome.skipped:
+            for label, text in _figures(outcome.manifest["metrics"]):
+                self.out.print(f"{self.name:<9}  {label:<28} {text}", markup=False)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Terminal:
+    """A live bar a stage: step, figures, time left; what is said scrolls above it."""
+
+    def __init__(self, out: Console, *, quiet: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.out = out
+        self.quiet = quiet
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:<9}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[live]}", markup=False),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+        )
+        self.task: Any = None
+        self.name = ""
+
+    def stage(self, stage: str, run: Run) -> None:
+        self.name = stage
+        smoke = "  [yellow]smoke[/]" if run.smoke else ""
+        self.out.print(f"[bold cyan]{stage}[/]  {run.name} · {run.version}{smoke}")
+        self.progress.start()
+        self.task = self.progress.add_task(stage, total=None, live="loading")
+
+    def begin(self, total: int, unit: str) -> None:
+        self.progress.reset(self.task, total=total, live=unit)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.progress.update(self.task, completed=step, live=_live(metrics))
+
+    def say(self, text: str) -> None:
+        self.out.print(f"  [dim]{_escaped(text)}[/]")
+
+    def warn(self, text: str) -> None:
+        self.out.print(f"  [yellow]warning:[/] {_escaped(text)}")
+
+    def done(self, outcome: Outcome) -> None:
+        self.close()
+        if outcome.skipped:
+            self.out.print(f"[bold cyan]{outcome.stage}[/]  up to date: {_place(outcome.path)}")
+            return
+        for label, text in _figures(outcome.manifest["metrics"]):
+            self.out.print(f"  {label:<28} {text}", markup=False)
+        self.out.print(f"  [green]done[/] in {_clock(outcome.manifest['seconds'])}: {_place(outcome.path)}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+        self.progress.stop()
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _live(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {format(metrics[name], form)}" for name, label, form in LIVE if name in metrics)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _place(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _figures(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
+    """Name and text of each metric; an interval stands in brackets behind its estimate, a count in round ones."""
+    parts = (".low", ".high", ".n")
+    for name, value in metrics.items():
+        owner = name.rpartition(".")[0]
+        if name.endswith(parts) and owner in metrics:
+            continue
+        text = _number(value)
+        if f"{name}.low" in metrics:
+            text += f"  [{_number(metrics[f'{name}.low'])}, {_number(metrics[f'{name}.high'])}]"
+        if f"{name}.n" in metrics:
+            text += f"  (n = {_number(metrics[f'{name}.n'])})"
+        yield name, text
+
+
+def print_chain(outcomes: Sequence[Outcome]) -> None:
+    """The chain at a glance: each stage's state, time, headline and folder."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "state", "time", "result", "where"):
+        table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
+    for outcome in outcomes:
+        metrics = outcome.manifest["metrics"]
+        shown = dict(_figures(metrics))
+        headline = "\n".join(f"{name} {shown[name]}" for name in _headlines(outcome.stage, shown))
+        state = "up to date" if outcome.skipped else "done"
+        table.add_row(outcome.stage, state, _clock(outcome.manifest["seconds"]), headline, _place(outcome.path))
+    out = console()
+    out.print()
+    out.print(table)
+    exported = next((o for o in outcomes if o.stage == "export"), None)
+    if exported is not None:
+        out.print(f"The exported model: {_place(exported.path / 'model')}", markup=False)
+
+
+def _headlines(stage: str, shown: Mapping[str, str]) -> list[str]:
+    names = [name for name in HEADLINES[stage] if name in shown]
+    if stage == "eval":  # and what else tells the two apart
+        gains = [name for name in shown if name.endswith((".gain", "_gain"))]
+        names += [
+            owner
+            for gain in gains
+            for owner in (gain.removesuffix(".gain"), f"{gain.removesuffix('.gain')}.against")
+            if owner in shown and owner not in names
+        ]
+        names += [gain for gain in gains if gain not in names]
+        names += [name for name in ("kl",) if name in shown]
+    return names
+
+
+def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
+    """A line a run."""
+    from rich import box
+    from rich.table import Table
+
+    out = console()
+    if not entries:
+        out.print(f"no runs in {runs_dir}", markup=False)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "stage", "version", "state", "started", "time", "result"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        manifest = entry.manifest
+        if manifest is None:
+            table.add_row(entry.name, entry.stage, entry.version, "incomplete", "", "", "")
+            continue
+        shown = dict(_figures(manifest["metrics"]))
+        headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
+        state = "smoke" if manifest["smoke"] else "complete"
+        clock = _clock(manifest["seconds"])
+        table.add_row(entry.name, entry.stage, entry.version, state, manifest["started"], clock, headline)
+    out.print(table)
+
+
+def print_run(content: Mapping[str, Any]) -> None:
+    """One run: where, when, figures, inputs, files, samples."""
+    out = console()
+    manifest = content["manifest"]
+    out.print(
+        f"{content['name']}/{content['stage']}@{content['version']}  {content['state']}", style="bold", markup=False
+    )
+    out.print(f"  {content['path']}", markup=False)
+    if manifest is None:
+        out.print(f"  last step: {content['last_step'] or 'none logged'}", markup=False)
+        return
+    out.print(f"  {manifest['started']}  {_clock(manifest['seconds'])}  {manifest['device']}", markup=False)
+    for title, lines in (
+        ("figures", [f"{label:<28} {text}" for label, text in _figures(manifest["metrics"])]),
+        (
+            "inputs",
+            [
+                f"{i['role']:<16} {i['version'] or (i['sha256'] or '?')[:12]:<13} {i['path']}"
+                for i in manifest["inputs"]
+            ],
+        ),
+        ("model", [f"{name:<28} {file['size']:,} bytes" for name, file in manifest["files"].items()]),
+        ("warnings", manifest["warnings"]),
+        ("samples", [line for row in content["samples"] for line in _sample(row)]),
+    ):
+        if lines:
+            out.print(f"\n{title}", style="bold")
+        for line in lines:
+            out.print(f"  {line}", markup=False)
+
+
+def _sample(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        yield f"{name:<16} {value}"
+    yield ""
+
+
+def print_check(recipe: Path, stages: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """What was checked, and what the data files hold."""
+    out = console()
+    out.print(f"{recipe}: good for {', '.join(stages)}", markup=False)
+    for kind, numbers in counts.items():
+        text = ", ".join(f"{reason} {number:,}" for reason, number in numbers.items())
+        out.print(f"  data.{kind}: {text}", markup=False)
+
+
+def print_preview(shown: Mapping[str, Any]) -> None:
+    """What `--dry-run` found out: rows, tokens, one example with its loss mask."""
+    out = console()
+    out.print(f"{shown['stage']}", style="bold")
+    for name, value in shown["facts"].items():
+        out.print(f"  {name:<28} {value}", markup=False)
+    if shown.get("example"):
+        out.print("  one example (what is in ⟦…⟧ is trained on):", style="dim")
+        out.print(shown["example"], markup=False)
+
+
+def print_faults(faults: Sequence[Fault]) -> None:
+    """Faults go to stderr, a line each."""
+    out = console(stderr=True)
+    for fault in faults:
+        where, rest = (f"{fault.where}  ", str(fault)[len(fault.where) + 2 :]) if fault.where else ("", str(fault))
+        out.print(f"[bold red]error[/]  [bold]{_escaped(where)}[/]{_escaped(rest)}", soft_wrap=True)
+
+
+def write_json(content: Mapping[str, Any]) -> None:
+    """The one JSON object on stdout."""
+    sys.stdout.write(json_module.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """One stage as the contract has it."""
+    manifest = outcome.manifest
+    return {
+        "status": "ok",
+        "stage": outcome.stage,
+        "run": f"{manifest['name']}/{outcome.stage}@{manifest['version']}",
+        "path": str(outcome.path),
+        "seconds": manifest["seconds"],
+        "skipped": outcome.skipped,
+        "smoke": manifest["smoke"],
+        "metrics": manifest["metrics"],
+    }
+
+
+def chain_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The chain: its stages, and their metrics in one map."""
+    merged: dict[str, float] = {}
+    for outcome in outcomes:
+        merged.update(outcome.manifest["metrics"])
+    return {
+        "status": "ok",
+        "stage": "run",
+        "seconds": sum(o.manifest["seconds"] for o in outcomes if not o.skipped),
+        "stages": [outcome_json(outcome) for outcome in outcomes],
+        "metrics": merged,
+    }
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """A run in a listing."""
+    manifest = entry.manifest or {}
+    state = "incomplete" if entry.manifest is None else "smoke" if manifest["smoke"] else "complete"
+    return {
+        "name": entry.name,
+        "stage": entry.stage,
+        "version": entry.version,
+        "path": str(entry.path),
+        "state": state,
+        "started": manifest.get("started"),
+        "seconds": manifest.get("seconds"),
+        "metrics": manifest.get("metrics", {}),
+    }
+
+
+def error_json(code: int, faults: Sequence[Fault]) -> dict[str, Any]:
+    """A failure as the contract has it."""
+    errors = [{"where": fault.where, "message": fault.message, "mend": fault.mend} for fault in faults]
+    return {"status": "error", "code": code, "errors": errors}
