@@ -114,7 +114,7 @@ def _from_pretrained(model_class: Any, base: Base, source: str, **kwargs: Any) -
     if base.quantize != "none":
         kwargs["quantization_config"] = _quantization(base, dtype)
     try:
-        with _told(source):
+        with _told(source), _errors_only():
             model, info = model_class.from_pretrained(
                 source,
                 revision=base.revision,
@@ -226,6 +226,17 @@ def _check_folder(source: str) -> None:
                 mend="Name the model that it adapts as `base.model`, and the adapter as the stage's `start`.",
             )
         raise ModelError("this folder holds no config.json", where=source, mend="Name a transformers model folder.")
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Without transformers' table of new and missing tensors: what is wrong with them is raised instead."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 @contextmanager
