@@ -18,7 +18,8 @@ import torch
 from rlhf_cli.data import sources, template
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Text
 from rlhf_cli.errors import DataError, ModelError, RecipeError
-from rlhf_cli.evaluation import gates, names, report, statistics, text
+from rlhf_cli.evaluation import comparison, gates, names, report
+from rlhf_cli.evaluation.comparison import Answers, Metrics
 from rlhf_cli.models import base
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.ppo import experience, rewards, rollout
@@ -31,7 +32,6 @@ FEW = 30  # items under which an interval is too wide to say much
 
 Kind = Literal["sft", "preferences", "prompts"]
 Functions = Mapping[str, Callable[..., Any]]
-Metrics = dict[str, float]
 
 
 class Bench(NamedTuple):
@@ -54,15 +54,6 @@ class HeldOut(NamedTuple):
     sft: list[SftRow]
     preferences: list[PreferenceRow]
     prompts: list[PromptRow]
-
-
-class Answers(NamedTuple):
-    """One side's answers to the prompts, in their order; each list has one item a prompt."""
-
-    responses: list[list[int]]  # token ids, end token included
-    texts: list[str]
-    scores: list[float]  # the reward model's; empty without one
-    judged: dict[str, list[float]]  # function name -> its judgments
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -126,7 +117,11 @@ def _bench(recipe: Recipe, run: Run) -> Bench:
         for role, reference in references.items()
         if reference is not None
     }
-    return Bench(recipe, run, Bank.load(recipe.base, recipe.adapter, source, roles, smoke=run.smoke), tokenizer)
+    bank = Bank.load(recipe.base, recipe.adapter, source, roles, smoke=run.smoke)
+    if JUDGE in roles and JUDGE not in bank.heads:
+        mend = "Name a run of the reward stage, or null."
+        raise ModelError(f"{recipe.eval.reward} is no reward model.", where="eval.reward", mend=mend)
+    return Bench(recipe, run, bank, tokenizer)
 
 
 def _demonstrations(bench: Bench, rows: Sequence[SftRow]) -> Metrics:
@@ -165,18 +160,8 @@ def _preferences(bench: Bench, rows: Sequence[PreferenceRow]) -> Metrics:
     _tell_dropped(bench.run, "preferences", len(pairs), len(rows), f"longer than reward.max_length ({limit})")
     scores = _scores(bench, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
     margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
-    decided = [margin for margin in margins if margin != 0]
-    accuracy = statistics.wilson(sum(margin > 0 for margin in decided), len(decided))
     longer = [float(len(c.completion_ids) - len(r.completion_ids)) for c, r in pairs]
-    quality = statistics.calibration(margins)
-    return accuracy.named("reward.accuracy") | {
-        "reward.accuracy.n": float(len(decided)),
-        "reward.ties": float(len(margins) - len(decided)),
-        "reward.accuracy_longer": statistics.win_rate(longer, [0.0] * len(longer)).value,
-        "reward.margin": sum(margins) / len(margins),
-        "reward.brier": quality.brier,
-        "reward.ece": quality.ece,
-    }
+    return comparison.ranking(margins, longer)
 
 
 def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -> Metrics:
@@ -185,17 +170,18 @@ def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -
     encoded = template.encode_prompts(bench.tokenizer, [row.prompt for row in rows])
     kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= limit]
     _tell_dropped(bench.run, "prompts", len(kept), len(rows), f"longer than ppo.max_prompt_length ({limit})")
-    if len(kept) < FEW:
+    if len(kept) < FEW and not bench.run.smoke:
         bench.run.warn(f"{len(kept)} held-out prompts: the intervals say little below {FEW}.")
     prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
     sides = {role: _answer(bench, role, functions, prompts, ids) for role in bench.sides}
     metrics: Metrics = {}
     for role, side in sides.items():
         suffix = "" if role == OF else ".against"
-        metrics |= {f"{name}{suffix}": value for name, value in _figures(bench, side).items()}
+        figures = comparison.figures(side, template.stop_ids(bench.tokenizer))
+        metrics |= {f"{name}{suffix}": value for name, value in figures.items()}
     if AGAINST in sides:
         metrics |= _kl(bench, ids, sides[OF].responses)
-        metrics |= _gains(bench, sides[OF], sides[AGAINST])
+        metrics |= comparison.gains(sides[OF], sides[AGAINST], bench.recipe.seed)
     _write_samples(bench.run, prompts, sides)
     return metrics
 
@@ -220,40 +206,13 @@ def _answer(
     scores = _scores(bench, whole) if settings.reward is not None else []
     asked = [row.prompt for row in prompts]
     said: list[Text] = [
-        content if isinstance(prompt, str) else [{"role": "assistant", "content": content}]
+        content if isinstance(prompt, str) else [{"role": "assistant", "content": content.strip()}]
         for prompt, content in zip(asked, texts, strict=True)
     ]
     columns = {key: [row.extra.get(key) for row in prompts] for key in {key for row in prompts for key in row.extra}}
     judged = {name: rewards.call(function, asked, said, columns) for name, function in functions.items()}
+    _check_finite({name: sum(values) for name, values in judged.items()})
     return Answers(responses, texts, scores, judged)
-
-
-def _figures(bench: Bench, side: Answers) -> Metrics:
-    """One side's figures, named without a side."""
-    count = len(side.responses)
-    figures = {
-        "response_length": sum(map(len, side.responses)) / count,
-        "truncation_rate": text.truncation_rate(side.responses, template.stop_ids(bench.tokenizer)),
-        "repeated_4gram_rate": text.repeated_ngram_rate(side.responses, 4),
-        "distinct_2": text.distinct_ngram_rate(side.responses, 2),
-    }
-    if side.scores:
-        figures["policy.reward"] = sum(side.scores) / count
-    return figures | {name: sum(values) / count for name, values in side.judged.items()}
-
-
-def _gains(bench: Bench, of: Answers, against: Answers) -> Metrics:
-    """`of` less `against`, paired by prompt, and how often the reward model prefers `of`."""
-    pairs = {f"{name}.gain": (values, against.judged[name]) for name, values in of.judged.items()}
-    metrics: Metrics = {}
-    if of.scores:
-        pairs["policy.reward_gain"] = (of.scores, against.scores)
-        metrics |= statistics.win_rate(of.scores, against.scores).named("win_rate")
-        metrics["win_rate.n"] = float(len(of.scores))
-    for name, (ours, theirs) in pairs.items():
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        metrics |= statistics.bootstrap_mean(differences, bench.recipe.seed).named(name)
-    return metrics
 
 
 def _kl(bench: Bench, prompts: list[list[int]], responses: list[list[int]]) -> Metrics:
@@ -282,7 +241,9 @@ def _logprobs(
 def _scores(bench: Bench, sequences: list[list[int]]) -> list[float]:
     limit = bench.recipe.ppo.micro_batch_tokens
     pad_id = bench.tokenizer.pad_token_id
-    return experience.final_scores(bench.bank, JUDGE, sequences, pad_id=pad_id, max_tokens=limit).tolist()
+    scores = experience.final_scores(bench.bank, JUDGE, sequences, pad_id=pad_id, max_tokens=limit).tolist()
+    _check_finite({"the reward model's score": sum(scores)})
+    return scores
 
 
 def _tell_dropped(run: Run, what: str, kept: int, rows: int, why: str) -> None:
@@ -293,6 +254,7 @@ def _tell_dropped(run: Run, what: str, kept: int, rows: int, why: str) -> None:
 
 
 def _check_finite(metrics: Metrics) -> None:
+    """A sum is finite only where each of its terms is, so sums will do."""
     broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
         mend = "A model that diverged, or a function in eval.python, gives such numbers."
