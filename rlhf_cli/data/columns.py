@@ -66,14 +66,18 @@ def _mend_columns(kind: Kind, found: Sequence[str]) -> str:
     for other, forms in FORMS.items():
         if other != kind and other != "prompts" and any(set(form) <= set(found) for form in forms):
             return f"These are {other} rows: they belong under data.{other}."
-    for form in FORMS[kind]:
-        wanted = ("prompt", *form) if form == ("chosen", "rejected") and "prompt" not in found else form
-        mapping = {}
-        for column in wanted:
-            names = [other for other in OTHER_NAMES[column] if other in found]
-            if column not in found:
-                mapping[column] = names[0] if names else difflib.get_close_matches(column, found, 1)
-        if all(isinstance(theirs, str) for theirs in mapping.values()):
-            pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
-            return f"Map them in the recipe: `columns: {{{pairs}}}`."
-    return "Map them in the recipe, as in `columns: {prompt: instruction}`: our name, then the data's."
+    forms = FORMS[kind] if kind != "prompts" else FORMS[kind][::-1]  # a prompt alone is what prompts are
+    guesses = [_guess(("prompt", *form) if form == ("chosen", "rejected") else form, found) for form in forms]
+    mapping = next((guess for guess in guesses if "…" not in guess.values()), guesses[0])
+    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+    return f"Map them in the recipe, our name to the data's: `columns: {{{pairs}}}`."
+
+
+def _guess(wanted: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+    """For each of our columns that is not there, the one that may be meant, or …"""
+    mapping = {}
+    for column in wanted:
+        if column not in found:
+            known = [other for other in OTHER_NAMES[column] if other in found]
+            mapping[column] = (known or difflib.get_close_matches(column, found, 1) or ["…"])[0]
+    return mapping

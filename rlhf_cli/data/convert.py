@@ -178,6 +178,11 @@ def _explicit(fields: Fields) -> tuple[Text, Text, Text]:
                 "`prompt` is text, and `chosen` and `rejected` are conversations that do not begin with it.",
                 "Text and conversations are never guessed from one another: write the prompt as messages.",
             )
+        if not shared or chosen[shared - 1]["role"] != "user":
+            raise RowFault(
+                f"`chosen` and `rejected` part at turn {shared + 1}; what they share must end with a user turn.",
+                drop_as="no common prompt",
+            )
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     check_prompt(prompt, "prompt")
     check_answer(prompt, chosen, "chosen")

@@ -80,7 +80,7 @@ def _jsonl(path: Path, faults: Faults) -> Iterator[Raw]:
             if text is None or not text.strip():
                 continue
             try:
-                value = _DECODER.decode(text)
+                value = _DECODER.decode(text.rstrip())
             except json.JSONDecodeError as error:
                 inside = error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}")
                 if inside and not line.endswith(b"\n"):

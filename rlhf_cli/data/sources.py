@@ -61,10 +61,12 @@ def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | No
     `find` gives the folder of a run that a source names; `limit` reads the first rows alone, of each source.
     """
     faults = Faults()
-    parts = [
-        _load_one(source, kind, seed, find, limit, faults)
-        for source in (sources if isinstance(sources, list) else [sources])
-    ]
+    parts = []
+    for source in sources if isinstance(sources, list) else [sources]:
+        try:
+            parts.append(_load_one(source, kind, seed, find, limit, faults))
+        except DataError as error:  # the other sources' faults are told with it
+            faults.extend(error)
     _check_same_form(parts, faults)
     faults.raise_if_any()
     counts: Counter[str] = sum((part.counts for part in parts), Counter())

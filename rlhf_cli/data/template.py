@@ -50,10 +50,8 @@ def prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
     if chat_template != "auto":
         path = Path(chat_template)
         if path.suffix != ".jinja" or not path.is_file():
-            raise RecipeError(
-                f"base.chat_template must be auto or a .jinja file; {chat_template} is none.",
-                mend="There is no such file." if path.suffix == ".jinja" else "",
-            )
+            fault = "there is no such file" if path.suffix == ".jinja" else "it must be auto or a .jinja file"
+            raise RecipeError(f"base.chat_template is {chat_template}: {fault}.")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     elif not tokenizer.chat_template:
         bos = "{{- bos_token -}}" if tokenizer.bos_token_id in _leading_ids(tokenizer) else ""
@@ -203,7 +201,9 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_spec
 
 
 def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
-    return token_id in tokenizer.all_special_ids or token_id in tokenizer.added_tokens_decoder
+    """Whether `decode` takes it out of a response."""
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    return token_id in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
