@@ -1,0 +1,181 @@
+"""What the models say about sequences: log-probabilities, entropies, values and reward scores.
+
+Old, new and reference log-probabilities come from the one function `token_hidden` + `selected_logprobs`, so that the
+first minibatch's ratio is 1. Batches are right-padded with positions counted from each row's first token: causal
+attention never looks at what stands to the right, so a padded row scores as it does alone. Micro-batches hold rows
+of like length up to a budget of tokens; the LM head sees response positions alone, as one flat list without padding,
+and no logits outlive their micro-batch.
+
+Shapes: b rows of a micro-batch, T its width, N its response tokens in all (row after row), H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.models.bank import Bank
+from rlhf_cli.models.heads import score_index
+from rlhf_cli.ppo import algorithm
+
+
+class MicroBatch(NamedTuple):
+    """Some rows, right-padded, and where their response tokens are predicted."""
+
+    rows: list[int]  # indices into the caller's sequences
+    input_ids: Tensor  # (b, T)
+    attention_mask: Tensor  # (b, T)
+    position_ids: Tensor  # (b, T)
+    row_of: Tensor  # (N,) which of the b rows
+    column_of: Tensor  # (N,) the position whose hidden state predicts the token: one before it
+    tokens: Tensor  # (N,) the response's token ids
+
+
+class PolicyScore(NamedTuple):
+    """Of one sequence's response, a number a token."""
+
+    logprobs: Tensor  # (R_i,) nats
+    entropy: Tensor  # (R_i,) nats
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in groups of like length, longest first: rows × longest row ≤ max_tokens, or a single row."""
+    groups: list[list[int]] = []
+    room = 0  # rows that still fit the last group
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not room:
+            groups.append([])
+            room = max(1, max_tokens // lengths[index])
+        groups[-1].append(index)
+        room -= 1
+    return groups
+
+
+def micro_batches(
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    pad_id: int,
+    max_tokens: int,
+    device: torch.device,
+) -> Iterator[MicroBatch]:
+    """Prompt + response of every row, in micro-batches of at most `max_tokens` tokens, padding counted."""
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    for rows in pack(lengths, max_tokens):
+        width = lengths[rows[0]]
+        ids = torch.tensor([prompts[i] + responses[i] + [pad_id] * (width - lengths[i]) for i in rows])
+        columns = torch.arange(width)
+        length = torch.tensor([lengths[i] for i in rows])[:, None]
+        start = torch.tensor([len(prompts[i]) for i in rows])[:, None]
+        row_of, token_at = ((columns >= start) & (columns < length)).nonzero(as_tuple=True)
+        yield MicroBatch(
+            rows,
+            ids.to(device),
+            (columns < length).long().to(device),
+            columns.expand(len(rows), -1).to(device),
+            row_of.to(device),
+            (token_at - 1).to(device),
+            ids[row_of, token_at].to(device),
+        )
+
+
+def token_hidden(bank: Bank, role: str, batch: MicroBatch) -> Tensor:
+    """The hidden states that predict the response tokens: -> (N, H)."""
+    hidden = bank.hidden(role, batch.input_ids, batch.attention_mask, batch.position_ids)  # (b, T, H)
+    return hidden[batch.row_of, batch.column_of]
+
+
+def selected_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) of the tokens, in float32: (N, V), (N,) -> (N,)."""
+    scaled = logits.float() / temperature
+    return -torch.nn.functional.cross_entropy(scaled, tokens, reduction="none")
+
+
+@torch.no_grad()
+def policy_scores(
+    bank: Bank,
+    role: str,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    pad_id: int,
+    temperature: float,
+    max_tokens: int,
+    with_entropy: bool = True,
+) -> list[PolicyScore]:
+    """Log-probability, and entropy where asked for (else empty), of each response token, by sequence; no gradient."""
+    found: list[PolicyScore | None] = [None] * len(prompts)
+    for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, device=bank.device):
+        logits = bank.logits(role, token_hidden(bank, role, batch))  # (N, V)
+        logprobs = selected_logprobs(logits, batch.tokens, temperature)
+        entropy = algorithm.entropy(logits, temperature) if with_entropy else logprobs[:0]
+        sizes = [len(responses[i]) for i in batch.rows]
+        parts = entropy.split(sizes) if with_entropy else [entropy] * len(sizes)
+        for row, own, spread in zip(batch.rows, logprobs.split(sizes), parts, strict=True):
+            found[row] = PolicyScore(own, spread)
+    return [score for score in found if score is not None]
+
+
+def token_logprobs(
+    bank: Bank,
+    role: str,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    pad_id: int,
+    temperature: float,
+    max_tokens: int,
+) -> list[Tensor]:
+    """Log-probability of each response token under `role`: one (len(response),) float32 tensor a sequence."""
+    scores = policy_scores(
+        bank,
+        role,
+        prompts,
+        responses,
+        pad_id=pad_id,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        with_entropy=False,
+    )
+    return [score.logprobs for score in scores]
+
+
+@torch.no_grad()
+def token_values(
+    bank: Bank,
+    trunk: str,
+    head: str,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    pad_id: int,
+    max_tokens: int,
+) -> list[Tensor]:
+    """The value before each response token, (len(response),) float32: `head` on the hidden states of role `trunk`."""
+    found: list[Tensor | None] = [None] * len(prompts)
+    for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, device=bank.device):
+        values = bank.heads[head](token_hidden(bank, trunk, batch))  # (N,)
+        for row, own in zip(batch.rows, values.split([len(responses[i]) for i in batch.rows]), strict=True):
+            found[row] = own
+    return [values for values in found if values is not None]
+
+
+@torch.no_grad()
+def final_scores(bank: Bank, role: str, sequences: list[list[int]], *, pad_id: int, max_tokens: int) -> Tensor:
+    """The reward model's score of each sequence, (N,) float32, read where transformers' scorer reads it."""
+    scores = torch.empty(len(sequences), dtype=torch.float32, device=bank.device)
+    for batch in micro_batches(
+        [[]] * len(sequences), sequences, pad_id=pad_id, max_tokens=max_tokens, device=bank.device
+    ):
+        hidden = bank.hidden(role, batch.input_ids, batch.attention_mask, batch.position_ids)  # (b, T, H)
+        last = score_index(batch.input_ids, pad_id)  # (b,)
+        scores[batch.rows] = bank.heads[role](hidden[torch.arange(len(batch.rows), device=bank.device), last])
+    return scores
+
+
+def pad(parts: Sequence[Tensor]) -> Tensor:
+    """Ragged rows as one (B, R) tensor, 0 behind each row's end."""
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)

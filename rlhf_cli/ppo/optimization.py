@@ -1,0 +1,133 @@
+"""The optimizer, its schedule and the trackers, as `ppo.trainer` asks for them in transformers' words.
+
+The keys are fields of transformers.TrainingArguments, read and checked by it. Those that PPO's loop does not act on
+are refused, rather than taken and left without effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+
+from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.recipe.schema import Ppo
+
+HONOURED = (
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "report_to",
+    "project",
+)
+OWNED = {  # and the field that sets it
+    "output_dir": "--runs-dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "learning_rate": "ppo.learning_rate",
+    "num_train_epochs": "ppo.iterations and ppo.epochs",
+    "max_steps": "ppo.iterations, ppo.epochs and ppo.minibatches",
+    "per_device_train_batch_size": "ppo.rollout_batch_size and ppo.micro_batch_tokens",
+    "gradient_accumulation_steps": "ppo.micro_batch_tokens",
+    "bf16": "base.dtype",
+    "fp16": "base.dtype",
+    "save_steps": "ppo.save_every",
+    "save_strategy": "ppo.save_every",
+}
+
+
+class Optimization(NamedTuple):
+    """What moves the parameters. Group 0 of the optimizer is the policy's, group 1 the critic's."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    max_grad_norm: float  # of policy and critic each; 0 or less: no clipping
+
+
+def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
+    """`ppo.trainer` as TrainingArguments. The learning rate is constant, and nothing is reported, unless it says so.
+
+    Raises:
+        RecipeError: with a fault for every key that is unknown, set elsewhere, or without use here.
+    """
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    faults = []
+    for name in trainer:
+        if name in HONOURED:
+            continue
+        where = f"ppo.trainer.{name}"
+        if name in OWNED:
+            faults.append(Fault("the run owns this key.", where, f"Set {OWNED[name]}."))
+        elif name in known:
+            faults.append(Fault("PPO's loop has no use for this key.", where, f"It takes {', '.join(HONOURED)}."))
+        else:
+            near = difflib.get_close_matches(name, HONOURED, n=1)
+            mend = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(HONOURED)}."
+            faults.append(Fault("TrainingArguments has no such key.", where, mend))
+    if faults:
+        raise RecipeError(faults)
+    given = {"lr_scheduler_type": "constant", "report_to": "none", **trainer}
+    try:
+        return TrainingArguments(output_dir=str(folder), **given)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"transformers refuses it: {error}", where="ppo.trainer") from error
+
+
+def build(
+    settings: Ppo, asked: TrainingArguments, policy: list[nn.Parameter], critic: list[nn.Parameter]
+) -> Optimization:
+    """Optimizer and schedule over both; the schedule counts optimizer steps, and is the same factor for both."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(asked)
+    groups = [
+        {"params": policy, "lr": settings.learning_rate, "weight_decay": asked.weight_decay},
+        {"params": critic, "lr": settings.critic.learning_rate, "weight_decay": asked.weight_decay},
+    ]
+    optimizer = kind(groups, **options)
+    total = settings.iterations * settings.epochs * settings.minibatches
+    schedule = get_scheduler(
+        asked.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=asked.get_warmup_steps(total),
+        num_training_steps=total,
+        scheduler_specific_kwargs=asked.lr_scheduler_kwargs,
+    )
+    return Optimization(optimizer, schedule, asked.max_grad_norm)
+
+
+class Trackers:
+    """Weights & Biases, TensorBoard and the like, through accelerate; none unless `report_to` names them."""
+
+    def __init__(self, asked: TrainingArguments, config: Mapping[str, Any]) -> None:
+        names = [name for name in asked.report_to if name != "none"]
+        self._accelerator = Accelerator(log_with=names, project_dir=asked.output_dir) if names else None
+        if self._accelerator is not None:
+            working = {str(getattr(tracker, "value", tracker)) for tracker in self._accelerator.log_with}
+            absent = [name for name in names if name not in working]
+            if absent:
+                mend = f"pip install {' '.join(absent)}, or leave it out of report_to."
+                raise RecipeError(f"{', '.join(absent)} is not installed.", where="ppo.trainer.report_to", mend=mend)
+            self._accelerator.init_trackers(asked.project, config=dict(config))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One iteration's figures."""
+        if self._accelerator is not None:
+            self._accelerator.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Let the trackers write what they hold back."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
