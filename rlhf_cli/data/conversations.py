@@ -101,9 +101,13 @@ def common_text(chosen: str, rejected: str) -> int:
     Both keep something to say. One space before the first word of an answer belongs to the answer, as tokenizers
     have it; line breaks belong to the prompt.
     """
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
+    shared, beyond = 0, min(len(chosen), len(rejected)) + 1
+    while beyond - shared > 1:  # halving: answers may be thousands of characters long
+        middle = (shared + beyond) // 2
+        if chosen[shared:middle] == rejected[shared:middle]:
+            shared = middle
+        else:
+            beyond = middle
     while shared and not _is_boundary(chosen, rejected, shared):
         shared -= 1
     if shared and chosen[shared - 1] == " ":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
-import json
 import math
 import random
 import re
@@ -208,7 +207,7 @@ def _key(row: Any) -> str:
         parts = [row.prompt]
     else:
         parts = [text for turn in row.prompt for text in (turn["role"], turn["content"])]
-    return json.dumps([" ".join(part.split()) for part in parts])
+    return "\0".join(" ".join(part.split()) for part in parts)
 
 
 def _hold_out(rows: list[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:

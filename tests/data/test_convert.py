@@ -268,3 +268,8 @@ def test_rows_that_nobody_here_can_mend_are_dropped_and_counted() -> None:
 
 def test_column_with_the_name_of_an_argument_of_reward_functions() -> None:
     assert "must not be called completions" in faults_of("prompts", {"prompt": "a", "completions": "b"})[0]
+
+
+def test_equal_conversations_with_an_implicit_prompt_are_dropped_and_counted() -> None:
+    kept, counts = counted("preferences", {"chosen": [USER, YES], "rejected": [USER, YES]})
+    assert (kept, counts) == ([], {"dropped: chosen equals rejected": 1})
