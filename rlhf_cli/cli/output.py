@@ -68,6 +68,7 @@ class Plain:
         self.quiet = quiet
         self.name = ""
         self.total = 1
+        self.next = 0.0  # the step at which the next line is due
         self.started = time.monotonic()
 
     def stage(self, stage: str, run: Run) -> None:
@@ -76,12 +77,13 @@ class Plain:
 
     def begin(self, total: int, unit: str) -> None:
         self.total = max(total, 1)
+        self.next = 0.0
         self.started = time.monotonic()
         self.say(f"{total:,} {unit}")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        every = max(self.total // PLAIN_LINES, 1)
-        if step % every == 0 or step == self.total:
+        if step >= self.next or step == self.total:  # not every step is logged
+            self.next = step + self.total / PLAIN_LINES
             spent = time.monotonic() - self.started
             left = spent / max(step, 1) * (self.total - step)
             self.say(f"{step}/{self.total}  {_live(metrics)}  {_clock(left)} left")
