@@ -48,6 +48,7 @@ OWNED = {  # and the field that sets it
     "save_steps": "ppo.save_every",
     "save_strategy": "ppo.save_every",
 }
+FED_BY_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
 class Optimization(NamedTuple):
@@ -80,11 +81,15 @@ def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
             faults.append(Fault("TrainingArguments has no such key.", where, mend))
     if faults:
         raise RecipeError(faults)
-    given = {"lr_scheduler_type": "constant", "report_to": "none", **trainer}
+    given = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf", **trainer}
     try:
-        return TrainingArguments(output_dir=str(folder), **given)
+        asked = TrainingArguments(output_dir=str(folder), **given)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"transformers refuses it: {error}", where="ppo.trainer") from error
+    if asked.lr_scheduler_type in FED_BY_A_METRIC:
+        where = "ppo.trainer.lr_scheduler_type"
+        raise RecipeError(f"{given['lr_scheduler_type']} follows an evaluation loss, which PPO has not.", where=where)
+    return asked
 
 
 def build(

@@ -1,0 +1,67 @@
+"""Who plays what on the one base in memory: policy, reference, reward and critic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.bank import Bank
+from rlhf_cli.models.heads import HEAD_KEY, ScalarHead
+from rlhf_cli.ppo.rewards import Term
+from rlhf_cli.recipe.schema import Critic
+
+POLICY, REFERENCE, VALUE = "policy", "reference", "value"
+
+
+class Cast(NamedTuple):
+    """The critic is the head VALUE on the hidden states of role `trunk`: its own adapter's, or the policy's."""
+
+    bank: Bank
+    trunk: str
+
+    @property
+    def is_shared(self) -> bool:
+        return self.trunk == POLICY
+
+
+def folders(start: Path | None, terms: Sequence[Term], reward_models: Sequence[Path]) -> dict[str, Path | None]:
+    """Roles to load: the reference is the policy's own start, None being the bare base."""
+    scored = [term.role for term in terms if term.role is not None]
+    return {POLICY: start, REFERENCE: start, **dict(zip(scored, reward_models, strict=True))}
+
+
+def assign(bank: Bank, critic: Critic, terms: Sequence[Term]) -> Cast:
+    """Add the critic, and let gradients flow to policy and critic alone.
+
+    kind adapter: a copy of the first reward run's adapter and head, which knows already what the score hangs on; with
+    Python rewards alone, a copy of the policy's adapter with a head of zeros. kind shared: a head of zeros on the
+    policy's trunk.
+    """
+    rewards = [term.role for term in terms if term.role is not None]
+    for role in rewards:
+        if role not in bank.heads:
+            mend = "Name a run of the reward stage."
+            raise ModelError("this is no reward model: it has no score head.", where=f"ppo.reward ({role})", mend=mend)
+    trunk = POLICY
+    if critic.kind == "adapter":
+        trunk = VALUE
+        bank.add(VALUE, copy_of=rewards[0] if rewards else POLICY)
+    if VALUE not in bank.heads:
+        bank.heads[VALUE] = ScalarHead(bank.hidden_size).to(bank.device)
+    bank.train([POLICY, VALUE])
+    return Cast(bank, trunk)
+
+
+def save_critic(cast: Cast, folder: Path) -> None:
+    """Write the critic: as a scorer, or where it shares the policy's trunk, its head alone."""
+    if not cast.is_shared:
+        cast.bank.save(VALUE, folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    weight: Tensor = next(cast.bank.heads[VALUE].parameters()).detach().cpu()[None]  # (1, H)
+    save_file({HEAD_KEY: weight.contiguous()}, folder / "model.safetensors", metadata={"format": "pt"})

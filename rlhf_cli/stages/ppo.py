@@ -1,0 +1,100 @@
+"""PPO: the policy learns from its own answers, judged by reward runs and Python functions."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_cli.data import sources, template
+from rlhf_cli.data.rows import PromptRow
+from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.models import base
+from rlhf_cli.models.bank import Bank
+from rlhf_cli.ppo import optimization, rewards, roles
+from rlhf_cli.ppo.trainer import Prompts, Trainer
+from rlhf_cli.recipe import smoke
+from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.runs.run import Result, Run
+
+WATCHED = 4  # held-out prompts whose answers are kept as training goes
+REPORTED = (  # of the last iterations, in the result
+    "reward",
+    "reward.std",
+    "kl",
+    "kl.token",
+    "entropy",
+    "explained_variance",
+    "response_length",
+    "truncation_rate",
+    "repeated_4gram_rate",
+    "distinct_2",
+)
+
+
+def run(recipe: Recipe, run: Run) -> Result:
+    """Train the policy for `ppo.iterations`; the final policy is the run's model, the critic lies beside it."""
+    settings = recipe.ppo
+    asked = optimization.arguments(settings.trainer, run.path)
+    terms = rewards.terms(settings.reward)
+    trackers = optimization.Trackers(asked, settings.model_dump(mode="json"))
+    tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
+    template.prepare(tokenizer, recipe.base.chat_template)
+    train, watched = _prompts(recipe, run, tokenizer)
+    cast = _cast(recipe, run, terms)
+    parts = optimization.build(settings, asked, cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE))
+    trainer = Trainer(settings, cast, terms, tokenizer, train, watched, parts, trackers, run, recipe.seed)
+    history = trainer.train()
+    trainer.save(run.model_dir, run.path / "critic")
+    return Result(_summary(history))
+
+
+def _cast(recipe: Recipe, run: Run, terms: list[rewards.Term]) -> roles.Cast:
+    start = None if recipe.ppo.start == "base" else run.model_of(recipe.ppo.start)
+    judges = [run.model_of(source.run) for source in recipe.ppo.reward if source.run is not None]
+    wanted = roles.folders(start, terms, judges)
+    bank = Bank.load(recipe.base, recipe.adapter, run.base_source(), wanted, smoke=run.smoke)
+    return roles.assign(bank, recipe.ppo.critic, terms)
+
+
+def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Prompts]:
+    """Prompts to train on, and the few that are watched; what is too long is dropped, and told."""
+    if recipe.data.prompts is None:
+        mend = "Set data.prompts. The preferences' file does too: its prompts are taken, its answers left."
+        raise RecipeError("PPO needs prompts to answer.", where="data.prompts", mend=mend)
+    limit = smoke.ROWS if run.smoke else None
+    rows = sources.load(recipe.data.prompts, "prompts", seed=recipe.seed, find=run.find, limit=limit)
+    run.say(f"prompts: {len(rows.train):,} to train on, {len(rows.held_out):,} held out")
+    for reason, count in rows.counts.items():
+        if reason.startswith("dropped"):
+            run.warn(f"prompts: {count:,} {reason}")
+    longest = recipe.ppo.max_prompt_length
+    train = _fitting(tokenizer, rows.train, longest)
+    dropped = len(rows.train) - len(train.rows)
+    if dropped:
+        run.warn(f"prompts: {dropped:,} dropped: empty, or longer than ppo.max_prompt_length ({longest} tokens)")
+    if not train.rows:
+        raise DataError("no prompt is left to train on.", where="data.prompts", mend="Raise ppo.max_prompt_length.")
+    held_out = _fitting(tokenizer, rows.held_out[: 4 * WATCHED], longest)
+    source = held_out if held_out.rows else train
+    return train, Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
+
+
+def _fitting(tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], longest: int) -> Prompts:
+    ids = template.encode_prompts(tokenizer, [row.prompt for row in rows])
+    kept = [(row, tokens) for row, tokens in zip(rows, ids, strict=True) if 0 < len(tokens) <= longest]
+    return Prompts([row for row, _ in kept], [tokens for _, tokens in kept])
+
+
+def _summary(history: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the last tenth of the iterations, speed over all of them."""
+    last = history[-max(1, len(history) // 10) :]
+    names = [name for name in last[0] if name in REPORTED or name.startswith("reward.")]
+    metrics = {f"ppo.{name}": sum(m[name] for m in last) / len(last) for name in names}
+    seconds = [sum(m[f"seconds.{part}"] for part in ("rollout", "scoring", "update")) for m in history]
+    tokens = sum(m["tokens_per_second"] * s for m, s in zip(history, seconds, strict=True))
+    return metrics | {
+        "ppo.episodes": history[-1]["episodes"],
+        "ppo.iterations": float(len(history)),
+        "ppo.tokens_per_second": tokens / sum(seconds),
+        "ppo.train_seconds": sum(seconds),
+        "ppo.memory_peak_bytes": history[-1]["memory_peak_bytes"],
+    }
