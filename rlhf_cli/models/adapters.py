@@ -8,6 +8,7 @@ and norms to float32 and switches gradient checkpointing on, and get_peft_model 
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -122,6 +123,31 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"damaged: {error}", where=str(path), mend="Run its stage again.") from error
+
+
+def write(
+    model: PeftModel, folder: Path, *, name: str = "default", head: Tensor | None = None, revision: str | None = None
+) -> None:
+    """Write one adapter as plain peft reads it: adapter_config.json and adapter_model.safetensors, no more.
+
+    PEFT's own save_pretrained puts an adapter of another name than `default` into a sub-folder, and adds a card.
+    `head` (1, H) makes a scorer of it; `revision` is the commit of a base from the hub.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = adapter_weights(model, name)
+    config = copy.copy(model.peft_config[name])
+    config.inference_mode = True
+    config.base_model_name_or_path = model.get_base_model().name_or_path
+    config.revision = revision
+    if head is not None:
+        weights = {**weights, STORED_HEAD: head}
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = ["classifier", "score"]  # as PEFT names them itself
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)  # a set's order changes from run to run
+    config.save_pretrained(str(folder))
+    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    save_file(stored, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:

@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import adapters
 from rlhf_cli.models.base import load_causal_lm, load_scorer
-from rlhf_cli.models.heads import STORED_HEAD, ScalarHead, has_score_head, load_score_head
+from rlhf_cli.models.heads import ScalarHead, has_score_head, load_score_head
 from rlhf_cli.recipe.schema import Adapter, Base
 
 
@@ -159,30 +158,18 @@ class Bank:
         A role with a head becomes a scorer (SEQ_CLS), one without a language model; both load with plain peft and
         transformers. The tokenizer is the caller's to add.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         head = next(self.heads[name].parameters()).detach()[None] if name in self.heads else None  # (1, H)
         if name in self._whole:
             model = self._whole[name]
             if head is not None:
                 with torch.no_grad():
                     model.score.weight.copy_(head)
+            folder.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(folder)
             return
         assert self._peft is not None, f"{name} is the bare base, which has nothing to save"
         assert name in self._own, f"{name} is the bare base, which has nothing to save"
-        weights = adapters.adapter_weights(self._peft, _peft_name(name))
-        config = copy.copy(self._peft.peft_config[_peft_name(name)])
-        config.inference_mode = True
-        config.base_model_name_or_path = self._base.name_or_path
-        if head is not None:
-            weights = {**weights, STORED_HEAD: head}
-            config.task_type = "SEQ_CLS"
-            config.modules_to_save = ["classifier", "score"]  # as PEFT names them itself
-        if not isinstance(config.target_modules, str):
-            config.target_modules = sorted(config.target_modules)  # a set's order changes from run to run
-        config.save_pretrained(str(folder))
-        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-        save_file(stored, folder / adapters.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        adapters.write(self._peft, folder, name=_peft_name(name), head=head)
 
     def _attach(self, name: str, folder: Path | None) -> None:
         assert self._adapter is not None

@@ -1,0 +1,265 @@
+"""The finished model as one folder that others load: written, loaded again, compared, and only then called done.
+
+A quantized base is dequantized before the merge: merging into 4-bit weights rounds the adapter away (mean KL 2e-2
+against 2e-4), and merging into the original weights gives a model that was never trained. One model is in memory at a
+time. Left out: pushing to a hub, and other formats than transformers' own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_cli.data import sources, template
+from rlhf_cli.data.rows import Text
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models import adapters, base
+from rlhf_cli.recipe import smoke
+from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.stages import model_card
+
+PROMPTS = 16  # compared on, at most
+PROMPT_TOKENS = 96  # the last of each prompt; all logits of the comparison are held in memory at once
+NEW_TOKENS = 32  # continued greedily by the model before the export
+MAX_KL = 1e-3  # nats a token, where weights are rounded to 16 bits or were quantized
+MAX_KL_EXACT = 1e-6  # nats a token, float32 all the way
+SHARD = "5GB"
+TEXTS = (  # where the recipe has no prompts
+    "Once upon a time",
+    "Question: What is water made of?\nAnswer:",
+    "The most important thing about",
+    "Dear Sir or Madam,\n",
+)
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+Digests = dict[str, str]
+
+
+class Expected(NamedTuple):
+    """What the exported model has to say: token ids, and the logits (T, V) before the export, on the CPU."""
+
+    sequences: list[list[int]]
+    logits: list[Tensor]
+
+
+class Written(NamedTuple):
+    """What lies in the folder: a digest of every tensor, and how many numbers they hold."""
+
+    digests: Digests
+    parameters: int
+
+
+def run(recipe: Recipe, run: Run) -> Result:
+    """Write `export.of` to the run's model folder in the form that the recipe asks for, verified."""
+    start = run.model_of(recipe.export.of)
+    adapters.check_form(start, recipe.adapter)
+    if recipe.adapter is None and recipe.export.form == "adapter":
+        raise ModelError(
+            "there is no adapter to export: the recipe says `adapter: null`",
+            where="export.form",
+            mend="Set `export.form: merged`.",
+        )
+    tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
+    own_template = tokenizer.chat_template is not None
+    template.prepare(tokenizer, recipe.base.chat_template)
+    prompts = _prompts(recipe, run)
+    expected = _expected(recipe, run, start, tokenizer, prompts)
+    conversational = isinstance(prompts[0], list) if prompts else own_template
+    # Beside the model folder, so that the last step is a rename on one file system.
+    folder = Path(tempfile.mkdtemp(dir=run.path, prefix=".export-"))
+    try:
+        run.say(f"writing {recipe.export.of} as {recipe.export.form}")
+        written = _write(recipe, run, start, folder, tokenizer)
+        kl = _verify(recipe, run, folder, written.digests, expected)
+        model_card.write(recipe, run, folder, tokenizer, kl=kl, conversational=conversational)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        folder.chmod(0o755)  # mkdtemp makes it private
+        run.model_dir.rmdir()
+        folder.replace(run.path / "model")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    run.say(f"verified: all tensors as saved, KL {kl:.1e} nats a token; the model lies in {run.model_dir}")
+    return Result({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
+
+
+def _prompts(recipe: Recipe, run: Run) -> list[Text]:
+    """Held-out prompts of the recipe; none where it has no data for them."""
+    limit = smoke.ROWS if run.smoke else None
+    if recipe.data.prompts is not None:
+        rows = sources.load(recipe.data.prompts, "prompts", seed=recipe.seed, find=run.find, limit=limit)
+        return [row.prompt for row in (rows.held_out or rows.train)[:PROMPTS]]
+    if recipe.data.sft is not None:
+        pairs = sources.load(recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=limit)
+        return [row.prompt for row in (pairs.held_out or pairs.train)[:PROMPTS]]
+    return []
+
+
+def _expected(
+    recipe: Recipe, run: Run, start: Path, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text]
+) -> Expected:
+    """The model as it was trained: the adapter on its (quantized) base, on prompts and its own continuations."""
+    ids = [row[-PROMPT_TOKENS:] for row in template.encode_prompts(tokenizer, prompts)]
+    ids = [row for row in ids if row] or template.encode_prompts(tokenizer, TEXTS)
+    model = adapters.load_policy(
+        recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke, trainable=False
+    ).eval()
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=list(template.stop_ids(tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    sequences = []
+    for row in ids:
+        prompt = torch.tensor([row], device=model.device)  # (1, P)
+        whole = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=greedy)
+        sequences.append(whole[0].tolist())
+    return Expected(sequences, _logits(model, sequences))
+
+
+def _logits(model: PreTrainedModel | PeftModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+    """One row at a time, so that no padding can differ: a (T, V) float32 tensor on the CPU for each."""
+    with torch.no_grad():
+        return [
+            model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0].float().cpu()
+            for row in sequences
+        ]
+
+
+def _write(recipe: Recipe, run: Run, start: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Written:
+    source = run.base_source()
+    if recipe.export.form == "adapter":
+        policy = adapters.load_policy(recipe.base, recipe.adapter, source, start, smoke=run.smoke, trainable=False)
+        adapters.write(policy, folder, revision=None if Path(source).is_dir() else recipe.base.revision)
+        tensors = adapters.adapter_weights(policy, "default")
+        written = Written(_digests(tensors), sum(tensor.numel() for tensor in tensors.values()))
+    else:
+        model = _merged(recipe, source, start, smoke=run.smoke).to(getattr(torch, recipe.export.dtype))
+        _check_finite(model, recipe.export.dtype)
+        _set_special_tokens(model, tokenizer)
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        written = Written(_digests(model.state_dict()), sum(p.numel() for p in model.parameters()))
+    _save_tokenizer(tokenizer, folder)
+    return written
+
+
+def _merged(recipe: Recipe, source: str, start: Path, *, smoke: bool) -> PreTrainedModel:
+    if recipe.adapter is None:
+        return base.load_causal_lm(recipe.base, str(start))
+    model = base.load_causal_lm(recipe.base, source, smoke=smoke)
+    if recipe.base.quantize != "none":
+        model = model.dequantize()
+    policy = adapters.attach(model, recipe.adapter, task="CAUSAL_LM", start=start, trainable=False)
+    try:
+        return policy.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # not finite
+        raise ModelError(f"the adapter cannot be merged: {error}", where=str(start), mend="Train it again.") from error
+
+
+def _check_finite(model: PreTrainedModel, dtype: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{name} holds numbers that {dtype} cannot", where="export.dtype", mend="Take bfloat16 or float32."
+            )
+
+
+def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One end of an answer everywhere: a model whose files disagree about it never stops in some servers."""
+    stops = template.stop_ids(tokenizer)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = stops[0] if len(stops) == 1 else list(stops)
+        config.pad_token_id = tokenizer.pad_token_id
+    generation = model.generation_config
+    if not generation.do_sample:  # save_pretrained refuses a temperature without sampling
+        for name in SAMPLING:
+            setattr(generation, name, None)
+    try:
+        generation.validate(strict=True)
+    except ValueError:  # some other flag of the base's; our own are enough to generate
+        model.generation_config = GenerationConfig(
+            bos_token_id=model.config.bos_token_id,
+            eos_token_id=model.config.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """With the chat template in both places: older readers look into tokenizer_config.json alone."""
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    path = folder / "tokenizer_config.json"
+    embedded = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    tokenizer.save_pretrained(folder)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["chat_template"] = embedded
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: Expected) -> float:
+    """Load what was written as anyone would, and hold it against what was saved and what was trained: mean KL."""
+    if recipe.export.form == "adapter":
+        plain = base.load_causal_lm(recipe.base, run.base_source(), smoke=run.smoke)
+        model = PeftModel.from_pretrained(plain, folder)
+        found = _digests(adapters.adapter_weights(model, "default"))
+    else:
+        kwargs = {} if recipe.base.attention == "auto" else {"attn_implementation": recipe.base.attention}
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", device_map={"": base.default_device()}, **kwargs
+        )
+        dtype = getattr(torch, recipe.export.dtype)
+        # transformers loads a few layers of some architectures in float32, whatever they are stored in
+        found = _digests({name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()})
+    changed = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
+    if changed:
+        raise ModelError(
+            f"{len(changed)} tensors read back otherwise than they were saved, such as {changed[0]}",
+            where="export",
+            mend="Look at the disk, then export again.",
+        )
+    kl, bound = _mean_kl(expected, _logits(model.eval(), expected.sequences)), _bound(recipe)
+    if not kl <= bound:  # written so that NaN fails
+        raise ModelError(
+            f"the exported model differs from the trained one: mean KL {kl:.2e} nats a token, at most {bound:.0e}",
+            where="export",
+            mend="Set `export.dtype: float32`, or `export.form: adapter`.",
+        )
+    return kl
+
+
+def _bound(recipe: Recipe) -> float:
+    """Exact where nothing is rounded: a float32 base that is not quantized, and float32 weights written."""
+    dtype = base.compute_dtype(recipe.base, base.default_device())
+    keeps = recipe.export.form == "adapter" or recipe.export.dtype == "float32"
+    exact = dtype == torch.float32 and recipe.base.quantize == "none" and keeps
+    return MAX_KL_EXACT if exact else MAX_KL
+
+
+def _mean_kl(expected: Expected, logits: Sequence[Tensor]) -> float:
+    """KL(trained ‖ exported) over the whole vocabulary, in nats, a mean over all tokens of all sequences."""
+    total, tokens = 0.0, 0
+    for before, after in zip(expected.logits, logits, strict=True):
+        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)  # (T, V); float32 sums err by 1e-6
+        total += float((p.exp() * (p - q)).sum())
+        tokens += len(before)
+    return total / tokens
+
+
+def _digests(tensors: Mapping[str, Any]) -> Digests:
+    """SHA-256 of every tensor's dtype, shape and bytes: they are compared without holding two models in memory."""
+    found = {}
+    for name, tensor in tensors.items():
+        data = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)}".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+        found[name] = digest.hexdigest()
+    return found
