@@ -146,7 +146,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, gene
     except (jinja2.TemplateError, TypeError) as error:
         raise ModelError(
             f"the chat template does not take this conversation "
-            f"({', '.join(message['role'] for message in messages)}): {error}",
+            f"({', '.join(message['role'] for message in messages)}): {str(error).rstrip('.')}.",
             where=str(tokenizer.name_or_path),
             mend="Set base.chat_template to a .jinja file that does, or change the data.",
         ) from error

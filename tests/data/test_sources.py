@@ -266,7 +266,7 @@ def test_what_is_held_out_depends_on_the_seed_and_not_on_the_order(jsonl: Jsonl)
 
 
 @pytest.mark.parametrize(
-    ("count", "fraction", "held_out"), [(2, 0.01, 1), (1, 0.5, 0), (10, 0, 0), (10, 0.99, 9), (30, 0.1, 3)]
+    ("count", "fraction", "held_out"), [(2, 0.01, 1), (1, 0.5, 0), (10, 0, 0), (10, 0.99, 9), (100, 0.07, 7)]
 )
 def test_number_of_prompts_held_out(jsonl: Jsonl, count: int, fraction: float, held_out: int) -> None:
     assert len(read(jsonl(*demonstrations(count)), eval_fraction=fraction).held_out) == held_out
@@ -284,15 +284,15 @@ def test_prompts_are_asked_once(jsonl: Jsonl) -> None:
 
 
 def test_mixture_follows_the_weights_and_repeats_nothing(jsonl: Jsonl) -> None:
-    one, two = jsonl(*demonstrations(100), name="one.jsonl"), jsonl(*demonstrations(30, 100), name="two.jsonl")
+    one, two = jsonl(*demonstrations(100), name="one.jsonl"), jsonl(*demonstrations(3, 100), name="two.jsonl")
     mixture = [
-        Source(path=str(one), weight=0.1, eval_fraction=0),
-        Source(path=str(two), weight=0.3, eval_fraction=0),
+        Source(path=str(one), weight=7, eval_fraction=0),
+        Source(path=str(two), weight=0.7, eval_fraction=0),
     ]
     split = load(mixture)
     prompts = prompts_of(split.train)
-    assert len(set(prompts)) == len(prompts) == 40
-    assert (split.counts[f"used of {one}"], split.counts[f"used of {two}"]) == (10, 30)
+    assert len(set(prompts)) == len(prompts) == 33
+    assert (split.counts[f"used of {one}"], split.counts[f"used of {two}"]) == (30, 3)
     assert load(mixture).train == split.train
     assert load(mixture, seed=1).train != split.train
 
@@ -318,6 +318,11 @@ def test_limit_reads_the_first_rows_alone(jsonl: Jsonl) -> None:
     split = load(Source(path=str(path), eval_fraction=0.1), limit=10)
     assert sorted(prompts_of(split.train + split.held_out)) == [f"p{n}" for n in range(10)]
     assert len(split.held_out) == 1
+
+
+def test_limit_holds_for_a_mixture_too(jsonl: Jsonl) -> None:
+    paths = [jsonl(*demonstrations(20, 20 * n), name=f"{n}.jsonl") for n in range(3)]
+    assert len(load([Source(path=str(path), eval_fraction=0) for path in paths], limit=10).train) == 10
 
 
 def test_nothing_left_to_train_on(jsonl: Jsonl) -> None:
