@@ -36,9 +36,10 @@ HEADLINES = {
     "sft": ("sft.train_loss",),
     "reward": ("reward.train_loss", "reward.accuracy"),
     "ppo": ("ppo.reward", "ppo.kl"),
-    "eval": ("reward.accuracy", "win_rate"),
+    "eval": ("reward.accuracy",),
     "export": ("export.kl",),
 }
+ALWAYS_COMPARED = ("response_length", "truncation_rate")  # where reward hacking shows first
 PLAIN_LINES = 20  # progress lines a stage, at most, where there is no terminal
 
 
@@ -189,7 +190,7 @@ def _number(value: float | None) -> str:
         return "not finite"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _figures(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
@@ -201,14 +202,14 @@ def _figures(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
             continue
         text = _number(value)
         if f"{name}.low" in metrics:
-            text += f"  [{_number(metrics[f'{name}.low'])}, {_number(metrics[f'{name}.high'])}]"
+            text += f" [{_number(metrics[f'{name}.low'])}, {_number(metrics[f'{name}.high'])}]"
         if f"{name}.n" in metrics:
-            text += f"  (n = {_number(metrics[f'{name}.n'])})"
+            text += f" n={_number(metrics[f'{name}.n'])}"
         yield name, text
 
 
 def print_chain(outcomes: Sequence[Outcome]) -> None:
-    """The chain at a glance: each stage's state, time, headline and folder."""
+    """The chain at a glance: each stage's state, time, headline and folder; then what the evaluation found."""
     from rich import box
     from rich.table import Table
 
@@ -216,32 +217,39 @@ def print_chain(outcomes: Sequence[Outcome]) -> None:
     for column in ("stage", "state", "time", "result", "where"):
         table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
     for outcome in outcomes:
-        metrics = outcome.manifest["metrics"]
-        shown = dict(_figures(metrics))
-        headline = "\n".join(f"{name} {shown[name]}" for name in _headlines(outcome.stage, shown))
+        shown = dict(_figures(outcome.manifest["metrics"]))
+        headline = "\n".join(f"{name} {shown[name]}" for name in HEADLINES[outcome.stage] if name in shown)
         state = "up to date" if outcome.skipped else "done"
         table.add_row(outcome.stage, state, _clock(outcome.manifest["seconds"]), headline, _place(outcome.path))
     out = console()
     out.print()
     out.print(table)
+    evaluated = next((o for o in outcomes if o.stage == "eval"), None)
+    if evaluated is not None and "win_rate" in evaluated.manifest["metrics"]:
+        out.print(_comparison(evaluated.manifest))
     exported = next((o for o in outcomes if o.stage == "export"), None)
     if exported is not None:
         out.print(f"The exported model: {_place(exported.path / 'model')}", markup=False)
 
 
-def _headlines(stage: str, shown: Mapping[str, str]) -> list[str]:
-    names = [name for name in HEADLINES[stage] if name in shown]
-    if stage == "eval":  # and what else tells the two apart
-        gains = [name for name in shown if name.endswith((".gain", "_gain"))]
-        names += [
-            owner
-            for gain in gains
-            for owner in (gain.removesuffix(".gain"), f"{gain.removesuffix('.gain')}.against")
-            if owner in shown and owner not in names
-        ]
-        names += [gain for gain in gains if gain not in names]
-        names += [name for name in ("kl",) if name in shown]
-    return names
+def _comparison(manifest: Mapping[str, Any]) -> Any:
+    """Each measure of the two sides beside each other, and the gain with its interval."""
+    from rich import box
+    from rich.table import Table
+
+    metrics: Mapping[str, float] = manifest["metrics"]
+    shown = dict(_figures(metrics))
+    names = {item["role"]: item["ref"] for item in manifest["inputs"]}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("measure", names.get("of", "base"), names.get("against", "base"), "gain  [95 % interval]"):
+        table.add_column(column)
+    table.add_row("win rate by the reward model", shown["win_rate"], "", "")
+    for name in metrics:
+        gain = next((g for g in (f"{name}.gain", f"{name}_gain") if g in metrics), None)
+        if f"{name}.against" in metrics and (gain or name in ALWAYS_COMPARED):
+            table.add_row(name, shown[name], shown[f"{name}.against"], shown[gain] if gain else "")
+    table.add_row("KL between the two (nats a sequence)", shown["kl"], "", "")
+    return table
 
 
 def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
@@ -255,7 +263,7 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("name", "stage", "version", "state", "started", "time", "result"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
     for entry in entries:
         manifest = entry.manifest
         if manifest is None:
@@ -265,7 +273,8 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
         headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
         state = "smoke" if manifest["smoke"] else "complete"
         clock = _clock(manifest["seconds"])
-        table.add_row(entry.name, entry.stage, entry.version, state, manifest["started"], clock, headline)
+        started = manifest["started"][:16].replace("T", " ")
+        table.add_row(entry.name, entry.stage, entry.version, state, started, clock, headline)
     out.print(table)
 
 
