@@ -262,19 +262,19 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
         out.print(f"no runs in {runs_dir}", markup=False)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "stage", "version", "state", "started", "time", "result"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for column in ("run", "state", "started", "time", "result"):
+        table.add_column(column, no_wrap=column != "result")
     for entry in entries:
-        manifest = entry.manifest
+        manifest, name = entry.manifest, f"{entry.name}/{entry.stage}@{entry.version}"
         if manifest is None:
-            table.add_row(entry.name, entry.stage, entry.version, "incomplete", "", "", "")
+            table.add_row(name, "incomplete", "", "", "")
             continue
         shown = dict(_figures(manifest["metrics"]))
         headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
         state = "smoke" if manifest["smoke"] else "complete"
         clock = _clock(manifest["seconds"])
         started = manifest["started"][:16].replace("T", " ")
-        table.add_row(entry.name, entry.stage, entry.version, state, started, clock, headline)
+        table.add_row(name, state, started, clock, headline)
     out.print(table)
 
 
