@@ -20,7 +20,9 @@ from rlhf_cli.errors import Fault, RecipeError
 Key = tuple[str | int, ...]  # ("ppo", "reward", 0, "weight")
 
 MAX_NODES = 100_000  # an alias bomb unfolds beyond this
-_STRING = "tag:yaml.org,2002:str"
+MAX_DEPTH = 50  # an alias inside of what it names unfolds beyond this
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = [_TAG + kind for kind in ("null", "bool", "int", "float", "str", "map", "seq")]
 
 
 class _CoreLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -56,6 +58,7 @@ class Document:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, Place] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    unread: set[Key] = field(default_factory=set)  # keys whose value could not be read: one fault each is enough
 
     def place(self, key: Key) -> Place | None:
         """Where `key` stands, or the nearest key around it."""
@@ -94,16 +97,31 @@ def read(path: Path) -> Document:
 
 
 def _compose(text: str, path: Path) -> yaml.Node | None:
+    control = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if control is not None:
+        before = text[: control.start()].split("\n")
+        where = f"{show(path)}:{len(before)}:{len(before[-1]) + 1}"
+        raise RecipeError(f"not YAML: the character U+{ord(control[0]):04X}.", where=where, mend="Remove it.")
+    depth = 0
     try:
+        for event in yaml.parse(text, Loader=_CoreLoader):  # compose() recurses in C, and would take Python down
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise _too_deep(show(path))
         return yaml.compose(text, Loader=_CoreLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{show(path)}:{mark.line + 1}:{mark.column + 1}" if mark else show(path)
-        mend = "Indent with spaces." if "\\t" in str(error.problem) else ""
+        line = next(iter(text.splitlines()[mark.line : mark.line + 1]), "") if mark else ""
         context = f" {error.context}" if error.context else ""
+        mend = "Indent with spaces, not tabs." if "\t" in line[: len(line) - len(line.lstrip())] else ""
         raise RecipeError(f"not YAML: {error.problem}{context}.", where=where, mend=mend) from None
     except yaml.YAMLError as error:
         raise RecipeError(f"not YAML: {error}.", where=show(path)) from None
+
+
+def _too_deep(where: str) -> RecipeError:
+    return RecipeError(f"nests more than {MAX_DEPTH} levels deep.", where=where, mend="Use fewer levels, or no alias.")
 
 
 def scalar(text: str) -> Any:
@@ -137,6 +155,11 @@ class _Reader:
             raise RecipeError(
                 f"unfolds to more than {MAX_NODES:,} values.", where=self._where(node), mend="Use fewer aliases."
             )
+        if len(key) > MAX_DEPTH:
+            raise _too_deep(self._where(node))
+        if node.tag not in _PLAIN:
+            self.document.unread.add(key)
+            self._fault(node, f"{'.'.join(map(str, key))}: the tag {node.tag} is not allowed.", "Write a plain value.")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
@@ -165,15 +188,27 @@ class _Reader:
         return values
 
     def _scalar(self, node: yaml.Node, key: Key) -> Any:
-        text, kind = str(node.value), node.tag.rpartition(":")[2]
+        text, kind = str(node.value), node.tag.removeprefix(_TAG)
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
-        if kind == "int":
-            return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-        if kind == "float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        if node.tag != _STRING:
-            self._fault(node, f"{'.'.join(map(str, key))}: the tag {node.tag} is not allowed.", "Write a plain value.")
+        try:
+            if kind == "int":
+                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+            if kind == "float":
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:  # more digits than Python reads, or a tag that the text belies
+            self.document.unread.add(key)
+            shown = text if len(text) < 40 else f"{text[:20]}… ({len(text):,} characters)"
+            self._fault(node, f"{'.'.join(map(str, key))}: {shown} cannot be read as a number.", "Write a number.")
         return text
+
+
+class Dumper(yaml.SafeDumper):
+    """SafeDumper that puts in quotes what this module would not read back as text, such as the commit `12345e6`."""
+
+
+for _letter, _resolvers in _CoreLoader.yaml_implicit_resolvers.items():
+    for _tag, _regex in _resolvers:
+        Dumper.add_implicit_resolver(_tag, _regex, [_letter])
