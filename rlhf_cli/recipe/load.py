@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rlhf_cli.errors import Fault, RecipeError
 from rlhf_cli.recipe import check
-from rlhf_cli.recipe.document import Document, Key, Place, read, scalar, show
+from rlhf_cli.recipe.document import Document, Dumper, Key, Place, read, scalar, show
 from rlhf_cli.recipe.schema import Recipe, Relative, Section
 
 SOURCE_KEYS = ("path", "hub", "run")
@@ -29,25 +30,34 @@ def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None
     document = _read_with_extends(path, ())
     for text in overrides:
         _override(document, text)
-    broken = list(document.faults)
-    recipe = _validate(document, broken)
+    values = _sections_may_be_empty(Recipe, document.values)
+    recipe, wrong = _validate(document, values)
+    faults = [*document.faults, *(fault for key, fault in wrong.items() if key not in document.unread)]
     if recipe is not None:
         wanted = check.named_stages(recipe) if stages is None else stages
-        broken += [_fault(document, *problem) for problem in check.problems(recipe, wanted)]
-    if broken or recipe is None:
-        raise RecipeError(list(dict.fromkeys(broken)))
+        for problem in check.problems(recipe, wanted):
+            if not _follows(problem.key, wrong):
+                faults.append(_fault(document, *problem))
+    if faults or recipe is None:
+        raise RecipeError(sorted(dict.fromkeys(faults), key=_position))
     return recipe
+
+
+def _follows(key: Key, wrong: Iterable[Key]) -> bool:
+    """Whether a problem at `key` is but the echo of a key that was taken out there, or inside."""
+    return any(other == key or (len(key) > 1 and other[: len(key)] == key) for other in wrong)
 
 
 def dump(recipe: Recipe, stage: str | None = None) -> str:
     """The recipe as YAML, every default filled in; of the stages, those it names and `stage`."""
     values = recipe.model_dump(mode="json")
     named = recipe.model_fields_set | {stage, "name", "seed", "base", "adapter", "data"}
-    return yaml.safe_dump({key: value for key, value in values.items() if key in named}, sort_keys=False)
+    return yaml.dump({key: value for key, value in values.items() if key in named}, Dumper=Dumper, sort_keys=False)
 
 
 def _read_with_extends(path: Path, above: tuple[Path, ...]) -> Document:
     document = read(path)
+    document.values = _sections_may_be_empty(Recipe, document.values)  # nothing written over a parent's section
     parent = document.values.pop("extends", None)
     if parent is None:
         return document
@@ -65,6 +75,7 @@ def _read_with_extends(path: Path, above: tuple[Path, ...]) -> Document:
     below = _read_with_extends(parent_path, chain)
     _merge(below, document.values, document.places, ())
     below.faults += document.faults
+    below.unread |= document.unread
     below.path = path
     return below
 
@@ -93,6 +104,9 @@ def _override(document: Document, text: str) -> None:
     if not equals or not all(name.split(".")):
         document.faults.append(Fault("is not KEY=VALUE.", where, "Write --set ppo.kl.coef=0.1."))
         return
+    if name == "extends":
+        document.faults.append(Fault("extends is read from the file alone.", where, "Write it there."))
+        return
     key: Key = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
     try:
         value = scalar(value_text)
@@ -101,7 +115,7 @@ def _override(document: Document, text: str) -> None:
         return
     place = Place(where, Path.cwd())
     list_at = next((i for i, part in enumerate(key) if isinstance(part, int)), None)
-    if list_at is not None:
+    if list_at is not None or _same_origin(document, key):
         _override_item(document, key, list_at, value, place)
         return
     nested: Any = value
@@ -113,7 +127,15 @@ def _override(document: Document, text: str) -> None:
     document.places[key] = place
 
 
-def _override_item(document: Document, key: Key, list_at: int, value: Any, place: Place) -> None:
+def _same_origin(document: Document, key: Key) -> bool:
+    """Whether `key` is what a data source is read from already: its columns and split then stay as they are."""
+    if len(key) != 3 or key[0] != "data" or key[2] not in SOURCE_KEYS:
+        return False
+    source = (document.values.get("data") or {}).get(key[1])
+    return isinstance(source, dict) and key[2] in source
+
+
+def _override_item(document: Document, key: Key, list_at: int | None, value: Any, place: Place) -> None:
     """Set one item of a list (`eval.gates.0.min`), or a key inside it."""
     target: Any = document.values
     try:
@@ -129,32 +151,44 @@ def _override_item(document: Document, key: Key, list_at: int, value: Any, place
     document.places[key] = place
 
 
-def _validate(document: Document, broken: list[Fault]) -> Recipe | None:
-    """The recipe, or, where keys are wrong, the recipe without them, so that the rest is checked too."""
-    values = _sections_may_be_empty(document.values)
+def _validate(document: Document, values: dict[str, Any]) -> tuple[Recipe | None, dict[Key, Fault]]:
+    """The recipe, where keys are wrong without them, so that the rest is checked too; and the faults by key."""
+    wrong: dict[Key, Fault] = {}
     for _ in range(10):
         try:
             recipe = Recipe.model_validate(values)
         except ValidationError as error:
             faults = _grouped(document, values, error)
-            broken += faults.values()
+            wrong |= faults
             for key in reversed(faults):  # from the back, so that list indices stay true
                 _take_out(values, key)
         else:
             made: Recipe = _absolute(recipe, document, ())
-            return made
-    return None
+            return made, wrong
+    return None, wrong
 
 
-def _sections_may_be_empty(values: dict[str, Any]) -> dict[str, Any]:
-    """A section whose every line is commented out is null in YAML, and means the section's defaults."""
-    values = copy.deepcopy(values)
+def _sections_may_be_empty(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which a section whose every line is commented out, null in YAML, is the section's defaults.
+
+    `adapter` and others that may be null stay as they are.
+    """
+    made = {}
     for name, value in values.items():
-        field = Recipe.model_fields.get(name)
-        section = field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        if value is None and section:
-            values[name] = {}
-    return values
+        field = section.model_fields.get(name)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, Section) and (value is None or isinstance(value, dict)):
+            value = _sections_may_be_empty(inner, value or {})
+        elif value is None and field is not None and isinstance(field.default, dict | list):
+            value = copy.copy(field.default)
+        made[name] = copy.deepcopy(value)
+    return made
+
+
+def _position(fault: Fault) -> tuple[str, int, int]:
+    """Faults are told from a file's top to its bottom; those without a line come last."""
+    match = re.fullmatch(r"(.*):(\d+):(\d+)", fault.where)
+    return (match[1], int(match[2]), int(match[3])) if match else ("\uffff", 0, 0)
 
 
 def _grouped(document: Document, values: dict[str, Any], error: ValidationError) -> dict[Key, Fault]:
@@ -190,11 +224,21 @@ def _explain(document: Document, values: dict[str, Any], key: Key, items: list[A
     found: Any = values
     for part in key:
         found = found[part]
-    expected = " or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
-    expected = expected.replace("Input should be ", "").replace("Value should be ", "")
+    expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
     mend = "Put it in quotes." if "valid string" in expected and isinstance(found, int | float | bool) else ""
     text = "a mapping" if isinstance(found, dict) else "a list" if isinstance(found, list) else _yaml(found)
+    text = text if len(text) < 60 else f"{text[:40]}… ({len(text):,} characters)"
     return _fault(document, key, f"{dotted}: found {text}, expected {expected}.", mend)
+
+
+def _expected(item: Any) -> str:
+    """What pydantic would have taken, in a recipe's words."""
+    if item["type"] == "too_short":
+        return "at least one item"
+    if item["type"] in ("model_type", "dict_type"):
+        return "a mapping"
+    message: str = item["msg"]
+    return message.removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Value should be ")
 
 
 def _yaml(value: object) -> str:
@@ -213,14 +257,20 @@ def _suggestion(key: Key) -> str:
     near = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {near[0]}?"
-    elsewhere = [name for name, field in Recipe.model_fields.items() if _has(field.annotation, str(key[-1]))]
+    elsewhere = list(_homes(Recipe, str(key[-1]), ""))
     if elsewhere:
         return f"That key belongs under {' or '.join(elsewhere)}."
     return f"Allowed here: {', '.join(names)}."
 
 
-def _has(annotation: object, name: str) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section) and name in annotation.model_fields
+def _homes(section: type[Section], wanted: str, dotted: str) -> Iterator[str]:
+    """The sections, by dotted name, that have a field called `wanted`."""
+    for name in section.model_fields:
+        inner = _section_of(section, name)
+        if inner is not None:
+            if wanted in inner.model_fields:
+                yield f"{dotted}{name}"
+            yield from _homes(inner, wanted, f"{dotted}{name}.")
 
 
 def _section_of(section: type[Section], name: str) -> type[Section] | None:

@@ -107,6 +107,8 @@ class Source(Section):
 
 
 def _one_is_a_list_of_one(value: object) -> object:
+    if not isinstance(value, dict | list):
+        raise ValueError("a mapping such as {path: rows.jsonl}, or a list of them")
     return [value] if isinstance(value, dict) else value
 
 
@@ -295,5 +297,5 @@ class Recipe(Section):
     @classmethod
     def _name_is_one_folder(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
-            raise ValueError("a run name is letters, digits, '.', '_' and '-', beginning with a letter or digit")
+            raise ValueError("letters, digits, '.', '_' and '-', beginning with a letter or digit")
         return name
