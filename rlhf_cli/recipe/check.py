@@ -86,9 +86,9 @@ def _missing_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     for stage in stages:
         kind = ROWS.get(stage)
         if kind and getattr(recipe.data, kind) is None:
-            yield Problem(
-                ("data",), f"data.{kind}: is missing, and {stage} needs it.", f"Add data.{kind}: {{path: …}}."
-            )
+            # Told where the data are listed, or else at the stage that asks for them.
+            key: Key = ("data", kind) if "data" in recipe.model_fields_set else (stage,)
+            yield Problem(key, f"data.{kind}: is missing, and {stage} needs it.", f"Add data.{kind}: {{path: …}}.")
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
@@ -103,7 +103,8 @@ def _source(source: Source, key: Key) -> Iterator[Problem]:
     given = [name for name in ("path", "hub", "run") if getattr(source, name) is not None]
     if len(given) != 1:
         found = f"found {' and '.join(given)}" if given else "none is set"
-        yield Problem(key, f"{dotted}: needs exactly one of path, hub and run; {found}.", "Keep one of them.")
+        mend = "Keep one of them." if given else "Set one of them."
+        yield Problem(key, f"{dotted}: needs exactly one of path, hub and run; {found}.", mend)
     if source.eval_split is not None and "eval_fraction" in source.model_fields_set:
         yield Problem(
             (*key, "eval_split"), f"{dotted}: eval_split and eval_fraction are both set.", "Keep one of them."
@@ -144,7 +145,8 @@ def _ppo(recipe: Recipe) -> Iterator[Problem]:
     for index, term in enumerate(ppo.reward):
         key: Key = ("ppo", "reward", index)
         if (term.run is None) == (term.python is None):
-            yield Problem(key, f"ppo.reward.{index}: needs exactly one of run and python.", "Keep one of them.")
+            mend = "Keep one of them." if term.run else "Set one of them."
+            yield Problem(key, f"ppo.reward.{index}: needs exactly one of run and python.", mend)
         if term.python is not None:
             yield from _function(term.python, (*key, "python"))
     if ppo.rollout_batch_size % ppo.minibatches:
@@ -192,15 +194,25 @@ def _function(spec: str, key: Key) -> Iterator[Problem]:
 
 def _models(recipe: Recipe) -> Iterator[Problem]:
     """A model given as a path must be a folder; a template must be a file."""
-    named: list[tuple[Key, Any]] = [(("base", "model"), recipe.base.model)]
-    named += [((stage, "start"), getattr(recipe, stage).start) for stage in (*TRAINED, "ppo")]
-    named += [(("eval", name), getattr(recipe.eval, name)) for name in ("of", "against", "reward")]
-    named += [(("export", "of"), recipe.export.of)]
-    for key, text in named:
-        if text is None or is_run_reference(text) or not text.startswith("/"):
+    models: list[tuple[Key, Any]] = [(("base", "model"), recipe.base.model)]
+    models += [(("pretrain", "start"), recipe.pretrain.start)]
+    runs: list[tuple[Key, Any]] = [
+        ((stage, "start"), getattr(recipe, stage).start) for stage in ("sft", "reward", "ppo")
+    ]
+    runs += [(("ppo", "reward", index, "run"), term.run) for index, term in enumerate(recipe.ppo.reward)]
+    runs += [(("eval", name), getattr(recipe.eval, name)) for name in ("of", "against", "reward")]
+    runs += [(("export", "of"), recipe.export.of)]
+    for key, text in models + runs:
+        dotted = ".".join(map(str, key))
+        if text is None or is_run_reference(text):
             continue
-        if not Path(text).is_dir():
-            yield Problem(key, f"{'.'.join(map(str, key))}: there is no folder {show(Path(text))}.", _near(Path(text)))
+        if text.startswith("/"):
+            if not Path(text).is_dir():
+                yield Problem(key, f"{dotted}: there is no folder {show(Path(text))}.", _near(Path(text)))
+        elif (key, text) in runs and (text != "base" or "reward" in key[1:]):
+            near = difflib.get_close_matches(text.partition("@")[0], (*STAGES, "base"), n=1)
+            mend = f"Did you mean {near[0]}?" if near else "Write sft, sft@v0002, name/sft@v0002, or a folder's path."
+            yield Problem(key, f"{dotted}: {text} is neither a run nor a folder.", mend)
     template = recipe.base.chat_template
     if template != "auto" and not Path(template).is_file():
         yield Problem(
