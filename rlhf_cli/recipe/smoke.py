@@ -36,7 +36,7 @@ def shrink(recipe: Recipe) -> Recipe:
     changed["ppo"] = ppo.model_copy(
         update={
             "start": _own(ppo.start),
-            "reward": [t.model_copy(update={"run": _own(t.run) if t.run else None}) for t in ppo.reward],
+            "reward": [t.model_copy(update={"run": _own(t.run, "reward") if t.run else None}) for t in ppo.reward],
             "iterations": STEPS,
             "rollout_batch_size": 4,
             "minibatches": minibatches,
@@ -52,7 +52,7 @@ def shrink(recipe: Recipe) -> Recipe:
         update={
             "of": _own(evaluation.of),
             "against": _own(evaluation.against) if evaluation.against else None,
-            "reward": _own(evaluation.reward) if evaluation.reward else None,
+            "reward": _own(evaluation.reward, "reward") if evaluation.reward else None,
             "samples": min(evaluation.samples, 8),
             "max_new_tokens": 8,
             "gates": [],  # random weights pass none
@@ -64,7 +64,8 @@ def shrink(recipe: Recipe) -> Recipe:
     return shrunk
 
 
-def _own(ref: str) -> str:
+def _own(ref: str, folder: str = "base") -> str:
+    """This recipe's own stage in place of a run; `folder` in place of a folder, whose weights fit no shrunken base."""
     if is_run_reference(ref):
         return ref.partition("@")[0].rpartition("/")[2]
-    return "base" if ref.startswith("/") else ref
+    return folder if ref.startswith("/") else ref
