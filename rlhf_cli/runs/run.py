@@ -88,12 +88,11 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A line in `metrics.jsonl`, and on the console. A number that is not finite is written as null."""
-        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **numbers})
+        self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **metrics})
         self.reporter.step(step, metrics)
 
     def sample(self, row: Mapping[str, object]) -> None:
-        """A line in `samples.jsonl`."""
+        """A line in `samples.jsonl`. A number that is not finite is written as null."""
         self._append("samples.jsonl", row)
 
     def say(self, text: str) -> None:
@@ -125,7 +124,7 @@ class Run:
             "started": _iso(self.started),
             "ended": _iso(ended),
             "seconds": round(ended - self.started, 3),
-            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "metrics": _jsonable(metrics),
             "warnings": self.warnings,
             **facts,
             "files": files_of(model) if model.is_dir() else {},
@@ -144,11 +143,20 @@ class Run:
 
     def _append(self, file: str, row: Mapping[str, object]) -> None:
         with (self.path / file).open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            out.write(json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n")
 
     def _log(self, text: str) -> None:
         with (self.path / "log.txt").open("a", encoding="utf-8") as out:
             out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` with null for each number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _iso(seconds: float) -> str:
