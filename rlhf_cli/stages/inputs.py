@@ -35,7 +35,7 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
         RecipeError: with one fault for every run that is absent, incomplete or of the wrong kind.
         ModelError: where a run stands on another base than the recipe's.
     """
-    resolver = _Resolver(recipe.name, runs_dir, smoke)
+    resolver = _Resolver(stage, recipe.name, runs_dir, smoke)
     found: list[Input] = []
     faults: list[Fault] = []
     for role, ref, stages in _references(stage, recipe):
@@ -106,9 +106,16 @@ def _code(role: str, spec: str) -> Input:
 
 
 class _Resolver(NamedTuple):
+    stage: str
     name: str
     runs_dir: Path
     smoke: bool
+
+    def where(self, role: str) -> str:
+        """The recipe's key of a role."""
+        if role == "base":
+            return "base.model"
+        return f"{STAGES[self.stage].section}.{role}" if role in STAGES[self.stage].runs else role
 
     def model(self, role: str, ref: str, stages: tuple[str, ...], revision: str) -> Input:
         if is_run_reference(ref):
@@ -134,10 +141,11 @@ class _Resolver(NamedTuple):
         return Input(role, source.path, "file", source.path, None, sha256(path))
 
     def _run(self, role: str, ref: str, stages: tuple[str, ...]) -> Input:
-        entry = layout.find(self.runs_dir, ref, self.name, smoke=self.smoke, where=role)
+        where = self.where(role)
+        entry = layout.find(self.runs_dir, ref, self.name, smoke=self.smoke, where=where)
         if stages and entry.stage not in stages:
             message = f"{ref} is a {entry.stage} run, expected {' or '.join(stages)}."
-            raise RecipeError(message, where=role, mend="Name another run.")
+            raise RecipeError(message, where=where, mend="Name another run.")
         return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / FILE))
 
 
