@@ -209,7 +209,7 @@ def _models(recipe: Recipe) -> Iterator[Problem]:
         if text.startswith("/"):
             if not Path(text).is_dir():
                 yield Problem(key, f"{dotted}: there is no folder {show(Path(text))}.", _near(Path(text)))
-        elif (key, text) in runs and (text != "base" or "reward" in key[1:]):
+        elif (key, text) in runs and (text != "base" or key[0] == "export" or "reward" in key[1:]):
             near = difflib.get_close_matches(text.partition("@")[0], (*STAGES, "base"), n=1)
             mend = f"Did you mean {near[0]}?" if near else "Write sft, sft@v0002, name/sft@v0002, or a folder's path."
             yield Problem(key, f"{dotted}: {text} is neither a run nor a folder.", mend)

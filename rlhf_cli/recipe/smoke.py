@@ -58,7 +58,8 @@ def shrink(recipe: Recipe) -> Recipe:
             "gates": [],  # random weights pass none
         }
     )
-    changed["export"] = recipe.export.model_copy(update={"of": _own(recipe.export.of)})
+    policy = "ppo" if "ppo" in recipe.model_fields_set else "sft"
+    changed["export"] = recipe.export.model_copy(update={"of": _own(recipe.export.of, policy)})
     shrunk = recipe.model_copy(update=changed)
     shrunk.__pydantic_fields_set__ = set(recipe.model_fields_set)
     return shrunk
