@@ -265,6 +265,7 @@ def _mix(parts: Sequence[_Part], seed: int, counts: Counter[str]) -> list[Any]:
     for part, weight in zip(parts, weights, strict=True):
         count = int(unit * weight)
         mixed += rng.sample(part.train, count)
-        counts[f"used of {part.name}"] += count
+        if len(parts) > 1:
+            counts[f"used of {part.name}"] += count
     rng.shuffle(mixed)
     return mixed
