@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhf_cli.errors import Fault, ModelError, RecipeError
-from rlhf_cli.recipe.schema import Recipe, RewardSource, Source, is_run_reference
+from rlhf_cli.recipe.schema import Recipe, Relative, RewardSource, Section, Source, is_run_reference
 from rlhf_cli.runs import layout
+from rlhf_cli.runs.layout import Entry
 from rlhf_cli.runs.manifest import FILE, digest, read_manifest, sha256
 from rlhf_cli.stages import STAGES
 
@@ -54,6 +55,8 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
         raise RecipeError(faults)
     found += [_code(role, spec) for role, spec in _functions(stage, recipe)]
     if STAGES[stage].adapts_base:
+        if recipe.base.chat_template != "auto":
+            found.append(_file("base.chat_template", recipe.base.chat_template))
         _same_base(found)
     return found
 
@@ -61,18 +64,32 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
 def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool) -> str:
     """Equal exactly where running `stage` again would do the same: its settings, its inputs' contents, the seed."""
     row = STAGES[stage]
-    settings: dict[str, Any] = {row.section: getattr(recipe, row.section).model_dump(mode="json")}
+    settings: dict[str, Any] = {row.section: _settings(getattr(recipe, row.section))}
     if row.adapts_base:
-        settings["base"] = recipe.base.model_dump(mode="json", exclude={"model", "revision"})
+        settings["base"] = {name: v for name, v in _settings(recipe.base).items() if name not in ("model", "revision")}
         settings["adapter"] = recipe.adapter.model_dump(mode="json") if recipe.adapter else None
     if stage == "eval":
         settings["max_new_tokens"] = recipe.eval.max_new_tokens or recipe.ppo.max_new_tokens
         settings["max_length"] = [recipe.sft.max_length, recipe.reward.max_length, recipe.ppo.max_prompt_length]
     for kind in row.rows:
         sources: list[Source] = getattr(recipe.data, kind) or []
-        settings[f"data.{kind}"] = [source.model_dump(mode="json", exclude={"path"}) for source in sources]
+        settings[f"data.{kind}"] = [_settings(source) for source in sources]
     contents = [[item.role, item.sha256 or item.ref] for item in inputs]
     return digest({"settings": settings, "inputs": contents, "seed": recipe.seed, "smoke": smoke})
+
+
+def _settings(section: Section) -> dict[str, Any]:
+    """A section's values without the folders of its files, whose contents count among the inputs."""
+    settings: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        is_place = any(isinstance(item, Relative) for item in field.metadata)
+        values = [
+            _settings(item) if isinstance(item, Section) else item.rpartition("/")[2] if is_place and item else item
+            for item in (value if isinstance(value, list) else [value])
+        ]
+        settings[name] = values if isinstance(value, list) else values[0]
+    return settings
 
 
 def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -101,8 +118,11 @@ def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _code(role: str, spec: str) -> Input:
-    path = spec.rpartition(":")[0]
-    return Input(role, spec, "file", path, None, sha256(Path(path)))
+    return _file(role, spec.rpartition(":")[0])._replace(ref=spec)
+
+
+def _file(role: str, path: str) -> Input:
+    return Input(role, path, "file", path, None, sha256(Path(path)))
 
 
 class _Resolver(NamedTuple):
@@ -121,10 +141,15 @@ class _Resolver(NamedTuple):
         if is_run_reference(ref):
             return self._run(role, ref, stages)
         if os.path.isabs(ref):
-            folder = Path(ref)
-            if read_manifest(folder) is not None:
-                return Input(role, ref, "run", ref, folder.name, sha256(folder / FILE))
-            return Input(role, ref, "folder", ref, None, _folder_hash(folder))
+            folder = Path(ref).resolve()  # `latest` is the version that it is now
+            manifest = read_manifest(folder)
+            if manifest is None:
+                return Input(role, ref, "folder", ref, None, _folder_hash(folder))
+            if manifest["smoke"] and not self.smoke:
+                message = f"{ref} is a smoke run, of random weights."
+                raise RecipeError(message, where=self.where(role), mend="Name a real run.")
+            entry = Entry(manifest["name"], manifest["stage"], folder.name, folder, manifest)
+            return self._entry(role, ref, stages, entry)
         commit = hub_commit("model", ref, revision)
         return Input(role, ref, "hub", ref, commit, commit)
 
@@ -138,14 +163,16 @@ class _Resolver(NamedTuple):
         path = Path(source.path)
         if path.is_dir():
             return Input(role, source.path, "folder", source.path, None, _folder_hash(path))
-        return Input(role, source.path, "file", source.path, None, sha256(path))
+        return _file(role, source.path)
 
     def _run(self, role: str, ref: str, stages: tuple[str, ...]) -> Input:
-        where = self.where(role)
-        entry = layout.find(self.runs_dir, ref, self.name, smoke=self.smoke, where=where)
+        entry = layout.find(self.runs_dir, ref, self.name, smoke=self.smoke, where=self.where(role))
+        return self._entry(role, ref, stages, entry)
+
+    def _entry(self, role: str, ref: str, stages: tuple[str, ...], entry: Entry) -> Input:
         if stages and entry.stage not in stages:
             message = f"{ref} is a {entry.stage} run, expected {' or '.join(stages)}."
-            raise RecipeError(message, where=where, mend="Name another run.")
+            raise RecipeError(message, where=self.where(role), mend="Name another run.")
         return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / FILE))
 
 
