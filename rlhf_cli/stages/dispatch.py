@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import __version__
-from rlhf_cli.errors import Fault, GateError, RlhfError, StoppedError
+from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.recipe import smoke as smoke_recipe
+from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.load import dump
-from rlhf_cli.recipe.schema import Recipe, is_run_reference
+from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.manifest import Manifest, digest
 from rlhf_cli.runs.run import Reporter, Run
@@ -94,10 +95,9 @@ def run_stage(
             _gates(stage, recipe, entry.manifest["metrics"])
             return outcome
     recipe = _pinned(recipe, inputs)
-    base = next((item.path for item in inputs if item.role == "base"), recipe.base.model)
-    if is_run_reference(recipe.base.model) and STAGES[stage].adapts_base:
-        base = str(Path(base) / "model")
-    run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter)
+    base = next((item for item in inputs if item.role == "base"), None)
+    source = recipe.base.model if base is None else base.path if base.kind != "run" else str(Path(base.path) / "model")
+    run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=source, reporter=reporter)
     resolved = dump(recipe, stage)
     (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
     reporter.stage(stage, run)
@@ -151,6 +151,9 @@ def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: Sta
     refs += [term.run for term in recipe.ppo.reward] if stage == "ppo" else []
     for ref in refs:
         if ref in STAGES and layout.newest(runs_dir, recipe.name, ref, smoke=True) is None:
+            if ref in ROWS and getattr(recipe.data, ROWS[ref]) is None:
+                message = f"--smoke makes its own {ref} run, and data.{ROWS[ref]} is missing."
+                raise RecipeError(message, where=stage, mend=f"Add data.{ROWS[ref]}: {{path: …}}.")
             run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter)
 
 
