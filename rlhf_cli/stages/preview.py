@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data import sources
+from rlhf_cli.errors import DataError, Fault
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
-from rlhf_cli.recipe.schema import Recipe, is_run_reference
+from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
 from rlhf_cli.stages import encoding
 from rlhf_cli.stages.inputs import inputs_of
@@ -19,15 +20,22 @@ def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int
     """Read every data set that `stages` train on, and count its rows.
 
     Raises:
-        DataError: with every faulty row of the first data set that has one.
+        DataError: with every faulty row of every data set.
     """
-    counted = {}
+    counted: dict[str, dict[str, int]] = {}
+    faults: list[Fault] = []
     for stage in stages:
         kind: Any = ROWS.get(stage)
         if kind is None or any(source.run for source in getattr(recipe.data, kind)):
             continue
-        split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=Path)
-        counted[kind] = dict(split.counts)
+        try:
+            split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=Path)
+        except DataError as error:
+            faults += error.faults
+        else:
+            counted[kind] = dict(split.counts)
+    if faults:
+        raise DataError(faults)
     return counted
 
 
@@ -51,7 +59,7 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> dict[
     if stage == "pretrain":
         return {"stage": stage, "facts": facts, "example": split.train[0].text}
     base = next(item for item in inputs if item.role == "base")
-    source = str(Path(base.path) / "model") if is_run_reference(recipe.base.model) else base.path
+    source = str(Path(base.path) / "model") if base.kind == "run" else base.path
     more, example = _encoded(stage, recipe, source, split)
     return {"stage": stage, "facts": {**facts, **more}, "example": example}
 
