@@ -55,8 +55,11 @@ def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
     """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`."""
     out = console(stderr=json)
     made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
+    # What a library or a reward function prints must not stand beside the JSON object.
+    diverted = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
     try:
-        yield made
+        with diverted:
+            yield made
     finally:
         made.close()
 
