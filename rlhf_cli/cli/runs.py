@@ -54,7 +54,7 @@ def show(
 
 def _find(text: str, runs_dir: Path) -> layout.Entry:
     folder = Path(text)
-    if folder.is_dir():
+    if folder.is_dir() and layout.VERSION.fullmatch(folder.resolve().name):
         folder = folder.resolve()
         return layout.Entry(folder.parent.parent.name, folder.parent.name, folder.name, folder, read_manifest(folder))
     reference = layout.parse(text, "")
@@ -71,10 +71,12 @@ def _find(text: str, runs_dir: Path) -> layout.Entry:
     if not versions:
         raise RecipeError(f"there is no run {text} in {runs_dir}.", mend="See `rlhf runs list`.")
     complete = [e for e in versions if e.manifest]
-    return complete[-1] if complete else versions[-1]
+    real = [e for e in complete if e.manifest and not e.manifest["smoke"]]
+    return (real or complete or versions)[-1]
 
 
 def _tail(path: Path, count: int) -> list[Any]:
     if not path.exists():
         return []
-    return [json_module.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[-count:]]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a killed run leaves half a line
+    return [json_module.loads(line) for line in whole.split("\n")[-count:] if line]
