@@ -1,0 +1,73 @@
+"""For every test: no network, one thread; a tiny base on disk, and the real model and data where they lie beside us."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch, transformers or huggingface_hub, which read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    NO_COLOR="1",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("RLHF_RUNS", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
+    os.environ.pop(_name, None)
+
+SENTENCES = (
+    "Once upon a time there was a small dog who lived by the sea.",
+    "User: What is two and three? Assistant: Two and three is five.",
+    "The cat said: please, thank you, and good night.",
+)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with a real pretrained model and human data, beside the repository."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the real model and data (../shared) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama of 2 layers, width 64 (so that 4-bit works on a CPU), and a byte-level BPE tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = bytes_of
+    tokens.decoder = decoders.ByteLevel()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=[*names.values()], initial_alphabet=alphabet, show_progress=False
+    )
+    tokens.train_from_iterator(SENTENCES, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,  # so that adapters and positions show in the outputs
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny-base")
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
