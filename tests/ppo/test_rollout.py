@@ -1,0 +1,107 @@
+"""Generation: what is sampled, where a response ends, and in which order prompts come."""
+
+from collections import Counter
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from rlhf_cli.ppo import rollout
+
+from .conftest import EOS, PAD, VOCABULARY
+
+OPTIONS = {"pad_id": PAD, "stop_ids": [EOS], "max_new_tokens": 6, "batch_size": 3}
+NEARLY_GREEDY = 1e-4
+
+
+@pytest.fixture
+def model(base_folder):
+    return AutoModelForCausalLM.from_pretrained(base_folder)
+
+
+def greedy(model, prompt, stop_ids, count):
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in stop_ids:
+            break
+    return ids[len(prompt) :]
+
+
+def test_padded_batches_answer_as_each_prompt_alone_in_the_order_of_the_prompts(model, ragged):
+    prompts, _ = ragged
+    expected = [greedy(model, prompt, [EOS], 6) for prompt in prompts]
+    assert len({tuple(e) for e in expected}) > 4  # the prompts matter
+    assert rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS) == expected
+
+
+def test_a_response_ends_with_the_first_of_several_stop_ids(model, ragged):
+    prompts, _ = ragged
+    free = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
+    stops = [free[0][2], free[3][1]]  # tokens that come up in the middle
+    stopped = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "stop_ids": stops})
+    assert stopped == [rollout.cut(greedy(model, prompt, stops, 6), stops) for prompt in prompts]
+    assert any(len(s) < 6 and s[-1] in stops for s in stopped)
+
+
+def test_end_token_is_kept_where_pad_is_the_end_token_and_in_the_last_slot():
+    assert rollout.cut([5, 6, EOS, EOS, EOS], [EOS]) == [5, 6, EOS]
+    assert rollout.cut([5, 6, EOS], [EOS]) == [5, 6, EOS]
+    assert not rollout.is_truncated([5, 6, EOS], [EOS])
+    assert rollout.is_truncated([5, 6, 7], [EOS])
+
+
+def test_pad_equal_to_end_token_generates_the_same(model, ragged):
+    prompts, _ = ragged
+    stop = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)[0][1]
+    found = [
+        rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "pad_id": pad, "stop_ids": [stop]})
+        for pad in (PAD, stop)
+    ]
+    assert found[0] == found[1]
+    assert any(len(response) < 6 for response in found[0])
+
+
+def test_the_models_own_generation_config_changes_nothing(model, ragged):
+    prompts, _ = ragged
+    torch.manual_seed(0)
+    expected = rollout.generate(model, prompts, temperature=1.0, **OPTIONS)
+    own = GenerationConfig(do_sample=True, repetition_penalty=9.0, top_k=1, min_p=0.9, suppress_tokens=[5, 6, 7, 8])
+    model.generation_config = own
+    torch.manual_seed(0)
+    assert rollout.generate(model, prompts, temperature=1.0, **OPTIONS) == expected
+    assert model.generation_config is own
+
+
+def test_samples_follow_the_softmax_at_the_temperature(model):
+    # More tokens than a top_k of 50 or a nucleus would leave are no use here (32 words): compare frequencies instead.
+    prompt = [5, 9, 11]
+    with torch.no_grad():
+        expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1] / 0.7, dim=-1)
+    torch.manual_seed(0)
+    options = {**OPTIONS, "max_new_tokens": 1, "batch_size": 4000}
+    drawn = Counter(r[0] for r in rollout.generate(model, [prompt] * 4000, temperature=0.7, **options))
+    for token in range(VOCABULARY):
+        p = float(expected[token])
+        assert abs(drawn[token] / 4000 - p) < 5 * (p * (1 - p) / 4000) ** 0.5 + 1e-3  # five standard errors
+
+
+def test_dropout_is_off_and_the_mode_is_given_back(base_folder, ragged):
+    model = AutoModelForCausalLM.from_pretrained(base_folder, attention_dropout=0.9).train()
+    plain = AutoModelForCausalLM.from_pretrained(base_folder)
+    prompts, _ = ragged
+    found = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
+    assert found == rollout.generate(plain, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
+    assert model.training
+
+
+def test_every_prompt_comes_once_an_epoch_in_an_order_that_the_seed_decides():
+    order = rollout.PromptOrder(10, seed=3)
+    taken = [i for _ in range(5) for i in order.take(4)]
+    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
+    assert taken[:10] != taken[10:]
+    assert taken == rollout.PromptOrder(10, seed=3).take(20)
+    assert taken != rollout.PromptOrder(10, seed=4).take(20)
+    resumed = rollout.PromptOrder(10, seed=3)
+    resumed.served = 8
+    assert resumed.take(4) == taken[8:12]

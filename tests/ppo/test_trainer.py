@@ -1,0 +1,238 @@
+"""The loop: what an iteration does to the models, what it logs, when it stops, and that it learns."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from rlhf_cli.data import template
+from rlhf_cli.data.rows import PromptRow
+from rlhf_cli.errors import DivergedError
+from rlhf_cli.models.adapters import read_adapter
+from rlhf_cli.ppo import experience, optimization, rewards, roles
+from rlhf_cli.ppo.trainer import Prompts, Trainer
+from rlhf_cli.recipe.schema import Critic, Kl, Ppo
+
+from .conftest import EOS, PAD
+
+LOGGED = {
+    *("reward", "reward.std", "reward.share", "kl", "kl.token", "kl.k3", "kl.coef", "entropy"),
+    *("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "approx_kl"),
+    *("ratio.mean", "ratio.min", "ratio.max", "explained_variance", "advantage.mean", "return.mean"),
+    *("response_length", "truncation_rate", "repeated_4gram_rate", "distinct_2"),
+    *("learning_rate", "learning_rate.critic", "grad_norm.policy", "grad_norm.critic", "optimizer_steps", "episodes"),
+    *("seconds.rollout", "seconds.scoring", "seconds.update", "tokens_per_second", "memory_peak_bytes"),
+}
+
+
+def share_of_w5(completions):
+    """The share of the answer's words that are w5."""
+    words = [completion.split() for completion in completions]
+    return [w.count("w5") / max(len(w), 1) for w in words]
+
+
+def small(**fields):
+    """Two iterations of four prompts each."""
+    given = {"iterations": 2, "rollout_batch_size": 4, "max_new_tokens": 5, "epochs": 2, "minibatches": 2}
+    return Ppo(**{**given, "micro_batch_tokens": 60, "temperature": 0.7, "learning_rate": 1e-3, **fields})
+
+
+@pytest.fixture
+def make_trainer(make_cast, make_run, base_folder):
+    def make(settings, start=None, reward=None, function=share_of_w5):
+        cast = make_cast(start, reward, settings.critic.kind)
+        terms = [rewards.Term("reward", 1.0, "reward", None)] if reward else []
+        terms += [rewards.Term("share", 1.0, None, function)]
+        tokenizer = AutoTokenizer.from_pretrained(base_folder)
+        template.prepare(tokenizer, "auto")
+        rows = [PromptRow(f"w{i} w{(3 * i) % 28}", {}) for i in range(16)]
+        prompts = Prompts(rows, template.encode_prompts(tokenizer, [row.prompt for row in rows]))
+        watched = Prompts(prompts.rows[:2], prompts.ids[:2])
+        run = make_run()
+        asked = optimization.arguments(settings.trainer, run.path)
+        trackers = optimization.Trackers(asked, {})
+        parts = optimization.build(
+            settings, asked, cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE)
+        )
+        torch.manual_seed(0)
+        return Trainer(settings, cast, terms, tokenizer, prompts, watched, parts, trackers, run, seed=0)
+
+    return make
+
+
+def lines(run, file):
+    return [json.loads(line) for line in (run.path / file).read_text().splitlines()]
+
+
+def test_every_rollout_gets_epochs_times_minibatches_optimizer_steps(make_trainer):
+    trainer = make_trainer(small(epochs=3, minibatches=2, save_every=10))
+    taken = []
+    trainer.optimization.optimizer.register_step_post_hook(lambda *_: taken.append(1))
+    history = trainer.train()
+    assert [m["optimizer_steps"] for m in history] == [6.0, 6.0]
+    assert len(taken) == 12
+
+
+@pytest.mark.parametrize("kind", ["adapter", "shared"])
+def test_policy_starts_as_the_reference_and_alone_moves_away(make_trainer, sft_folder, reward_folder, ragged, kind):
+    trainer = make_trainer(small(critic=Critic(kind=kind, learning_rate=1e-3)), sft_folder, reward_folder)
+    bank = trainer.bank
+
+    def logprobs(role):
+        limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
+        return torch.cat(experience.token_logprobs(bank, role, *ragged, **limits))
+
+    start = logprobs(roles.POLICY)
+    assert torch.equal(start, logprobs(roles.REFERENCE))
+    base = {id(p): p.detach().clone() for p in bank._base.parameters() if not p.requires_grad}
+    scores = experience.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60)
+    history = trainer.train()
+    assert abs(history[0]["kl"]) < 1e-5  # nats: nothing has moved yet
+    assert (logprobs(roles.POLICY) - start).abs().max() > 1e-3
+    assert torch.equal(logprobs(roles.REFERENCE), start)
+    assert torch.equal(experience.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60), scores)
+    assert all(torch.equal(base[id(p)], p) for p in bank._base.parameters() if id(p) in base)
+
+
+def test_the_bare_base_is_the_reference_of_a_policy_that_starts_from_it(make_trainer, ragged):
+    trainer = make_trainer(small())
+    history = trainer.train()
+    assert abs(history[0]["kl"]) < 1e-5
+    assert trainer.bank.parameters(roles.REFERENCE) == []
+
+
+def test_an_iteration_logs_every_figure(make_trainer):
+    trainer = make_trainer(small(save_every=10))
+    history = trainer.train()
+    assert set(history[0]) == LOGGED
+    logged = lines(trainer.run, "metrics.jsonl")
+    assert [line["step"] for line in logged] == [1, 2]
+    assert set(logged[0]) == LOGGED | {"step", "time"}
+    assert logged[1]["episodes"] == 8
+    assert history[0]["response_length"] <= 5
+    assert history[0]["ratio.min"] <= history[0]["ratio.mean"] <= history[0]["ratio.max"]
+
+
+def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_the_others(make_trainer):
+    trainer = make_trainer(small(missing_eos_penalty=3.0), function=lambda completions: [1.0] * len(completions))
+    rows, responses = [PromptRow("w1", {})] * 3, [[5, 6, 7, 8, EOS], [5, 6, 7, 8, 9], [EOS]]
+    answered = rewards.Answered(rows, [[5]] * 3, responses, ["x"] * 3)
+    total, _ = trainer._rewards(answered)
+    assert total.tolist() == [1.0, -2.0, 1.0]
+    scored = trainer._score(answered)
+    assert scored.metrics["truncation_rate"] == pytest.approx(1 / 3)
+    assert scored.experience.mask.sum(dim=1).tolist() == [5, 5, 1]
+
+
+def test_score_and_kl_reach_the_returns(make_trainer, sft_folder):
+    """With λ = γ = 1, the return of a token is the score less the KL still to come."""
+    trainer = make_trainer(small(lam=1.0, kl=Kl(coef=0.5)), sft_folder, function=lambda completions: [2.0, 7.0])
+    for p in trainer.bank.parameters(roles.POLICY):
+        p.data += 0.01 * torch.randn_like(p)  # away from the reference
+    rows, prompts, responses = [PromptRow("w1", {})] * 2, [[5, 6], [7]], [[8, 9, EOS], [10, EOS]]
+    scored = trainer._score(rewards.Answered(rows, prompts, responses, ["x", "y"]))
+    limits = {"pad_id": PAD, "temperature": 0.7, "max_tokens": 60}
+    pairs = zip(
+        *(experience.token_logprobs(trainer.bank, r, prompts, responses, **limits) for r in ("policy", "reference")),
+        strict=True,
+    )
+    for row, (score, (logprobs, ref)) in enumerate(zip((2.0, 7.0), pairs, strict=True)):
+        kl = logprobs - ref
+        assert kl.abs().max() > 1e-3
+        expected = score - 0.5 * kl.flip(0).cumsum(0).flip(0)
+        torch.testing.assert_close(scored.experience.returns[row, : len(kl)], expected, atol=1e-5, rtol=0)
+
+
+def test_adaptive_kl_moves_the_coefficient_between_rollouts(make_trainer):
+    trainer = make_trainer(small(kl=Kl(coef=0.1, target=5.0, horizon=100), save_every=10))
+    history = trainer.train()
+    # No KL in the first rollout: −100 % of the target, clipped to −20 %, of 4 episodes in 100.
+    assert [m["kl.coef"] for m in history] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 4 / 100)])
+
+
+def test_target_kl_ends_an_iterations_updates(make_trainer):
+    trainer = make_trainer(small(epochs=8, learning_rate=3e-2, target_kl=1e-4, save_every=10))
+    history = trainer.train()
+    assert all(1 <= m["optimizer_steps"] < 16 for m in history)
+    assert all(m["approx_kl"] <= 1e-4 for m in history)
+
+
+def test_critic_warm_up_trains_the_critic_alone(make_trainer, sft_folder, reward_folder):
+    critic = Critic(learning_rate=1e-2, warmup_iterations=1)
+    trainer = make_trainer(small(iterations=1, critic=critic), sft_folder, reward_folder)
+    before = {role: [p.detach().clone() for p in trainer.bank.parameters(role)] for role in ("policy", "value")}
+    trainer.train()
+    now = {role: trainer.bank.parameters(role) for role in before}
+    assert all(torch.equal(a, b) for a, b in zip(before["policy"], now["policy"], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before["value"], now["value"], strict=True))
+
+
+def test_checkpoints_and_samples_come_every_so_many_iterations(make_trainer, sft_folder, reward_folder):
+    trainer = make_trainer(small(iterations=5, save_every=2), sft_folder, reward_folder)
+    trainer.train()
+    folders = sorted(p.name for p in (trainer.run.path / "checkpoints").iterdir())
+    assert folders == ["step-000002", "step-000004"]
+    files = {p.name for p in (trainer.run.path / "checkpoints/step-000004/model").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
+    samples = lines(trainer.run, "samples.jsonl")
+    assert [s["step"] for s in samples] == [0, 0, 2, 2, 4, 4, 5, 5]
+    assert set(samples[0]) == {"step", "prompt", "response", "score"}
+    assert samples[0]["prompt"] == samples[2]["prompt"] == "w0 w0"
+
+
+def test_sampling_for_the_eye_changes_no_training(make_trainer, sft_folder):
+    rewards_of = [
+        [m["reward"] for m in make_trainer(small(iterations=3, save_every=n), sft_folder).train()] for n in (1, 9)
+    ]
+    assert rewards_of[0] == rewards_of[1]
+
+
+def test_kl_beyond_its_limit_ends_the_run_with_a_checkpoint_that_loads(make_trainer, make_cast, sft_folder, ragged):
+    settings = small(iterations=50, learning_rate=0.1, kl=Kl(coef=0.0, abort=0.5), save_every=100)
+    trainer = make_trainer(settings, sft_folder)
+    with pytest.raises(DivergedError, match=r"kl\.abort is 0\.5") as caught:
+        trainer.train()
+    assert caught.value.code == 7
+    (folder,) = (trainer.run.path / "checkpoints").iterdir()
+    assert folder.name == f"step-{len(lines(trainer.run, 'metrics.jsonl')):06d}"
+    assert all(tensor.isfinite().all() for tensor in read_adapter(folder / "model").values())
+    limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
+    saved = make_cast(folder / "model").bank
+    for role in (roles.POLICY, roles.REFERENCE):
+        found = experience.token_logprobs(saved, role, *ragged, **limits)
+        torch.testing.assert_close(found, experience.token_logprobs(trainer.bank, roles.POLICY, *ragged, **limits))
+
+
+def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_learned(make_trainer, sft_folder):
+    calls = []
+
+    def judge(completions):
+        calls.append(1)
+        return [float("nan") if len(calls) > 3 else 1.0] * len(completions)  # a sample and two rollouts are well
+
+    trainer = make_trainer(small(iterations=9, save_every=100), sft_folder, function=judge)
+    with pytest.raises(DivergedError, match="share"):
+        trainer.train()
+    assert [p.name for p in (trainer.run.path / "checkpoints").iterdir()] == ["step-000002"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "shared"])
+def test_it_learns_to_say_what_is_rewarded(make_trainer, kind):
+    settings = Ppo(
+        iterations=15,
+        rollout_batch_size=32,
+        max_new_tokens=8,
+        epochs=4,
+        minibatches=2,
+        learning_rate=5e-3,
+        critic=Critic(kind=kind, learning_rate=5e-3),
+        kl=Kl(coef=0.01),
+        save_every=100,
+    )
+    trainer = make_trainer(settings)
+    history = trainer.train()
+    first, last = history[0]["reward"], history[-1]["reward"]
+    assert first < 0.15
+    assert last > 0.5
+    assert history[-1]["kl"] > 0.5  # it was paid for in distance from the reference
