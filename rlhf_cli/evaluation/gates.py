@@ -33,7 +33,7 @@ def judge(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[Verdict]:
 
 
 def _verdict(gate: Gate, value: float) -> Verdict:
-    passed = value == value and (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
+    passed = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
     bounds = [
         f"{word} {bound:g}" for word, bound in (("at least", gate.min), ("at most", gate.max)) if bound is not None
     ]
@@ -42,9 +42,7 @@ def _verdict(gate: Gate, value: float) -> Verdict:
 
 
 def _unknown(index: int, gate: Gate, names: Collection[str]) -> Fault:
-    # a name whose last word fits is near too: accuracy -> reward.accuracy, which difflib rates low
     near = difflib.get_close_matches(gate.metric, names, n=3, cutoff=0.5)
-    near += [name for name in names if name.endswith(f".{gate.metric}") and name not in near]
     return Fault(
         f"{gate.metric} is not a metric that this recipe's evaluation gives.",
         where=f"eval.gates.{index}.metric",

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from rlhf_cli.data import sources, template
-from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Text
+from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.errors import DataError, ModelError, RecipeError
 from rlhf_cli.evaluation import comparison, gates, names, report
 from rlhf_cli.evaluation.comparison import Answers, Metrics
@@ -204,13 +204,10 @@ def _answer(
     texts = [template.decode(bench.tokenizer, response) for response in responses]
     whole = [prompt + response for prompt, response in zip(ids, responses, strict=True)]
     scores = _scores(bench, whole) if settings.reward is not None else []
-    asked = [row.prompt for row in prompts]
-    said: list[Text] = [
-        content if isinstance(prompt, str) else [{"role": "assistant", "content": content.strip()}]
-        for prompt, content in zip(asked, texts, strict=True)
-    ]
-    columns = {key: [row.extra.get(key) for row in prompts] for key in {key for row in prompts for key in row.extra}}
-    judged = {name: rewards.call(function, asked, said, columns) for name, function in functions.items()}
+    said = [rewards.as_completion(row.prompt, content) for row, content in zip(prompts, texts, strict=True)]
+    answered = rewards.Answered(prompts, ids, responses, said)
+    columns = {**answered.columns, "completion_ids": responses, "prompt_ids": ids}  # as PPO hands them over
+    judged = {name: rewards.call(function, answered.prompts, said, columns) for name, function in functions.items()}
     _check_finite({name: sum(values) for name, values in judged.items()})
     return Answers(responses, texts, scores, judged)
 

@@ -16,7 +16,7 @@ ROWS = {"path": "rows.jsonl"}
 def names(data: list[str], **settings: Any) -> list[str]:
     return metric_names(
         Recipe.model_validate(
-            {"name": "x", "base": {"model": "m"}, "data": {kind: ROWS for kind in data}, "eval": settings}
+            {"name": "x", "base": {"model": "m"}, "data": dict.fromkeys(data, ROWS), "eval": settings}
         )
     )
 

@@ -74,6 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "chat.jsonl", [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
     (folder / "gold.py").write_text(
         "def words(prompts, completions, number, **columns):\n"
+        "    assert len(columns['completion_ids']) == len(completions)\n"
         "    return [len(c.split()) + n for c, n in zip(completions, number)]\n"
         "def turns(prompts, completions, **columns):\n"
         "    assert all(c[0]['role'] == 'assistant' for c in completions)\n"
@@ -257,6 +258,18 @@ def test_the_same_recipe_gives_the_same_figures(
 ) -> None:
     again, _ = evaluate(tmp_path, world, python=[f"{world}/gold.py:words"])
     assert again == evaluated[0]
+
+
+def test_each_side_answers_for_itself(world: Path, tmp_path: Path, evaluated: tuple[dict[str, float], Path]) -> None:
+    """With the sides swapped and the same seed, the answers are swapped."""
+    _, path = evaluate(tmp_path, world, of=str(world / "sft"), against=str(world / "ppo"))
+    before, after = (
+        [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        for folder in (evaluated[1], path)
+    )
+    assert [row["of"] for row in after] == [row["against"] for row in before]
+    assert [row["against"] for row in after] == [row["of"] for row in before]
+    assert [row["of"] for row in after] != [row["against"] for row in after]
 
 
 def test_without_reward_and_opponent_there_are_figures_of_one_side(world: Path, tmp_path: Path) -> None:
