@@ -58,10 +58,22 @@ def assign(bank: Bank, critic: Critic, terms: Sequence[Term]) -> Cast:
 
 
 def save_critic(cast: Cast, folder: Path) -> None:
-    """Write the critic: as a scorer, or where it shares the policy's trunk, its head alone."""
-    if not cast.is_shared:
+    """Write the critic as a scorer; where its trunk cannot be one, its head alone in a `head` folder.
+
+    That is so on the policy's trunk, and for a whole language model's copy, whose trunk is saved as it is.
+    """
+    with cast.bank.use(cast.trunk) as model, cast.bank.use(REFERENCE) as other:
+        is_whole = model is not other
+        is_language_model = is_whole and not hasattr(model, "score")
+    if not cast.is_shared and not is_language_model:
         cast.bank.save(VALUE, folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    weight: Tensor = next(cast.bank.heads[VALUE].parameters()).detach().cpu()[None]  # (1, H)
-    save_file({HEAD_KEY: weight.contiguous()}, folder / "model.safetensors", metadata={"format": "pt"})
+    head = cast.bank.heads.pop(VALUE)
+    try:
+        if not cast.is_shared:
+            cast.bank.save(VALUE, folder)
+    finally:
+        cast.bank.heads[VALUE] = head
+    (folder / "head").mkdir(parents=True, exist_ok=True)
+    weight: Tensor = next(head.parameters()).detach().cpu()[None]  # (1, H)
+    save_file({HEAD_KEY: weight.contiguous()}, folder / "head" / "model.safetensors", metadata={"format": "pt"})
