@@ -121,9 +121,7 @@ def _override(document: Document, text: str) -> None:
     nested: Any = value
     for part in reversed(key):
         nested = {part: nested}
-    places = {key[: i + 1]: place for i in range(len(key))}
-    kept = {p: document.places[p] for p in places if p != key and p in document.places}
-    _merge(document, nested, {**places, **kept}, ())
+    _merge(document, nested, {key[: i + 1]: place for i in range(len(key))}, ())
     document.places[key] = place
 
 
@@ -246,7 +244,7 @@ def _yaml(value: object) -> str:
 
 
 def _suggestion(key: Key) -> str:
-    """The nearest field of the same section, or all of its fields."""
+    """The section where the key belongs, the nearest field of its own, or all of these."""
     section: Any = Recipe
     for part in key[:-1]:
         if isinstance(part, str) and section is not None:
@@ -254,12 +252,12 @@ def _suggestion(key: Key) -> str:
     if section is None:
         return ""
     names = ["extends", *section.model_fields] if section is Recipe else list(section.model_fields)
-    near = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean {near[0]}?"
     elsewhere = list(_homes(Recipe, str(key[-1]), ""))
     if elsewhere:
         return f"That key belongs under {' or '.join(elsewhere)}."
+    near = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {near[0]}?"
     return f"Allowed here: {', '.join(names)}."
 
 
