@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_cli.recipe.schema import Recipe, is_run_reference
+from rlhf_cli.recipe.schema import STAGES, Recipe, is_run_reference
 
 STEPS = 2  # optimizer steps, or PPO iterations
 ROWS = 16  # of each data set
@@ -22,7 +22,9 @@ def shrink(recipe: Recipe) -> Recipe:
         section = getattr(recipe, stage)
         update = {"epochs": None, "max_steps": STEPS, "batch_size": 2, "micro_batch_size": 1}
         length = min(section.max_length, TOKENS)
-        changed[stage] = section.model_copy(update={**update, "max_length": length, "start": _own(section.start)})
+        changed[stage] = section.model_copy(
+            update={**update, "max_length": length, "start": _start(section.start, stage)}
+        )
     shape = recipe.pretrain.architecture
     changed["pretrain"] = changed["pretrain"].model_copy(
         update={
@@ -35,7 +37,7 @@ def shrink(recipe: Recipe) -> Recipe:
     minibatches = min(ppo.minibatches, 2)
     changed["ppo"] = ppo.model_copy(
         update={
-            "start": _own(ppo.start),
+            "start": _start(ppo.start, "ppo"),
             "reward": [t.model_copy(update={"run": _own(t.run, "reward") if t.run else None}) for t in ppo.reward],
             "iterations": STEPS,
             "rollout_batch_size": 4,
@@ -63,6 +65,14 @@ def shrink(recipe: Recipe) -> Recipe:
     shrunk = recipe.model_copy(update=changed)
     shrunk.__pydantic_fields_set__ = set(recipe.model_fields_set)
     return shrunk
+
+
+def _start(ref: str, stage: str) -> str:
+    """Where `stage` starts. One that goes on from a run of its own, or of a later stage, would wait for itself."""
+    own = _own(ref)
+    if own in STAGES and STAGES.index(own) >= STAGES.index(stage):
+        return "scratch" if stage == "pretrain" else "base"
+    return own
 
 
 def _own(ref: str, folder: str = "base") -> str:
