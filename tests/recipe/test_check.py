@@ -1,0 +1,139 @@
+"""Each fault that spans several fields or reaches outside the recipe, and the recipes that come close to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.recipe.check import OWNED, named_stages
+from rlhf_cli.recipe.load import load
+from tests.recipe.conftest import FaultsOf, Write
+
+LINE = "r.yaml:3:"
+
+
+@pytest.fixture
+def files(write: Write, tmp_path: Path) -> None:
+    """Files that a recipe may name."""
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "f.py").write_text("from math import sqrt as root\nmade = max\ndef given(): ...\nclass Kind: ...\n")
+    (tmp_path / "broken.py").write_text("def (:\n")
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("text", "column", "says"),
+    [
+        ("sft: {epochs: 1, max_steps: 2}", 18, "sft: epochs and max_steps are both set."),
+        ("pretrain: {epochs: 1, max_steps: 2}", 23, "pretrain: epochs and max_steps are both set."),
+        ("reward: {epochs: 1, max_steps: 2}", 21, "reward: epochs and max_steps are both set."),
+        ("sft: {batch_size: 12}", 7, "sft.batch_size: 12 is not a multiple of micro_batch_size 8."),
+        ("sft: {batch_size: 4, micro_batch_size: 8}", 7, "Set sft.micro_batch_size to a divisor of 4."),
+        ("data: {sft: {hub: a/b, path: rows.jsonl}}", 8, "exactly one of path, hub and run; found path and hub."),
+        ("data: {sft: {run: feedback, path: rows.jsonl}}", 8, "exactly one of path, hub and run; found path and run."),
+        ("data: {sft: {weight: 2}}", 8, "data.sft: needs exactly one of path, hub and run; none is set. Set one"),
+        ("data: {sft: [{path: rows.jsonl}, {weight: 2}]}", 34, "data.sft.1: needs exactly one of path, hub and run"),
+        ("data: {sft: {path: row.jsonl}}", 14, "data.sft.path: there is no row.jsonl. Did you mean rows.jsonl?"),
+        ("data: {sft: {path: /nowhere/row.jsonl}}", 14, "there is no /nowhere/row.jsonl. Paths are relative to the"),
+        ("data: {sft: {path: rows.jsonl, config: c}}", 32, "data.sft.config: belongs to a hub data set."),
+        ("data: {sft: {path: rows.jsonl, revision: c}}", 32, "data.sft.revision: belongs to a hub data set."),
+        ("data: {sft: {hub: a/b, eval_split: t, eval_fraction: 0.1}}", 24, "eval_split and eval_fraction are both"),
+        ("pretrain: {architecture: {hidden_size: 100, heads: 4}}", 45, "does not give each of 4 heads an even width"),
+        ("pretrain: {architecture: {heads: 4, kv_heads: 3}}", 37, "4 heads cannot share 3 kv_heads."),
+        ("pretrain: {max_length: 600}", 12, "pretrain.max_length: 600 is more than architecture.context 512."),
+        ("ppo: {reward: [{run: reward, python: 'f.py:given'}]}", 16, "exactly one of run and python. Keep one of them"),
+        ("ppo: {reward: [{run: reward}, {weight: 2}]}", 31, "ppo.reward.1: needs exactly one of run and python. Set"),
+        (
+            "ppo: {reward: [{run: rewards}]}",
+            17,
+            "ppo.reward.0.run: rewards is neither a run nor a folder. Did you",
+        ),
+        ("ppo: {reward: [{run: base}]}", 17, "ppo.reward.0.run: base is neither a run nor a folder."),
+        ("ppo: {minibatches: 3}", 7, "ppo.minibatches: 3 does not divide rollout_batch_size 128."),
+        ("ppo: {iterations: 5, critic: {warmup_iterations: 5}}", 31, "5 leaves none of 5 iterations to the policy."),
+        ("eval: {gates: [{metric: a}]}", 16, "eval.gates.0: needs min or max."),
+        ("eval: {python: [f.py]}", 17, "found f.py, expected file.py:function."),
+        ("eval: {python: ['f.txt:given']}", 17, "expected file.py:function."),
+        ("eval: {python: ['g.py:given']}", 17, "there is no file g.py. Did you mean f.py?"),
+        ("eval: {python: ['f.py:givn']}", 17, "f.py has no function givn. Did you mean given?"),
+        ("eval: {python: ['f.py:zzz']}", 17, "It defines given, root, made."),
+        ("eval: {python: ['broken.py:f']}", 17, "broken.py is not Python"),
+        ("ppo: {reward: [{python: 'f.py:givn'}]}", 17, "ppo.reward.0.python: f.py has no function givn."),
+        ("sft: {start: ./gone}", 7, "sft.start: there is no folder gone."),
+        ("ppo: {start: ./folde}", 7, "ppo.start: there is no folder folde. Did you mean folder?"),
+        ("sft: {start: bas}", 7, "sft.start: bas is neither a run nor a folder. Did you mean base?"),
+        ("reward: {start: sft@2}", 10, "reward.start: sft@2 is neither a run nor a folder. Did you mean sft?"),
+        ("eval: {of: pppo}", 8, "eval.of: pppo is neither a run nor a folder. Did you mean ppo?"),
+        ("eval: {reward: base}", 8, "eval.reward: base is neither a run nor a folder."),
+        ("export: {of: base}", 10, "export.of: base is neither a run nor a folder."),
+        ("pretrain: {start: ./gone}", 12, "pretrain.start: there is no folder gone."),
+    ],
+)
+def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str, column: int, says: str) -> None:
+    (fault,) = faults_of(text)
+    assert fault.where == f"{LINE}{column}"
+    assert says in str(fault)
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sft: {max_steps: 2}",
+        "sft: {batch_size: 8, micro_batch_size: 8}",
+        "data: {sft: {path: folder}}",
+        "data: {sft: {path: rows.jsonl, eval_split: test}}",
+        "data: {sft: {hub: a/b, config: c, revision: r}}",
+        "pretrain: {max_length: 600, start: org/model}",
+        "ppo: {reward: [{python: 'f.py:given'}, {python: 'f.py:root'}, {python: 'f.py:made'}, {run: ./folder}]}",
+        "ppo: {iterations: 5, critic: {warmup_iterations: 4}}",
+        "eval: {gates: [{metric: a, max: 0}], of: base, against: null, reward: null}",
+        "sft: {start: ./folder, trainer: {optim: sgd}}",
+        "ppo: {start: other/sft@v0001}",
+    ],
+)
+def test_what_comes_close_is_taken(write: Write, text: str) -> None:
+    load(write(text), stages=())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo"])
+@pytest.mark.parametrize("key", sorted(OWNED))
+def test_what_the_run_owns_is_refused_in_trainer(faults_of: FaultsOf, stage: str, key: str) -> None:
+    (fault,) = faults_of(f"{stage}: {{trainer: {{{key}: 1}}}}")
+    assert fault.message == f"{stage}.trainer.{key}: the run owns this key."
+    assert OWNED[key] in fault.mend
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"), [("pretrain", "pretrain"), ("sft", "sft"), ("reward", "preferences"), ("ppo", "prompts")]
+)
+def test_data_that_a_stage_lacks_is_told_for_the_stages_that_are_to_run(
+    write: Write, faults_of: FaultsOf, stage: str, kind: str
+) -> None:
+    (fault,) = faults_of(f"{stage}:", stages=None)
+    assert str(fault).startswith(f"r.yaml:3:1  data.{kind}: is missing, and {stage} needs it.")
+    (named,) = faults_of("data:", stages=(stage,))
+    assert named.message == fault.message
+    load(write(f"{stage}:"), stages=("export",))  # another stage does not need it
+
+
+def test_a_chat_template_must_be_a_file(faults_of: FaultsOf) -> None:
+    (fault,) = faults_of("name: x\nbase: {model: a/b, chat_template: t.jinja}", bare=True)
+    assert fault.where == "r.yaml:2:20"
+    assert "no file t.jinja" in fault.message
+
+
+def test_the_base_given_as_a_path_must_be_a_folder(faults_of: FaultsOf) -> None:
+    (fault,) = faults_of("name: x\nbase: {model: ./gone}", bare=True)
+    assert "there is no folder gone" in fault.message
+
+
+def test_functions_are_looked_for_without_running_their_file(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("import not_installed_anywhere\n\ndef score(): ...\nraise SystemExit\n")
+    load(write("eval: {python: ['f.py:score']}"), stages=())
+
+
+def test_stages_are_named_in_the_order_of_the_chain(write: Write) -> None:
+    assert named_stages(load(write("export:\nppo:\nsft:\n"), stages=())) == ["sft", "ppo", "export"]
