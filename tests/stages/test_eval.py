@@ -148,6 +148,15 @@ def logprobs(model: Any, prompt: list[int], response: list[int], temperature: fl
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, chosen)[:, 0]
 
 
+@torch.no_grad()
+def plain_reward(world: Path, prompts: list[list[int]], responses: list[list[int]]) -> float:
+    """The mean score of prompt and response together, row by row, unpadded."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(world / "base", num_labels=1)
+    model = PeftModel.from_pretrained(scorer, world / "reward").eval()
+    scores = [float(model(torch.tensor([p + r])).logits) for p, r in zip(prompts, responses, strict=True)]
+    return sum(scores) / len(scores)
+
+
 @pytest.fixture(scope="module")
 def evaluated(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], Path]:
     """One evaluation with everything in it, for the tests that look at its figures."""
@@ -199,7 +208,7 @@ def test_reward_accuracy_is_that_of_the_plain_sequence_classifier(
     assert metrics["reward.accuracy_longer"] == 1.0  # every chosen answer of these rows is the longer one
 
 
-def test_kl_is_the_mean_log_ratio_on_the_policys_own_samples(
+def test_kl_and_reward_are_those_of_the_policys_own_samples(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[list[list[int]], list[list[int]]]] = []
@@ -219,6 +228,7 @@ def test_kl_is_the_mean_log_ratio_on_the_policys_own_samples(
     ]
     assert metrics["kl"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-4, abs=1e-4)
     assert metrics["kl.token"] == pytest.approx(sum(ratios) / sum(map(len, responses)), rel=1e-4, abs=1e-4)
+    assert metrics["policy.reward"] == pytest.approx(plain_reward(world, prompts, responses), rel=1e-4, abs=1e-4)
     assert metrics["response_length"] == sum(map(len, responses)) / len(responses)
     assert metrics["truncation_rate"] == sum(r[-1] != 2 for r in responses) / len(responses)
 
