@@ -56,12 +56,8 @@ def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
     out = console(stderr=json)
     made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
     # What a library or a reward function prints must not stand beside the JSON object.
-    diverted = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
-    try:
-        with diverted:
-            yield made
-    finally:
-        made.close()
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), contextlib.closing(made):
+        yield made
 
 
 class Plain:
