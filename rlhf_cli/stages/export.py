@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -25,7 +24,7 @@ from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
-from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.recipe.schema import Base, Recipe
 from rlhf_cli.runs.run import Result, Run
 from rlhf_cli.stages import model_card
 
@@ -41,7 +40,6 @@ TEXTS = (  # where the recipe has no prompts
     "The most important thing about",
     "Dear Sir or Madam,\n",
 )
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 Digests = dict[str, str]
 
 
@@ -75,15 +73,16 @@ def run(recipe: Recipe, run: Run) -> Result:
     prompts = _prompts(recipe, run)
     expected = _expected(recipe, run, start, tokenizer, prompts)
     conversational = isinstance(prompts[0], list) if prompts else own_template
-    # Beside the model folder, so that the last step is a rename on one file system.
-    folder = Path(tempfile.mkdtemp(dir=run.path, prefix=".export-"))
+    folder = run.path / ".unverified"  # beside the model folder, so that the last step is one rename
+    folder.mkdir()
     try:
         run.say(f"writing {recipe.export.of} as {recipe.export.form}")
         written = _write(recipe, run, start, folder, tokenizer)
         kl = _verify(recipe, run, folder, written.digests, expected)
         model_card.write(recipe, run, folder, tokenizer, kl=kl, conversational=conversational)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        folder.chmod(0o755)  # mkdtemp makes it private
+        for path in folder.iterdir():  # safetensors are written for their owner alone, whatever the umask
+            path.chmod((folder / "README.md").stat().st_mode)
         run.model_dir.rmdir()
         folder.replace(run.path / "model")
     finally:
@@ -180,13 +179,9 @@ def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     for config in (model.config, model.generation_config):
         config.eos_token_id = stops[0] if len(stops) == 1 else list(stops)
         config.pad_token_id = tokenizer.pad_token_id
-    generation = model.generation_config
-    if not generation.do_sample:  # save_pretrained refuses a temperature without sampling
-        for name in SAMPLING:
-            setattr(generation, name, None)
     try:
-        generation.validate(strict=True)
-    except ValueError:  # some other flag of the base's; our own are enough to generate
+        model.generation_config.validate(strict=True)
+    except ValueError:  # such as a temperature without sampling, which save_pretrained refuses
         model.generation_config = GenerationConfig(
             bos_token_id=model.config.bos_token_id,
             eos_token_id=model.config.eos_token_id,
@@ -206,19 +201,24 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: Expected) -> float:
-    """Load what was written as anyone would, and hold it against what was saved and what was trained: mean KL."""
+    """Load what was written as anyone would, and hold it against what was saved and what was trained: mean KL.
+
+    Logits are computed in the dtype of training, on both sides: bfloat16 arithmetic alone is worth 4e-4 nats a token
+    on a small model, and says nothing about the weights.
+    """
+    trained_in = base.compute_dtype(recipe.base, base.default_device())
     if recipe.export.form == "adapter":
         plain = base.load_causal_lm(recipe.base, run.base_source(), smoke=run.smoke)
-        model = PeftModel.from_pretrained(plain, folder)
+        model = PeftModel.from_pretrained(plain, folder).eval()
         found = _digests(adapters.adapter_weights(model, "default"))
     else:
-        kwargs = {} if recipe.base.attention == "auto" else {"attn_implementation": recipe.base.attention}
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", device_map={"": base.default_device()}, **kwargs
-        )
+        model = _reload(folder, "auto", recipe.base)
         dtype = getattr(torch, recipe.export.dtype)
         # transformers loads a few layers of some architectures in float32, whatever they are stored in
         found = _digests({name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()})
+        if dtype != trained_in:  # again from the folder: casting a model would cast its rotary frequencies too
+            del model
+            model = _reload(folder, trained_in, recipe.base)
     changed = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
     if changed:
         raise ModelError(
@@ -226,7 +226,7 @@ def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: 
             where="export",
             mend="Look at the disk, then export again.",
         )
-    kl, bound = _mean_kl(expected, _logits(model.eval(), expected.sequences)), _bound(recipe)
+    kl, bound = _mean_kl(expected, _logits(model, expected.sequences)), _bound(recipe)
     if not kl <= bound:  # written so that NaN fails
         raise ModelError(
             f"the exported model differs from the trained one: mean KL {kl:.2e} nats a token, at most {bound:.0e}",
@@ -234,6 +234,12 @@ def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: 
             mend="Set `export.dtype: float32`, or `export.form: adapter`.",
         )
     return kl
+
+
+def _reload(folder: Path, dtype: torch.dtype | Literal["auto"], base_section: Base) -> PreTrainedModel:
+    kwargs = {} if base_section.attention == "auto" else {"attn_implementation": base_section.attention}
+    device = base.default_device()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **kwargs).eval()
 
 
 def _bound(recipe: Recipe) -> float:

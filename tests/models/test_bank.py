@@ -89,6 +89,8 @@ def test_a_bare_role_is_the_base_and_shares_the_adapters_base(
     assert torch.equal(logits(bank, "reference", padded["left"]), expected)
     assert torch.equal(logits(bank, "policy", padded["left"]), before)
     assert not torch.equal(before, expected)
+    with torch.no_grad(), bank.use("policy"), bank.use("reference") as model:
+        assert torch.equal(model(**padded["left"]).logits, expected)
     assert bank.parameters("reference") == []
 
 

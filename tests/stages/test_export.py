@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,12 @@ def train(folder: Path, base_folder: Path, **kwargs: Any) -> Path:
     """An adapter with random weights, by peft alone."""
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_pretrained(base_folder)
+    scale = kwargs.pop("scale", 0.1)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **kwargs)
     model = get_peft_model(model, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=scale)
     model.save_pretrained(folder)
     return folder
 
@@ -144,6 +146,7 @@ def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_
     metrics, run = run_export(of, export={"dtype": "float32"})
     assert files(run.path / "model") == MERGED
     assert files(run.path) == ["log.txt", "model"]  # nothing temporary is left
+    assert len({path.stat().st_mode for path in (run.path / "model").iterdir()}) == 1  # all may be read alike
     merged = AutoModelForCausalLM.from_pretrained(run.path / "model")
     before = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), of)
     plain = AutoModelForCausalLM.from_pretrained(base_folder)
@@ -271,8 +274,10 @@ def test_a_failed_check_leaves_nothing_that_looks_finished(
         monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
         error, message = ModelError, "mean KL"
     else:
-        monkeypatch.setattr(export.model_card, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        error, message = KeyboardInterrupt, ""
+        monkeypatch.setattr(
+            export.model_card, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt("by hand"))
+        )
+        error, message = KeyboardInterrupt, "by hand"
     with pytest.raises(error, match=message):
         run_export(of)
     left = tmp_path / "runs" / "bot" / "export" / "v0001"
@@ -348,8 +353,6 @@ def test_the_cards_python_runs_as_it_stands(run_export: Export, base_folder: Pat
     folder = run.path / "model"
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace("…", "what is red").replace("max_new_tokens=256", "max_new_tokens=4")
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -374,7 +377,7 @@ def test_prompts_of_the_recipe_are_compared_on(
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260k model is not on this machine")
 def test_a_real_pretrained_model_is_exported_and_tells_a_story(run_export: Export, tmp_path: Path) -> None:
-    of = train(tmp_path / "sft", STORIES)
+    of = train(tmp_path / "sft", STORIES, scale=0.03)
     metrics, run = run_export(of, base={"model": str(STORIES)})
     model = AutoModelForCausalLM.from_pretrained(run.path / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
