@@ -260,7 +260,7 @@ class Eval(Section):
     reward: Annotated[str | None, Relative("model")] = Field(
         "reward", description="the reward run that judges; null: none"
     )
-    samples: Count = Field(256, description="held-out prompts, and held-out preferences, at most")
+    samples: Count = Field(256, description="held-out rows of each data set that are used, at most")
     temperature: Positive = Field(1.0, description="of sampling")
     max_new_tokens: Count | None = Field(None, description="tokens an answer at most; null: ppo.max_new_tokens")
     batch_size: Count = Field(32, description="sequences a forward pass")

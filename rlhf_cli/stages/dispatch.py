@@ -26,7 +26,7 @@ from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.manifest import Manifest, digest
 from rlhf_cli.runs.run import Reporter, Run
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import STAGES, run_card
 from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
@@ -103,6 +103,8 @@ def run_stage(
     reporter.stage(stage, run)
     with _told(run):
         metrics = _call(stage, recipe, run)
+        if stage in run_card.LOADS:
+            run_card.write(run, inputs, metrics, recipe.seed)
     facts = _facts(recipe, resolved, inputs, key)
     outcome = Outcome(stage, run.path, run.complete(metrics, facts), skipped=False)
     reporter.done(outcome)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_cli.data import sources
 from rlhf_cli.errors import DataError, Fault
+from rlhf_cli.evaluation import gates, names
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
@@ -17,11 +18,14 @@ from rlhf_cli.stages.inputs import inputs_of
 
 
 def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Read every data set that `stages` train on, and count its rows.
+    """Read every data set that `stages` train on, and count its rows; look whether the gates' metrics will exist.
 
     Raises:
+        RecipeError: with every gate on a metric that the evaluation does not give.
         DataError: with every faulty row of every data set.
     """
+    if "eval" in stages:
+        gates.check_names(recipe.eval.gates, names.metric_names(recipe))
     counted: dict[str, dict[str, int]] = {}
     faults: list[Fault] = []
     for stage in stages:
