@@ -34,13 +34,17 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _app(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         typer.echo(f"rlhf {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
+) -> None:
+    """Takes `--version`, which is answered before a command is looked for."""
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
