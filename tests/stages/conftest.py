@@ -46,7 +46,7 @@ def stand_ins(set_stage: SetStage, calls: list[str]) -> None:
             run.begin(1, "steps")
             run.log(1, {"loss": 0.5})
             (run.model_dir / "weights").write_text(f"{run.stage} {recipe.seed}")
-            return Result({f"{run.stage}.loss": 0.5, "win_rate": 0.75})
+            return Result({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
 
         set_stage(stage, run)
 
@@ -61,6 +61,6 @@ def recipe_file(tmp_path: Path) -> Path:
     path.write_text(
         "name: bot\nbase: {model: ./base}\n"
         "data: {sft: {path: rows.jsonl}, preferences: {path: rows.jsonl}, prompts: {path: rows.jsonl}}\n"
-        "sft:\nreward:\nppo:\neval: {gates: [{metric: win_rate, min: 0.5}]}\nexport:\n"
+        "sft:\nreward:\nppo:\neval: {gates: [{metric: reward.accuracy, min: 0.5}]}\nexport:\n"
     )
     return path

@@ -70,7 +70,7 @@ def test_a_run_holds_exactly_what_the_contract_names(case: Case) -> None:
     manifest = read_manifest(outcome.path)
     assert manifest == outcome.manifest
     assert manifest is not None
-    assert manifest["metrics"] == {"sft.loss": 0.5, "win_rate": 0.75}
+    assert manifest["metrics"] == {"sft.loss": 0.5, "reward.accuracy": 0.75}
     assert manifest["seed"] == 7
     assert [item["role"] for item in manifest["inputs"]] == ["base", "data.sft"]
     assert {"rlhf", "python", "torch", "transformers", "trl", "peft"} <= manifest["packages"].keys()
@@ -191,7 +191,7 @@ def test_a_run_on_another_base_is_refused(case: Case) -> None:
 @pytest.mark.usefixtures("stand_ins")
 def test_a_gate_fails_a_run_that_is_complete(case: Case) -> None:
     case.chain(stages=["sft", "reward", "ppo"])
-    with pytest.raises(GateError, match=r"win_rate = 0\.75, wanted at least 0\.9") as raised:
+    with pytest.raises(GateError, match=r"reward\.accuracy = 0\.75, wanted at least 0\.9") as raised:
         case.stage("eval", "eval.gates.0.min=0.9")
     assert raised.value.code == 8
     assert read_manifest(case.runs / "bot" / "eval" / "latest") is not None

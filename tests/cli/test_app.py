@@ -1,0 +1,357 @@
+"""What scripts hang on: exit codes, one JSON object, plain text where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli import __version__
+from rlhf_cli.errors import (
+    DataError,
+    DiskError,
+    DivergedError,
+    HardwareError,
+    ModelError,
+    RecipeError,
+    RlhfError,
+    StoppedError,
+)
+from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.stages import STAGES
+from tests.cli.conftest import Rlhf
+from tests.stages.conftest import SetStage
+
+COMMANDS = [*STAGES, "run", "check"]
+WITH_RUNS = [*COMMANDS, "runs list", "runs show"]
+CHAIN = ("sft", "reward", "ppo", "eval", "export")
+
+FIVE_FAULTS = """name: x
+base: {model: org/model, quantise: nf4}
+sft:
+  learning_rate: fast
+  learning_rate: 1e-4
+reward:
+  batch_size: 12
+data:
+  sft: {path: absent.jsonl}
+"""
+
+
+@pytest.fixture
+def chain_is_there(rlhf: Rlhf, stand_ins: None) -> None:
+    """A run of every stage, so that each can run again."""
+    assert rlhf("run", "-r", "r.yaml").code == 0
+
+
+# --- success -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("chain_is_there")
+@pytest.mark.parametrize("stage", CHAIN)
+def test_a_stage_tells_its_end_in_one_object(rlhf: Rlhf, recipe_file: Path, stage: str) -> None:
+    ended = rlhf(stage, "-r", "r.yaml", "--json")
+    told = ended.json
+    assert ended.code == 0
+    assert told.pop("seconds") >= 0
+    assert told == {
+        "status": "ok",
+        "stage": stage,
+        "run": f"bot/{stage}@v0002",
+        "path": str(recipe_file.parent / "runs" / "bot" / stage / "v0002"),
+        "skipped": False,
+        "smoke": False,
+        "metrics": {f"{stage}.loss": 0.5, "reward.accuracy": 0.75},
+    }
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_pretrain_tells_its_end_in_one_object(rlhf: Rlhf) -> None:
+    ended = rlhf("pretrain", "-r", "r.yaml", "--set", "data.pretrain={path: rows.jsonl}", "--json")
+    assert (ended.code, ended.json["run"]) == (0, "bot/pretrain@v0001")
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_the_chain_tells_its_stages_and_one_map_of_metrics(rlhf: Rlhf) -> None:
+    first, again = rlhf("run", "-r", "r.yaml", "--json"), rlhf("run", "-r", "r.yaml", "--json")
+    assert (first.code, again.code) == (0, 0)
+    assert [stage["stage"] for stage in first.json["stages"]] == [*CHAIN]
+    assert first.json["metrics"] == {**{f"{stage}.loss": 0.5 for stage in CHAIN}, "reward.accuracy": 0.75}
+    assert all(stage["skipped"] for stage in again.json["stages"])
+    assert again.json["seconds"] == 0
+
+
+def test_check_tells_what_the_data_hold(rlhf: Rlhf) -> None:
+    told = rlhf("check", "-r", "r.yaml", "sft", "reward", "--json", "--set", "data.sft.eval_fraction=0").json
+    assert (told["status"], told["stages"], set(told["data"])) == ("ok", ["sft", "reward"], {"sft", "preferences"})
+    assert told["data"]["sft"]["train"] == 1
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_runs_are_listed_and_shown_in_one_object(rlhf: Rlhf) -> None:
+    assert rlhf("runs", "list", "--json").json["runs"] == []
+    rlhf("sft", "-r", "r.yaml")
+    (listed,) = rlhf("runs", "list", "--json").json["runs"]
+    assert (listed["stage"], listed["version"], listed["state"]) == ("sft", "v0001", "complete")
+    shown = rlhf("runs", "show", "sft", "--json").json["run"]
+    assert shown["manifest"]["metrics"] == listed["metrics"] == {"sft.loss": 0.5, "reward.accuracy": 0.75}
+
+
+def test_a_dry_run_tells_in_one_object_and_makes_no_run(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
+    words = ("-r", "r.yaml", "--set", f"base.model={tiny_base}", "--dry-run")
+    told = rlhf("sft", *words, "--json").json
+    (shown,) = told["dry_run"]
+    assert (told["status"], told["stage"], shown["stage"]) == ("ok", "sft", "sft")
+    assert "⟦" in shown["example"]
+    assert "⟦" in rlhf("sft", *words).out
+    assert not (recipe_file.parent / "runs").exists()
+
+
+# --- failure -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "--recipe"),
+        (("-r", "r.yaml", "--bogus"), "--bogus"),
+        (("-r", "absent.yaml"), "no such recipe file"),
+        (("-r", "r.yaml", "--set", "ppo.klip=3"), "Did you mean clip?"),
+        (("-r", "r.yaml", "--set", "ppo.clip"), "is not KEY=VALUE"),
+        (("--recipe",), "--recipe"),
+    ],
+)
+def test_a_wrong_command_line_is_one_object_with_code_2(rlhf: Rlhf, command: str, words: tuple[str], says: str) -> None:
+    ended = rlhf(command, "--json", *words)
+    told = ended.json
+    assert ended.code == told["code"] == 2
+    assert told["status"] == "error"
+    assert any(says in error["message"] + error["mend"] for error in told["errors"])
+    assert says in ended.err  # for people, too
+    plain = rlhf(command, *words)
+    assert (plain.code, plain.out) == (2, "")
+    assert says in plain.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("bogus",), ("runs", "bogus"), ("runs", "show"), ("runs", "show", "sft"), ("run", "-r", "r.yaml", "bogus")],
+)
+def test_what_there_is_not_is_one_object_with_code_2(rlhf: Rlhf, words: tuple[str, ...]) -> None:
+    ended = rlhf(*words, "--json")
+    assert ended.code == ended.json["code"] == 2
+
+
+@pytest.mark.parametrize(
+    "kind", [RecipeError, DataError, ModelError, HardwareError, DiskError, DivergedError, StoppedError]
+)
+@pytest.mark.parametrize("command", ["sft", "run"])
+def test_the_exit_code_is_the_kind_of_error(
+    rlhf: Rlhf, set_stage: SetStage, kind: type[RlhfError], command: str
+) -> None:
+    def run(recipe: Recipe, run: Run) -> Result:
+        raise kind("it broke.", where="here", mend="Mend it.")
+
+    set_stage("sft", run)
+    ended = rlhf(command, "-r", "r.yaml", "--json")
+    assert ended.code == ended.json["code"] == kind.code
+    assert ended.json["errors"] == [{"where": "here", "message": "it broke.", "mend": "Mend it."}]
+    plain = rlhf(command, "-r", "r.yaml")
+    assert plain.code == kind.code
+    assert "error  here  it broke. Mend it." in plain.err
+
+
+@pytest.mark.usefixtures("chain_is_there")
+@pytest.mark.parametrize("command", ["eval", "run"])
+def test_a_gate_that_fails_exits_8_and_the_run_is_complete(rlhf: Rlhf, command: str) -> None:
+    ended = rlhf(command, "-r", "r.yaml", "--set", "eval.gates.0.min=0.9", "--json")
+    assert ended.code == ended.json["code"] == 8
+    assert "reward.accuracy" in ended.json["errors"][0]["where"]
+    assert rlhf("runs", "show", "eval@v0002", "--json").json["run"]["state"] == "complete"
+
+
+def test_a_bug_exits_1_with_its_traceback_and_says_so(rlhf: Rlhf, set_stage: SetStage) -> None:
+    def run(recipe: Recipe, run: Run) -> Result:
+        raise ZeroDivisionError("oh")
+
+    set_stage("sft", run)
+    ended = rlhf("sft", "-r", "r.yaml", "--json")
+    assert ended.code == ended.json["code"] == 1
+    assert "bug" in ended.json["errors"][0]["mend"]
+    assert "Traceback" in ended.err
+    assert "raise ZeroDivisionError" in ended.err
+    assert "bug" in rlhf("sft", "-r", "r.yaml").err
+
+
+def test_ctrl_c_exits_75(rlhf: Rlhf, set_stage: SetStage) -> None:
+    def run(recipe: Recipe, run: Run) -> Result:
+        raise KeyboardInterrupt
+
+    set_stage("sft", run)
+    ended = rlhf("sft", "-r", "r.yaml", "--json")
+    assert ended.code == ended.json["code"] == 75
+
+
+def test_a_traceback_of_what_a_user_caused_is_there_for_the_asking(rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Traceback" not in rlhf("check", "-r", "absent.yaml").err
+    monkeypatch.setenv("RLHF_DEBUG", "1")
+    ended = rlhf("check", "-r", "absent.yaml", "--json")
+    assert "Traceback" in ended.err
+    assert ended.json["code"] == 2
+
+
+def test_what_a_stage_prints_does_not_stand_beside_the_object(rlhf: Rlhf, set_stage: SetStage) -> None:
+    def run(recipe: Recipe, run: Run) -> Result:
+        print("a reward function talks")
+        return Result({})
+
+    set_stage("sft", run)
+    ended = rlhf("sft", "-r", "r.yaml", "--json")
+    assert ended.json["status"] == "ok"
+    assert "a reward function talks" in ended.err
+
+
+def test_every_fault_of_every_data_file_is_told_in_one_go(rlhf: Rlhf, recipe_file: Path) -> None:
+    (recipe_file.parent / "bad1.jsonl").write_text("{\n")
+    (recipe_file.parent / "bad2.jsonl").write_text('{"prompt": 3}\n')
+    words = ("--set", "data.sft.path=bad1.jsonl", "--set", "data.preferences.path=bad2.jsonl")
+    ended = rlhf("check", "-r", "r.yaml", *words, "--json")
+    assert ended.code == ended.json["code"] == 3
+    wheres = " ".join(error["where"] for error in ended.json["errors"])
+    assert "bad1.jsonl:1" in wheres
+    assert "bad2.jsonl" in wheres
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def test_five_faults_are_five_located_lines(rlhf: Rlhf, recipe_file: Path) -> None:
+    (recipe_file.parent / "bad.yaml").write_text(FIVE_FAULTS)
+    ended = rlhf("sft", "-r", "bad.yaml")
+    lines = ended.err.splitlines()
+    assert ended.code == 2
+    assert ended.out == ""
+    assert [line.split()[:2] for line in lines] == [
+        ["error", f"bad.yaml:{place}"] for place in ("2:26", "4:3", "5:3", "7:3", "9:9")
+    ]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_where_there_is_no_terminal_nothing_is_coloured_or_redrawn(rlhf: Rlhf) -> None:
+    texts = [rlhf("run", "-r", "r.yaml"), rlhf("runs", "list"), rlhf("runs", "show", "sft"), rlhf("check", "-r", "no")]
+    texts += [rlhf("--help"), rlhf("check", "-r", "r.yaml", "sft"), rlhf("sft")]
+    for ended in texts:
+        assert "\x1b" not in ended.out + ended.err
+        assert "\r" not in ended.out + ended.err
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_quiet_tells_the_outcome_alone(rlhf: Rlhf) -> None:
+    loud, quiet = rlhf("sft", "-r", "r.yaml").out, rlhf("sft", "-r", "r.yaml", "-q").out
+    assert "1 steps" in loud
+    assert "1 steps" not in quiet
+    assert "runs/bot/sft/v0002" in quiet
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_the_folder_of_runs_is_an_option_or_a_variable(
+    rlhf: Rlhf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rlhf("sft", "-r", "r.yaml", "--runs-dir", "one")
+    monkeypatch.setenv("RLHF_RUNS", str(tmp_path / "two"))
+    rlhf("sft", "-r", "r.yaml")
+    assert (tmp_path / "one/bot/sft/v0001/manifest.json").is_file()
+    assert (tmp_path / "two/bot/sft/v0001/manifest.json").is_file()
+    assert len(rlhf("runs", "list", "--json").json["runs"]) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_skip_if_done_says_that_all_is_up_to_date(rlhf: Rlhf) -> None:
+    rlhf("sft", "-r", "r.yaml")
+    ended = rlhf("sft", "-r", "r.yaml", "--skip-if-done")
+    assert "up to date" in ended.out
+    assert rlhf("sft", "-r", "r.yaml", "--skip-if-done", "--json").json["skipped"] is True
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_chain_of_named_stages_runs_in_the_order_of_the_chain(rlhf: Rlhf, calls: list[str]) -> None:
+    assert rlhf("run", "-r", "r.yaml", "reward", "sft").code == 0
+    assert calls == ["sft", "reward"]
+
+
+def test_a_recipe_without_stages_has_nothing_to_run(rlhf: Rlhf, recipe_file: Path) -> None:
+    (recipe_file.parent / "bare.yaml").write_text("name: x\nbase: {model: a/b}\n")
+    for command in ("run", "check"):
+        ended = rlhf(command, "-r", "bare.yaml")
+        assert ended.code == 2
+        assert "no stage to run" in ended.err
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_smoke_says_that_it_is_one(rlhf: Rlhf) -> None:
+    assert "smoke" in rlhf("sft", "-r", "r.yaml", "--smoke").out
+    assert rlhf("sft", "-r", "r.yaml", "--smoke", "--json").json["smoke"] is True
+    assert {run["state"] for run in rlhf("runs", "list", "--json").json["runs"]} == {"smoke"}
+
+
+def test_help_names_every_command_and_version_the_version(rlhf: Rlhf) -> None:
+    ended = rlhf("--help")
+    assert ended.code == 0
+    for command in (*COMMANDS, "runs"):
+        assert f" {command} " in ended.out
+    assert rlhf("--version") == (0, f"rlhf {__version__}\n", "")
+    for command in COMMANDS:
+        told = rlhf(command, "--help")
+        assert told.code == 0
+        assert "--recipe" in told.out
+
+
+def test_bash_gets_its_completion() -> None:
+    words = [sys.executable, "-m", "rlhf_cli", "--show-completion", "bash"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "complete " in told.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["check", "-r", "bad.yaml"], ["sft", "-r", "bad.yaml", "--json"], ["runs", "list"]]
+)
+def test_what_must_be_quick_loads_nothing_heavy(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "bad.yaml").write_text(FIVE_FAULTS)
+    code = """
+import json, sys
+from rlhf_cli.cli.app import main
+try:
+    main()
+except SystemExit as stopped:
+    sys.stderr.write("\\n" + json.dumps([stopped.code, sorted(m for m in sys.modules if "." not in m)]))
+"""
+    command = [sys.executable, "-c", code, *words]
+    told = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False)
+    exit_code, modules = json.loads(told.stderr.splitlines()[-1])
+    heavy = {
+        "torch",
+        "trl",
+        "transformers",
+        "peft",
+        "datasets",
+        "accelerate",
+        "bitsandbytes",
+        "scipy",
+        "numpy",
+        "pandas",
+    }
+    assert heavy & set(modules) == set()
+    assert exit_code == (2 if "bad.yaml" in words else 0)
+
+
+def _environment() -> dict[str, str]:
+    """This test's own, and the package from where it lies, wherever the command runs."""
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

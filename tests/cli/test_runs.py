@@ -1,0 +1,105 @@
+"""`rlhf runs`: what was made, by every form of its name, complete or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.runs.run import Run
+from tests.cli.conftest import Rlhf
+from tests.runs.conftest import Silent
+
+
+def make(runs: Path, stage: str = "sft", name: str = "bot", *, smoke: bool = False, complete: bool = True) -> Run:
+    run = Run.create(runs, name, stage, smoke=smoke, base="b", reporter=Silent())
+    run.log(1, {"loss": 2.0})
+    run.log(2, {"loss": 1.0})
+    run.sample({"prompt": "hello", "response": "good [night]"})
+    if complete:
+        run.complete({"sft.loss": 0.25}, {"device": "cpu", "inputs": []})
+    return run
+
+
+@pytest.fixture
+def runs(recipe_file: Path) -> Path:
+    return recipe_file.parent / "runs"
+
+
+def shown(rlhf: Rlhf, text: str | Path) -> str:
+    run = rlhf("runs", "show", text, "--json").json["run"]
+    return f"{run['name']}/{run['stage']}@{run['version']}"
+
+
+def test_a_run_is_shown_by_every_form_of_its_name(rlhf: Rlhf, runs: Path) -> None:
+    for _ in range(2):
+        make(runs)
+    make(runs, smoke=True)
+    make(runs, complete=False)
+    for text in ("sft", "bot/sft", "sft@latest", "bot/sft@latest", "runs/bot/sft/latest", runs / "bot/sft/v0002"):
+        assert shown(rlhf, text) == "bot/sft@v0002"
+    assert shown(rlhf, "sft@v0001") == "bot/sft@v0001"
+    assert shown(rlhf, "bot/sft@v0003") == "bot/sft@v0003"
+    assert shown(rlhf, "runs/bot/sft/v0004") == "bot/sft@v0004"
+
+
+def test_a_name_that_two_recipes_share_must_be_written_out(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    make(runs, name="cat")
+    ended = rlhf("runs", "show", "sft")
+    assert ended.code == 2
+    assert "bot/sft, cat/sft" in ended.err
+    assert shown(rlhf, "cat/sft") == "cat/sft@v0001"
+
+
+@pytest.mark.parametrize("text", ["bot/sft@v0009", "bot/ppo", "ppo", "nobody/sft"])
+def test_a_run_that_there_is_not_is_told(rlhf: Rlhf, runs: Path, text: str) -> None:
+    make(runs)
+    ended = rlhf("runs", "show", text)
+    assert (ended.code, ended.out) == (2, "")
+    assert text in ended.err
+
+
+def test_a_folder_that_happens_to_have_the_name_is_no_run(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    (runs.parent / "sft").mkdir()
+    assert shown(rlhf, "sft") == "bot/sft@v0001"
+    assert rlhf("runs", "show", ".").code == 2
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_line_is_shown(rlhf: Rlhf, runs: Path) -> None:
+    run = make(runs, complete=False)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    told = rlhf("runs", "show", "sft", "--json").json["run"]
+    assert (told["state"], told["manifest"], told["last_step"]["step"]) == ("incomplete", None, 2)
+    assert "incomplete" in rlhf("runs", "show", "sft").out
+
+
+def test_a_run_is_shown_with_figures_and_samples(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    out = rlhf("runs", "show", "sft").out
+    for text in ("bot/sft@v0001  complete", "sft.loss", "0.25", "good [night]"):
+        assert text in out
+
+
+def test_a_listing_tells_the_state_of_each(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    make(runs, smoke=True)
+    make(runs, complete=False)
+    states = [(run["version"], run["state"]) for run in rlhf("runs", "list", "--json").json["runs"]]
+    assert states == [("v0001", "complete"), ("v0002", "smoke"), ("v0003", "incomplete")]
+    out = rlhf("runs", "list").out
+    assert [word for word in out.split() if word in ("complete", "smoke", "incomplete")] == [s for _, s in states]
+
+
+def test_where_there_are_none_that_is_said(rlhf: Rlhf) -> None:
+    assert "no runs in nowhere" in rlhf("runs", "list", "--runs-dir", "nowhere").out
+
+
+def test_a_figure_that_is_not_finite_is_null_and_is_said(rlhf: Rlhf, runs: Path) -> None:
+    run = make(runs, complete=False)
+    run.complete({"sft.loss": float("nan")}, {"device": "cpu", "inputs": []})
+    assert json.loads(rlhf("runs", "show", "sft", "--json").out)["run"]["metrics"] == {"sft.loss": None}
+    assert "not finite" in rlhf("runs", "show", "sft").out
