@@ -75,7 +75,7 @@ def test_a_run_holds_exactly_what_the_contract_names(case: Case) -> None:
     assert [item["role"] for item in manifest["inputs"]] == ["base", "data.sft"]
     assert {"rlhf", "python", "torch", "transformers", "trl", "peft"} <= manifest["packages"].keys()
     assert {"device", "git_commit", "recipe_sha256", "fingerprint", "started", "ended", "seconds"} <= manifest.keys()
-    assert [*manifest["files"]] == ["weights"]
+    assert {*manifest["files"]} == {"weights", "README.md"}
     assert case.reporter.told == [("stage", "sft"), ("done", "sft")]
 
 
@@ -94,6 +94,7 @@ def test_the_stage_finds_its_recipe_written_its_seed_set_and_no_manifest(case: C
 
     def run(recipe: Recipe, run: Run) -> Result:
         seen.append((sorted(path.name for path in run.path.iterdir()), torch.rand(1).item(), run.base_source()))
+        run.model_dir.joinpath("weights").touch()
         return Result({})
 
     set_stage("sft", run)
@@ -214,6 +215,7 @@ def test_a_base_made_by_pretrain_is_the_runs_model(case: Case, set_stage: SetSta
 
     def run(recipe: Recipe, run: Run) -> Result:
         bases.append(run.base_source())
+        run.model_dir.joinpath("weights").touch()
         return Result({})
 
     case.stage(
