@@ -38,6 +38,15 @@ def test_writers_at_the_same_time_get_numbers_of_their_own(tmp_path: Path) -> No
     assert sorted(path.name for path in paths) == [f"v{i:04d}" for i in range(1, 65)]
 
 
+def test_a_number_taken_since_the_listing_was_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        (tmp_path / "bot" / "sft" / f"v{number:04d}").mkdir(parents=True)
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    assert layout.claim(tmp_path, "bot", "sft").name == "v0003"
+
+
 def test_two_processes_get_two_numbers(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from rlhf_cli.runs import layout\n"
     code += "for _ in range(20): print(layout.claim(Path(sys.argv[1]), 'bot', 'sft').name)"
