@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from rlhf_cli.errors import DivergedError
+
 
 def generate(
     model: PreTrainedModel,
@@ -50,11 +52,17 @@ def generate(
             # Position ids come from the mask, in `generate`: a left-padded row counts from its own first token.
             padded = [[pad_id] * (width - len(prompts[i])) + prompts[i] for i in rows]
             mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
-            out = model.generate(
-                input_ids=torch.tensor(padded, device=model.device),  # (b, P)
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=settings,
-            )  # (b, P + R)
+            try:
+                out = model.generate(
+                    input_ids=torch.tensor(padded, device=model.device),  # (b, P)
+                    attention_mask=torch.tensor(mask, device=model.device),
+                    generation_config=settings,
+                )  # (b, P + R)
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                mend = "Lower the learning rate; an earlier checkpoint may be well."
+                raise DivergedError("the model's logits are not finite.", where="sampling", mend=mend) from error
             for i, tokens in zip(rows, out[:, width:].tolist(), strict=True):
                 responses[i] = cut(tokens, stop_ids)
     return responses

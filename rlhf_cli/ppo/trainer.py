@@ -104,7 +104,8 @@ class Trainer:
                 if iteration % self.settings.save_every == 0 or iteration == self.settings.iterations:
                     self._sample(iteration)
         except DivergedError:
-            self._save(len(history))  # what was learned up to the last whole iteration, and checked since
+            if all(bool(p.isfinite().all()) for p in self.bank.parameters(POLICY)):
+                self._save(len(history))  # what was learned so far: every step's gradients were finite
             raise
         finally:
             self.trackers.close()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from rlhf_cli.errors import DivergedError
 from rlhf_cli.ppo import rollout
 
 from .conftest import EOS, PAD, VOCABULARY
@@ -93,6 +94,12 @@ def test_dropout_is_off_and_the_mode_is_given_back(base_folder, ragged):
     found = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
     assert found == rollout.generate(plain, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
     assert model.training
+
+
+def test_logits_that_are_not_finite_are_told_as_divergence(model):
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="logits are not finite"):
+        rollout.generate(model, [[5]], temperature=1.0, **OPTIONS)
 
 
 def test_every_prompt_comes_once_an_epoch_in_an_order_that_the_seed_decides():

@@ -217,6 +217,14 @@ def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_learned(make_tr
     assert [p.name for p in (trainer.run.path / "checkpoints").iterdir()] == ["step-000002"]
 
 
+def test_a_policy_that_is_not_finite_is_in_no_checkpoint(make_trainer, sft_folder):
+    trainer = make_trainer(small(save_every=100), sft_folder)
+    trainer._sample = lambda iteration: trainer.bank.parameters(roles.POLICY)[0].data.fill_(float("nan"))
+    with pytest.raises(DivergedError):
+        trainer.train()
+    assert not (trainer.run.path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
 def test_it_learns_to_say_what_is_rewarded(make_trainer, kind):
     settings = Ppo(
