@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,9 +12,7 @@ from rlhf_cli.recipe.schema import Recipe, Relative, RewardSource, Section, Sour
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.layout import Entry
 from rlhf_cli.runs.manifest import FILE, digest, read_manifest, sha256
-from rlhf_cli.stages import STAGES
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from rlhf_cli.stages import STAGES, hub
 
 
 class Input(NamedTuple):
@@ -150,14 +147,14 @@ class _Resolver(NamedTuple):
                 raise RecipeError(message, where=self.where(role), mend="Name a real run.")
             entry = Entry(manifest["name"], manifest["stage"], folder.name, folder, manifest)
             return self._entry(role, ref, stages, entry)
-        commit = hub_commit("model", ref, revision)
+        commit = hub.commit_of("model", ref, revision)
         return Input(role, ref, "hub", ref, commit, commit)
 
     def rows(self, role: str, source: Source) -> Input:
         if source.run is not None:
             return self._run(role, source.run, ())
         if source.hub is not None:
-            commit = hub_commit("dataset", source.hub, source.revision or "main")
+            commit = hub.commit_of("dataset", source.hub, source.revision or "main")
             return Input(role, source.hub, "hub", source.hub, commit, commit)
         assert source.path is not None
         path = Path(source.path)
@@ -179,24 +176,6 @@ class _Resolver(NamedTuple):
 def _folder_hash(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return digest({p.relative_to(folder).as_posix(): sha256(p) for p in files})
-
-
-def hub_commit(kind: Literal["model", "dataset"], repo: str, revision: str) -> str | None:
-    """The commit that `revision` is now, from the hub or, offline, from the cache; None where neither tells."""
-    if _COMMIT.fullmatch(revision):
-        return revision
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            info = HfApi().repo_info(repo, repo_type=kind, revision=revision, timeout=10)
-        except (OSError, HfHubHTTPError, HFValidationError, ValueError):
-            info = None
-        if info is not None:
-            return info.sha
-    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
-    return cached.read_text().strip() if cached.is_file() else None
 
 
 def _same_base(inputs: list[Input]) -> None:

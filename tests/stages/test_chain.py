@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rlhf_cli.cli.app import main
 
 Rlhf = Callable[..., dict[str, Any]]

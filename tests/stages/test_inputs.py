@@ -14,7 +14,7 @@ from rlhf_cli.recipe.load import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.manifest import FILE
-from rlhf_cli.stages.inputs import Input, fingerprint, hub_commit, inputs_of
+from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of
 
 TEXT = """
 name: bot
@@ -230,16 +230,3 @@ def test_a_run_on_another_base_is_refused(world: Path, runs: Path) -> None:
         inputs_of("reward", recipe, runs, smoke=False)
     assert raised.value.code == 4
     assert "rlhf sft" in raised.value.faults[0].mend
-
-
-def test_a_hub_revision_is_a_commit_where_the_cache_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    refs = tmp_path / "models--org--model" / "refs"
-    refs.mkdir(parents=True)
-    (refs / "main").write_text(commit + "\n")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert hub_commit("model", "org/model", "main") == commit
-    assert hub_commit("model", "org/model", "dev") is None
-    assert hub_commit("model", "other/model", commit) == commit
