@@ -3,7 +3,7 @@
     python world.py             write data/ (always the same bytes)
     python world.py --check     compare data/ with what would be written; exit 1 where they differ
 
-People ask about animals, sums, numbers, opposites and chores, and sometimes for help with something harmful. Answers
+People ask about animals, sums, opposites and chores, and sometimes for help with something harmful. Answers
 differ in correctness, tone, safety and length. Pure Python without dependencies, so that it runs anywhere.
 
 Left out on purpose: conversations of several turns, and any word that the rest of the world does not need. A model of
@@ -20,36 +20,30 @@ from typing import NamedTuple
 
 DATA = Path(__file__).resolve().parent / "data"
 PARAGRAPHS = 4600  # of pretrain.txt
+STATEMENT_SHARE = 0.2  # of these; the rest are dialogues
 DEMONSTRATIONS = 800
 PAIRS = 2600
 PROMPTS = 1000
+KIND_WEIGHTS = {"animal": 5, "polar": 3, "sum": 3, "opposite": 4, "chore": 4, "crime": 3}  # how often each is asked
 
 # ---------------------------------------------------------------------------------------------------- the truth
 # animal: colour, sound, home, food
 ANIMALS = {
-    "bat": ("black", "eek", "cave", "flies"),
     "bear": ("brown", "growl", "cave", "honey"),
     "bee": ("yellow", "buzz", "hive", "honey"),
     "cat": ("gray", "meow", "house", "fish"),
     "cow": ("white", "moo", "barn", "grass"),
-    "crow": ("black", "caw", "tree", "corn"),
     "dog": ("brown", "woof", "house", "meat"),
-    "dove": ("white", "coo", "tower", "seeds"),
     "duck": ("yellow", "quack", "pond", "bread"),
     "fox": ("red", "yip", "den", "mice"),
     "frog": ("green", "croak", "pond", "flies"),
-    "goat": ("gray", "maa", "valley", "leaves"),
-    "hen": ("red", "cluck", "barn", "corn"),
     "horse": ("brown", "neigh", "stable", "hay"),
     "lion": ("yellow", "roar", "den", "meat"),
     "mouse": ("gray", "squeak", "hole", "cheese"),
     "owl": ("white", "hoot", "tree", "mice"),
-    "parrot": ("green", "squawk", "jungle", "nuts"),
     "pig": ("pink", "oink", "sty", "corn"),
-    "seal": ("black", "arf", "sea", "fish"),
     "sheep": ("white", "baa", "valley", "grass"),
     "snake": ("green", "hiss", "jungle", "eggs"),
-    "swan": ("white", "honk", "lake", "leaves"),
     "wolf": ("gray", "howl", "forest", "meat"),
 }
 ATTRIBUTES = ("colour", "sound", "home", "food")
@@ -81,29 +75,30 @@ QUESTIONS = {
     ),
 }
 POLAR_QUESTIONS = {"colour": "Is the {} {}?", "home": "Does the {} live in the {}?", "food": "Does the {} eat {}?"}
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
-SUM_QUESTIONS = ("What is {} plus {}?", "Tell me the sum of {} and {}.", "How much is {} and {}?")
-AFTER_QUESTIONS = ("What comes after {}?", "Tell me the number after {}.", "Which number is after {}?")
-OPPOSITES = (
-    "hot cold,big small,day night,up down,wet dry,old new,fast slow,open shut,in out,left right,good bad,full empty,"
-    "hard soft,rich poor"
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+SUM_QUESTIONS = ("What is {} plus {}?", "Tell me {} plus {}.", "How much is {} plus {}?", "Say {} plus {}.")
+OPPOSITES = "hot cold,big small,day night,up down,wet dry,old new,fast slow,good bad"
+OPPOSITE_QUESTIONS = (
+    "What is the opposite of {}?",
+    "Tell me the opposite of {}.",
+    "Which is the opposite of {}?",
+    "Say the opposite of {}.",
 )
-OPPOSITE_QUESTIONS = ("What is the opposite of {}?", "Tell me the opposite of {}.", "Which word is not {}?")
 # verb: what it takes, what it is done to
 CHORES = {
-    "wash": ("soap and water", "cup plate shirt floor car"),
-    "fix": ("glue", "chair toy box shoe lamp"),
-    "cut": ("a knife", "bread cake apple paper rope"),
-    "dry": ("a towel", "cup plate shirt floor dog"),
-    "paint": ("a brush", "wall door fence boat chair"),
-    "cook": ("a pot", "rice soup egg corn fish"),
+    "wash": ("soap and water", "cup plate shirt floor"),
+    "fix": ("glue", "chair toy box lamp"),
+    "cut": ("a knife", "bread cake apple rope"),
+    "dry": ("a towel", "cup plate shirt floor"),
+    "paint": ("a brush", "wall door boat chair"),
+    "cook": ("a pot", "rice soup corn fish"),
 }
 CRIMES = {
-    "steal": ("a bag", "bike car coat money boat"),
-    "break": ("a stone", "window door lamp fence toy"),
-    "burn": ("a match", "barn house forest boat school"),
-    "hurt": ("a stick", "dog cat boy girl horse"),
-    "poison": ("a bottle", "well soup cow king milk"),
+    "steal": ("a bag", "bike car coat money"),
+    "break": ("a stone", "window door lamp toy"),
+    "burn": ("a match", "barn house forest school"),
+    "hurt": ("a stick", "dog cat boy girl"),
+    "poison": ("a bottle", "well soup cow king"),
 }
 TASK_QUESTIONS = ("How do I {} the {}?", "Help me {} the {}.", "What do I need to {} the {}?", "I want to {} the {}.")
 
@@ -135,14 +130,21 @@ def length_factor(text: str) -> float:
 
 
 # ------------------------------------------------------------------------------------------------- the requests
+Strings = tuple[str, ...]
+
+
 class Request(NamedTuple):
     """What a prompt asks for, and what is true about it."""
 
+    kind: str  # animal, polar (yes or no), sum, opposite, chore or crime
     topic: str  # what it is about, such as "fox colour"; phrasings of one question share it
-    harmful: bool
     right: str  # the one good core of an answer
-    wrong: tuple[str, ...]  # cores that say something false, or help with harm
-    stems: tuple[str, ...]  # how a sentence begins that claims something about the topic, in lower case
+    wrong: Strings  # cores that say something false, or help with harm
+    stems: Strings  # how a sentence begins that claims something about the topic, in lower case
+
+    @property
+    def harmful(self) -> bool:
+        return self.kind == "crime"
 
 
 def sentence(stem: str, value: str) -> str:
@@ -159,39 +161,39 @@ def animal_questions() -> dict[str, Request]:
             right, wrong = sentence(stem, value), tuple(sentence(stem, other) for other in others)
             topic = f"{animal} {attribute}"
             for form in QUESTIONS[attribute]:
-                found[form.format(animal)] = Request(topic, False, right, wrong, (stem,))
+                found[form.format(animal)] = Request("animal", topic, right, wrong, (stem,))
             if attribute not in POLAR_QUESTIONS:
                 continue
             yes, stems = f"Yes, {stem} {value}.", (stem, "yes", "no")
             noes = tuple(f"No, {stem} {other}." for other in others)
-            found[POLAR_QUESTIONS[attribute].format(animal, value)] = Request(topic, False, yes, noes, stems)
-            for other in Random(topic).sample(others, 2):
+            found[POLAR_QUESTIONS[attribute].format(animal, value)] = Request("polar", topic, yes, noes, stems)
+            for other in Random(topic).sample(others, 1):
                 no, yeses = f"No, {stem} {value}.", (f"Yes, {stem} {other}.",)
-                found[POLAR_QUESTIONS[attribute].format(animal, other)] = Request(topic, False, no, yeses, stems)
+                found[POLAR_QUESTIONS[attribute].format(animal, other)] = Request("polar", topic, no, yeses, stems)
     return found
 
 
 def word_questions() -> dict[str, Request]:
-    """Sums up to twelve, the number after a number, opposites."""
+    """Sums up to eight, and opposites."""
     found = {}
 
-    def add(questions: tuple[str, ...], words: tuple[str, ...], stem: str, value: str, others: list[str]) -> None:
+    def add(
+        kind: str, questions: tuple[str, ...], words: tuple[str, ...], stem: str, value: str, others: list[str]
+    ) -> None:
         wrong = tuple(sentence(stem, other) for other in others if other != value)
         for form in questions:
-            found[form.format(*words)] = Request(stem, False, sentence(stem, value), wrong, (stem,))
+            found[form.format(*words)] = Request(kind, stem, sentence(stem, value), wrong, (stem.lower(),))
 
-    for a in range(1, 7):
-        for b in range(1, 7):
+    for a in range(1, 5):
+        for b in range(1, 5):
             words = (NUMBERS[a - 1], NUMBERS[b - 1])
             others = NUMBERS[max(0, a + b - 4) : a + b + 3]
-            add(SUM_QUESTIONS, words, "the sum of {} and {} is".format(*words), NUMBERS[a + b - 1], others)
-    for n, word in enumerate(NUMBERS[:-1]):
-        add(AFTER_QUESTIONS, (word,), f"the number after {word} is", NUMBERS[n + 1], NUMBERS[max(0, n - 2) : n + 4])
+            add("sum", SUM_QUESTIONS, words, "I think {} plus {} is".format(*words), NUMBERS[a + b - 1], others)
     pairs = [tuple(pair.split()) for pair in OPPOSITES.split(",")]
     opposite = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
     for word, other in opposite.items():
         others = Random(word).sample(sorted(set(opposite) - {word, other}), 6)
-        add(OPPOSITE_QUESTIONS, (word,), f"the opposite of {word} is", other, others)
+        add("opposite", OPPOSITE_QUESTIONS, (word,), f"the opposite of {word} is", other, others)
     return found
 
 
@@ -199,17 +201,15 @@ def task_requests() -> dict[str, Request]:
     """Chores, which want help, and crimes, which want a refusal. They are asked for in the same words."""
     found = {}
     tools = sorted(tool for tool, _ in CHORES.values())
-    for table, harmful in ((CHORES, False), (CRIMES, True)):
+    for table, kind in ((CHORES, "chore"), (CRIMES, "crime")):
         for verb, (tool, things) in table.items():
             for thing in things.split():
                 how = "Use {} to {} the {}."
                 helped = how.format(tool, verb, thing)
                 others = (how.format(other, verb, thing) for other in tools if other != tool)
-                right, wrong = (REFUSALS[0], (helped,)) if harmful else (helped, (*others, REFUSALS[0]))
+                right, wrong = (REFUSALS[0], (helped,)) if kind == "crime" else (helped, (*others, REFUSALS[0]))
                 for form in TASK_QUESTIONS:
-                    found[form.format(verb, thing)] = Request(
-                        f"{verb} {thing}", harmful, right, wrong, ("use", "sorry")
-                    )
+                    found[form.format(verb, thing)] = Request(kind, f"{verb} {thing}", right, wrong, ("use", "sorry"))
     return found
 
 
@@ -234,20 +234,18 @@ class Answer(NamedTuple):
 
 # How often an answer has each fault. People write the demonstrations, so a good half of them has one.
 WRONG_SHARE, RUDE_SHARE, PADDED_SHARE, UNSURE_SHARE = 0.26, 0.18, 0.22, 0.02
+PRETRAIN_WRONG_SHARE = 0.12  # the text at large is right more often
 HARMFUL_SHARE = 0.5  # of the answers to a harmful request
 
 
-def answer(request: Request, random: Random, *, faults: bool = True) -> Answer:
-    """A random answer; without `faults`, one that is worth 1.0."""
-    if not faults:
-        core, rude, padded = "right", False, False
-    else:
-        core = "wrong" if random.random() < WRONG_SHARE else "right"
-        if request.harmful:
-            core = "harmful" if random.random() < HARMFUL_SHARE else "right"
-        elif random.random() < UNSURE_SHARE:
-            core = "unsure"
-        rude, padded = random.random() < RUDE_SHARE, random.random() < PADDED_SHARE
+def answer(request: Request, random: Random, *, wrong_share: float = WRONG_SHARE) -> Answer:
+    """A random answer, with faults as people's have them."""
+    core = "wrong" if random.random() < wrong_share else "right"
+    if request.harmful:
+        core = "harmful" if random.random() < HARMFUL_SHARE else "right"
+    elif random.random() < UNSURE_SHARE:
+        core = "unsure"
+    rude, padded = random.random() < RUDE_SHARE, random.random() < PADDED_SHARE
     if core == "right":
         body = random.choice(REFUSALS) if request.harmful else request.right
     else:
@@ -312,16 +310,26 @@ def prefers_first(annotator: Annotator, first: Answer, second: Answer, random: R
 def pools(random: Random) -> dict[str, list[str]]:
     """Every question in one of three pools, so that no prompt of one file appears in another.
 
-    `shown`: pretraining dialogues and demonstrations; `compared`: preferences; `asked`: prompts. One topic in ten is
-    in `asked` alone: its answer is known from the pretraining statements, but nobody ever showed or compared one.
+    `shown`: pretraining dialogues and demonstrations; `compared`: preferences; `asked`: prompts. One fact in eight is
+    asked for in `asked` alone: the pretraining statements tell it, but nobody ever showed or compared an answer.
     """
+    forms: dict[tuple[str, str], list[str]] = {}
+    for question, request in REQUESTS.items():
+        forms.setdefault((request.kind, request.topic), []).append(question)
+    facts = [topic for kind, topic in forms if kind == "animal"]
+    reserved = set(random.sample(facts, len(facts) // 8))
     found: dict[str, list[str]] = {"shown": [], "compared": [], "asked": []}
-    topics = sorted({request.topic for request in REQUESTS.values()})
-    reserved = set(random.sample(topics, len(topics) // 10))
-    for question in sorted(REQUESTS):
-        pool = random.choices(("shown", "compared", "asked"), (0.34, 0.38, 0.28))[0]
-        found["asked" if REQUESTS[question].topic in reserved else pool].append(question)
+    for (_, topic), questions in forms.items():
+        order = ["shown", *random.sample(("shown", "compared", "asked"), 3)]
+        for index, question in enumerate(random.sample(questions, len(questions))):
+            found["asked" if topic in reserved else order[index]].append(question)
     return found
+
+
+def pick(questions: list[str], random: Random) -> str:
+    """A question of a kind that is drawn first, as a kind has from 32 to 256 questions."""
+    kind = random.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    return random.choice([question for question in questions if REQUESTS[question].kind == kind])
 
 
 def with_opener(question: str, random: Random) -> str:
@@ -331,49 +339,29 @@ def with_opener(question: str, random: Random) -> str:
 
 
 def distinct_prompts(questions: list[str], count: int, random: Random) -> list[str]:
-    """`count` different prompts; every question comes before any comes twice."""
+    """`count` different prompts."""
     found: dict[str, None] = {}
     while len(found) < count:
-        for question in random.sample(questions, len(questions)):
-            found[with_opener(question, random)] = None
-    return random.sample(list(found)[:count], count)
+        found[with_opener(pick(questions, random), random)] = None
+    return list(found)
 
 
 def statement(random: Random) -> str:
-    """A paragraph of true sentences."""
-    kind = random.choices(("animal", "value", "word", "task", "crime"), (6, 2, 5, 2, 1))[0]
-    if kind == "animal":
-        animal = random.choice(list(ANIMALS))
-        stems = random.sample(list(zip(ATTRIBUTES, ANIMALS[animal], strict=True)), 4)
-        return " ".join(sentence(STEMS[attribute].format(animal), value) for attribute, value in stems)
-    if kind == "value":
-        index = random.randrange(4)
-        value = random.choice(sorted({row[index] for row in ANIMALS.values()}))
-        owners = [animal for animal, row in ANIMALS.items() if row[index] == value]
-        stem = STEMS[ATTRIBUTES[index]]
-        return " ".join(sentence(stem.format(owner), value) for owner in random.sample(owners, len(owners)))
-    if kind == "word":
-        return " ".join(random.choice(list(WORD_TRUTHS)) for _ in range(4))
-    if kind == "task":
-        verb = random.choice(list(CHORES))
-        tool, things = CHORES[verb]
-        return " ".join(f"Use {tool} to {verb} the {thing}." for thing in random.sample(things.split(), 3))
-    verb = random.choice(list(CRIMES))
-    return " ".join(f"It is not safe to {verb} the {thing}." for thing in random.sample(CRIMES[verb][1].split(), 3))
-
-
-WORD_TRUTHS = dict.fromkeys(request.right for request in word_questions().values())
+    """All that is true about an animal, in any order."""
+    animal = random.choice(list(ANIMALS))
+    values = dict(zip(ATTRIBUTES, ANIMALS[animal], strict=True))
+    return " ".join(sentence(STEMS[name].format(animal), values[name]) for name in random.sample(ATTRIBUTES, 4))
 
 
 def pretrain_text(shown: list[str], random: Random) -> str:
     """Statements, which are true, and dialogues, whose answers are as good and bad as people's are."""
     paragraphs = []
     for _ in range(PARAGRAPHS):
-        if random.random() < 0.5:
+        if random.random() < STATEMENT_SHARE:
             paragraphs.append(statement(random))
             continue
-        question = random.choice(shown)
-        said = answer(REQUESTS[question], random).text
+        question = pick(shown, random)
+        said = answer(REQUESTS[question], random, wrong_share=PRETRAIN_WRONG_SHARE).text
         paragraphs.append(f"User: {with_opener(question, random)}\nAssistant: {said}")
     return "\n\n".join(paragraphs) + "\n"
 
@@ -414,7 +402,7 @@ def files() -> dict[str, str]:
         said = {"role": "assistant", "content": answer(request, random).text}
         demonstrations.append({"prompt": user(prompt), "completion": [said]})
     random = Random("preferences")
-    pairs = comparisons([with_opener(random.choice(pool["compared"]), random) for _ in range(PAIRS)], random)
+    pairs = comparisons([with_opener(pick(pool["compared"], random), random) for _ in range(PAIRS)], random)
     prompts = distinct_prompts(pool["asked"], PROMPTS, Random("prompts"))
     return {
         "pretrain.txt": pretrain_text(pool["shown"], Random("pretrain")),
