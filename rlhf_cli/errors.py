@@ -5,9 +5,9 @@ An error holds one fault or many, because everything that is wrong with a recipe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,13 @@ class DivergedError(RlhfError):
 
 
 class GateError(RlhfError):
-    """The result is complete, and a gate of the recipe says that it is not good enough."""
+    """The run is complete, and a gate says that it is not good enough. `result`: what `--json` tells of it."""
 
     code = 8
+
+    def __init__(self, faults: Sequence[Fault], result: Mapping[str, Any]) -> None:
+        self.result = result
+        super().__init__(faults)
 
 
 class StoppedError(RlhfError):

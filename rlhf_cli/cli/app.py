@@ -6,17 +6,18 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlhf_cli import __version__
 from rlhf_cli.cli import options, output
 from rlhf_cli.cli.runs import runs
-from rlhf_cli.errors import Fault, RecipeError, RlhfError
+from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError
 from rlhf_cli.stages import STAGES
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
             outcome = run_stage(
                 stage, loaded, runs_dir.absolute(), smoke=smoke, reporter=reporter, skip_if_done=skip_if_done
             )
-        if json:
-            output.write_json(output.outcome_json(outcome))
+        _finish(output.outcome_json(outcome), outcome.failed_gates, json=json)
 
     command.__doc__ = STAGES[stage].help
     return command
@@ -106,8 +106,7 @@ def run_(
     finally:
         if len(outcomes) > 1 and not json:
             output.print_chain(outcomes)
-    if json:
-        output.write_json(output.chain_json(outcomes))
+    _finish(output.chain_json(outcomes), outcomes[-1].failed_gates, json=json)
 
 
 @app.command(rich_help_panel="Chain")
@@ -149,6 +148,13 @@ def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
     return wanted
 
 
+def _finish(result: dict[str, Any], failed_gates: Sequence[Fault], *, json: bool) -> None:
+    if failed_gates:
+        raise GateError(failed_gates, result)
+    if json:
+        output.write_json(result)
+
+
 def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
     from rlhf_cli.stages.preview import preview
 
@@ -167,7 +173,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except RlhfError as error:
-        code = _fail(error.code, list(error.faults), as_json)
+        result = error.result if isinstance(error, GateError) else {}
+        code = _fail(error.code, list(error.faults), as_json, result)
     except typer.TyperException as error:
         code = _usage(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
@@ -194,10 +201,10 @@ def _usage(error: typer.TyperException, as_json: bool) -> int:
     return 2
 
 
-def _fail(code: int, faults: list[Fault], as_json: bool) -> int:
+def _fail(code: int, faults: list[Fault], as_json: bool, result: Mapping[str, Any] = MappingProxyType({})) -> int:
     if os.environ.get("RLHF_DEBUG") == "1" and code != 1:
         traceback.print_exc()
     if as_json:
-        output.write_json(output.error_json(code, faults))
+        output.write_json({**result, **output.error_json(code, faults)})
     output.print_faults(faults)
     return code

@@ -7,6 +7,7 @@ is judged on a run that is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import platform
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import __version__
-from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.errors import DiskError, Fault, HardwareError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.load import dump
@@ -45,6 +46,7 @@ class Outcome(NamedTuple):
     path: Path
     manifest: Manifest
     skipped: bool
+    failed_gates: tuple[Fault, ...]
 
 
 class StageReporter(Reporter, Protocol):
@@ -57,15 +59,12 @@ class StageReporter(Reporter, Protocol):
 def run_chain(
     recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool, reporter: StageReporter
 ) -> Iterator[Outcome]:
-    """Run `stages` in order, skipping what is up to date. A failed gate is raised when all else is done."""
-    gate: GateError | None = None
+    """Run `stages` in order, skipping what is up to date. A failed gate ends the chain: what comes after it waits."""
     for stage in stages:
-        try:
-            yield run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True)
-        except GateError as error:
-            gate = error
-    if gate is not None:
-        raise gate
+        outcome = run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True)
+        yield outcome
+        if outcome.failed_gates:
+            return
 
 
 def run_stage(
@@ -90,9 +89,9 @@ def run_stage(
     if skip_if_done:
         entry = layout.newest(runs_dir, recipe.name, stage, smoke=smoke)
         if entry is not None and entry.manifest is not None and entry.manifest["fingerprint"] == key:
-            outcome = Outcome(stage, entry.path, entry.manifest, skipped=True)
+            failed = _failed_gates(stage, recipe, entry.manifest["metrics"])
+            outcome = Outcome(stage, entry.path, entry.manifest, skipped=True, failed_gates=failed)
             reporter.done(outcome)
-            _gates(stage, recipe, entry.manifest["metrics"])
             return outcome
     recipe = _pinned(recipe, inputs)
     base = next((item for item in inputs if item.role == "base"), None)
@@ -106,9 +105,9 @@ def run_stage(
         if stage in run_card.LOADS:
             run_card.write(run, inputs, metrics, recipe.seed)
     facts = _facts(recipe, resolved, inputs, key)
-    outcome = Outcome(stage, run.path, run.complete(metrics, facts), skipped=False)
+    failed = _failed_gates(stage, recipe, metrics)
+    outcome = Outcome(stage, run.path, run.complete(metrics, facts), skipped=False, failed_gates=failed)
     reporter.done(outcome)
-    _gates(stage, recipe, metrics)
     return outcome
 
 
@@ -142,7 +141,25 @@ def _told(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         run.warn(f"failed: {type(error).__name__}: {error}")
+        ours = _of_the_machine(error, run)
+        if ours is not None:
+            raise ours from error
         raise
+
+
+def _of_the_machine(error: Exception, run: Run) -> RlhfError | None:
+    """What is no bug of ours: no memory, no disk, no permission."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        less = "ppo.micro_batch_tokens" if run.stage == "ppo" else "micro_batch_size and max_length"
+        mend = f"Lower {less}, or set base.quantize: nf4."
+        return HardwareError(f"out of memory; incomplete: {run.path}", where=run.stage, mend=mend)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        place = str(error.filename or run.path)
+        mend = "Free space, or choose another place with --runs-dir."
+        return DiskError(f"{error.strerror}; incomplete: {run.path}", where=place, mend=mend)
+    return None
 
 
 def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: StageReporter) -> None:
@@ -196,11 +213,10 @@ def _git_commit() -> str | None:
     return None
 
 
-def _gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> None:
+def _failed_gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> tuple[Fault, ...]:
     if stage != "eval" or not recipe.eval.gates:
-        return
+        return ()
     from rlhf_cli.evaluation import gates
 
-    failed = [verdict for verdict in gates.judge(recipe.eval.gates, metrics) if not verdict.passed]
-    if failed:
-        raise GateError([Fault(verdict.text, f"gate {verdict.gate.metric}") for verdict in failed])
+    verdicts = gates.judge(recipe.eval.gates, metrics)
+    return tuple(Fault(verdict.text, f"gate {verdict.gate.metric}") for verdict in verdicts if not verdict.passed)

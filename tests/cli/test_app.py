@@ -172,6 +172,7 @@ def test_a_gate_that_fails_exits_8_and_the_run_is_complete(rlhf: Rlhf, command: 
     ended = rlhf(command, "-r", "r.yaml", "--set", "eval.gates.0.min=0.9", "--json")
     assert ended.code == ended.json["code"] == 8
     assert "reward.accuracy" in ended.json["errors"][0]["where"]
+    assert ended.json["metrics"]["reward.accuracy"] == 0.75  # the figures are told all the same
     assert rlhf("runs", "show", "eval@v0002", "--json").json["run"]["state"] == "complete"
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.ppo import rollout
@@ -75,7 +75,6 @@ def test_the_models_own_generation_config_changes_nothing(model, ragged):
 
 
 def test_samples_follow_the_softmax_at_the_temperature(model):
-    # More tokens than a top_k of 50 or a nucleus would leave are no use here (32 words): compare frequencies instead.
     prompt = [5, 9, 11]
     with torch.no_grad():
         expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1] / 0.7, dim=-1)
@@ -85,6 +84,15 @@ def test_samples_follow_the_softmax_at_the_temperature(model):
     for token in range(VOCABULARY):
         p = float(expected[token])
         assert abs(drawn[token] / 4000 - p) < 5 * (p * (1 - p) / 4000) ** 0.5 + 1e-3  # five standard errors
+
+
+def test_no_token_is_out_of_reach_in_a_vocabulary_above_the_default_top_k():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    model = LlamaForCausalLM(config)  # nearly uniform: fresh weights are small
+    options = {**OPTIONS, "max_new_tokens": 1, "batch_size": 4000}
+    drawn = {r[0] for r in rollout.generate(model, [[5]] * 4000, temperature=1.0, **options)}
+    assert len(drawn) == 120  # one of 120 is missed by 4000 draws with probability 1e-12
 
 
 def test_dropout_is_off_and_the_mode_is_given_back(base_folder, ragged):

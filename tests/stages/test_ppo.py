@@ -134,6 +134,12 @@ def test_a_run_leaves_a_policy_and_a_critic_that_plain_libraries_load(world: Pat
     assert metrics["ppo.reward"] == pytest.approx(metrics["ppo.reward.reward"] + 0.5 * metrics["ppo.reward.by_level"])
 
 
+def test_the_reference_is_what_the_policy_starts_from(world: Path, new_run: Run) -> None:
+    ppo.run(recipe(world), new_run)
+    first = json.loads((new_run.path / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(first["kl"]) < 1e-5
+
+
 def test_held_out_prompts_are_watched_and_long_ones_dropped_and_told(world: Path, new_run: Run) -> None:
     ppo.run(recipe(world), new_run)
     samples = [json.loads(line) for line in (new_run.path / "samples.jsonl").read_text().splitlines()]
