@@ -40,8 +40,9 @@ def pandalm_preferences(shared: Path) -> list[dict[str, str]]:
             continue
         better, worse = ("response1", "response2") if first > second else ("response2", "response1")
         prompt = f"{item['instruction']}\n{item['input']}".strip() + "\n"
-        if item[better].strip() and item[worse].strip():
-            rows.append({"prompt": prompt, "chosen": item[better], "rejected": item[worse]})
+        chosen, rejected = str(item[better]).strip(), str(item[worse]).strip()  # some say true or false, some nothing
+        if chosen and rejected:
+            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     return rows
 
 
