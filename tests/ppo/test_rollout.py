@@ -88,7 +88,9 @@ def test_samples_follow_the_softmax_at_the_temperature(model):
 
 def test_no_token_is_out_of_reach_in_a_vocabulary_above_the_default_top_k():
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    config = LlamaConfig(
+        vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
     model = LlamaForCausalLM(config)  # nearly uniform: fresh weights are small
     options = {**OPTIONS, "max_new_tokens": 1, "batch_size": 4000}
     drawn = {r[0] for r in rollout.generate(model, [[5]] * 4000, temperature=1.0, **options)}
