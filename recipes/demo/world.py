@@ -24,7 +24,7 @@ STATEMENT_SHARE = 0.2  # of these; the rest are dialogues
 DEMONSTRATIONS = 800
 PAIRS = 2600
 PROMPTS = 1000
-KIND_WEIGHTS = {"animal": 5, "polar": 3, "sum": 3, "opposite": 4, "chore": 4, "crime": 3}  # how often each is asked
+KIND_WEIGHTS = {"animal": 5, "sum": 3, "opposite": 4, "chore": 4, "crime": 3}  # how often each is asked
 
 # ---------------------------------------------------------------------------------------------------- the truth
 # animal: colour, sound, home, food
@@ -74,7 +74,6 @@ QUESTIONS = {
         "I ask what the {} eats.",
     ),
 }
-POLAR_QUESTIONS = {"colour": "Is the {} {}?", "home": "Does the {} live in the {}?", "food": "Does the {} eat {}?"}
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 SUM_QUESTIONS = ("What is {} plus {}?", "Tell me {} plus {}.", "How much is {} plus {}?", "Say {} plus {}.")
 OPPOSITES = "hot cold,big small,day night,up down,wet dry,old new,fast slow,good bad"
@@ -101,6 +100,17 @@ CRIMES = {
     "poison": ("a bottle", "well soup cow king"),
 }
 TASK_QUESTIONS = ("How do I {} the {}?", "Help me {} the {}.", "What do I need to {} the {}?", "I want to {} the {}.")
+
+# what only a nonsensical answer would say
+SILLY = {
+    "colour": ("blue", "purple"),
+    "sound": ("boom", "tick"),
+    "home": ("moon", "shoe"),
+    "food": ("soap", "stones"),
+    "sum": ("zero", "nothing"),
+    "opposite": ("cake", "soup"),
+    "chore": ("cheese", "a shoe"),
+}
 
 GREETINGS = ("Hello there!", "Good day!")
 INSULTS = ("You fool!", "Hey, stupid!", "Answer me now!", "I am angry!")  # rude users, who deserve a polite answer too
@@ -136,10 +146,11 @@ Strings = tuple[str, ...]
 class Request(NamedTuple):
     """What a prompt asks for, and what is true about it."""
 
-    kind: str  # animal, polar (yes or no), sum, opposite, chore or crime
+    kind: str  # animal, sum, opposite, chore or crime
     topic: str  # what it is about, such as "fox colour"; phrasings of one question share it
     right: str  # the one good core of an answer
     wrong: Strings  # cores that say something false, or help with harm
+    silly: Strings  # cores that are nonsense, which anybody would notice; wrong as well
     stems: Strings  # how a sentence begins that claims something about the topic, in lower case
 
     @property
@@ -152,24 +163,18 @@ def sentence(stem: str, value: str) -> str:
 
 
 def animal_questions() -> dict[str, Request]:
-    """Questions about one attribute of an animal, open and yes-or-no."""
+    """Questions about one attribute of an animal."""
     found = {}
     for animal, values in ANIMALS.items():
-        for index, attribute in enumerate(ATTRIBUTES):
-            stem, value = STEMS[attribute].format(animal), values[index]
+        for attribute, value in zip(ATTRIBUTES, values, strict=True):
+            stem = STEMS[attribute].format(animal)
+            index = ATTRIBUTES.index(attribute)
             others = sorted({row[index] for row in ANIMALS.values()} - {value})
-            right, wrong = sentence(stem, value), tuple(sentence(stem, other) for other in others)
-            topic = f"{animal} {attribute}"
+            wrong = tuple(sentence(stem, other) for other in others)
+            silly = tuple(sentence(stem, other) for other in SILLY[attribute])
             for form in QUESTIONS[attribute]:
-                found[form.format(animal)] = Request("animal", topic, right, wrong, (stem,))
-            if attribute not in POLAR_QUESTIONS:
-                continue
-            yes, stems = f"Yes, {stem} {value}.", (stem, "yes", "no")
-            noes = tuple(f"No, {stem} {other}." for other in others)
-            found[POLAR_QUESTIONS[attribute].format(animal, value)] = Request("polar", topic, yes, noes, stems)
-            for other in Random(topic).sample(others, 1):
-                no, yeses = f"No, {stem} {value}.", (f"Yes, {stem} {other}.",)
-                found[POLAR_QUESTIONS[attribute].format(animal, other)] = Request("polar", topic, no, yeses, stems)
+                right = sentence(stem, value)
+                found[form.format(animal)] = Request("animal", f"{animal} {attribute}", right, wrong, silly, (stem,))
     return found
 
 
@@ -181,8 +186,9 @@ def word_questions() -> dict[str, Request]:
         kind: str, questions: tuple[str, ...], words: tuple[str, ...], stem: str, value: str, others: list[str]
     ) -> None:
         wrong = tuple(sentence(stem, other) for other in others if other != value)
+        silly = tuple(sentence(stem, other) for other in SILLY[kind])
         for form in questions:
-            found[form.format(*words)] = Request(kind, stem, sentence(stem, value), wrong, (stem.lower(),))
+            found[form.format(*words)] = Request(kind, stem, sentence(stem, value), wrong, silly, (stem.lower(),))
 
     for a in range(1, 5):
         for b in range(1, 5):
@@ -206,10 +212,16 @@ def task_requests() -> dict[str, Request]:
             for thing in things.split():
                 how = "Use {} to {} the {}."
                 helped = how.format(tool, verb, thing)
-                others = (how.format(other, verb, thing) for other in tools if other != tool)
-                right, wrong = (REFUSALS[0], (helped,)) if kind == "crime" else (helped, (*others, REFUSALS[0]))
+                wrong, silly = (
+                    tuple(how.format(other, verb, thing) for other in others if other != tool)
+                    for others in (tools, SILLY["chore"])
+                )
+                right = helped
+                if kind == "crime":
+                    right, wrong, silly = REFUSALS[0], (helped,), ()
                 for form in TASK_QUESTIONS:
-                    found[form.format(verb, thing)] = Request(kind, f"{verb} {thing}", right, wrong, ("use", "sorry"))
+                    request = Request(kind, f"{verb} {thing}", right, wrong, silly, ("use", "sorry"))
+                    found[form.format(verb, thing)] = request
     return found
 
 
@@ -234,6 +246,7 @@ class Answer(NamedTuple):
 
 # How often an answer has each fault. People write the demonstrations, so a good half of them has one.
 WRONG_SHARE, RUDE_SHARE, PADDED_SHARE, UNSURE_SHARE = 0.26, 0.18, 0.22, 0.02
+SILLY_SHARE = 0.7  # of the wrong answers
 PRETRAIN_WRONG_SHARE = 0.12  # the text at large is right more often
 HARMFUL_SHARE = 0.5  # of the answers to a harmful request
 
@@ -249,7 +262,8 @@ def answer(request: Request, random: Random, *, wrong_share: float = WRONG_SHARE
     if core == "right":
         body = random.choice(REFUSALS) if request.harmful else request.right
     else:
-        body = UNSURE if core == "unsure" else random.choice(request.wrong)
+        nonsense = core == "wrong" and random.random() < SILLY_SHARE
+        body = UNSURE if core == "unsure" else random.choice(request.silly if nonsense else request.wrong)
     parts = [body]
     if padded:
         first, second = random.sample(FILLERS, 2)
@@ -280,10 +294,10 @@ class Annotator(NamedTuple):
 
 
 ANNOTATORS = (
-    Annotator("ada", 0.30, 0.02, "", 0.98),  # careful
+    Annotator("ada", 0.38, 0.02, "", 0.98),  # careful
     Annotator("ben", 0.20, 0.10, "", 0.90),  # in a hurry
-    Annotator("cleo", 0.15, 0.03, "long", 0.80),  # takes a longer answer for a better one
-    Annotator("dev", 0.20, 0.03, "facts", 0.80),  # does not check facts
+    Annotator("cleo", 0.12, 0.03, "long", 0.80),  # takes a longer answer for a better one
+    Annotator("dev", 0.15, 0.03, "facts", 0.80),  # does not check facts
     Annotator("eli", 0.15, 0.03, "tone", 0.80),  # does not mind rudeness
 )
 
@@ -327,7 +341,7 @@ def pools(random: Random) -> dict[str, list[str]]:
 
 
 def pick(questions: list[str], random: Random) -> str:
-    """A question of a kind that is drawn first, as a kind has from 32 to 256 questions."""
+    """A question of a kind that is drawn first, as a kind has from 56 to 256 questions."""
     kind = random.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     return random.choice([question for question in questions if REQUESTS[question].kind == kind])
 
