@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_cli import __version__
-from rlhf_cli.cli import options, output
+from rlhf_cli.cli import options, output, progress
 from rlhf_cli.cli.runs import runs
 from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError
 from rlhf_cli.stages import STAGES
@@ -65,7 +65,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
             return
         from rlhf_cli.stages.dispatch import run_stage
 
-        with output.reporter(json=json, quiet=quiet) as reporter:
+        with progress.reporter(json=json, quiet=quiet) as reporter:
             outcome = run_stage(
                 stage, loaded, runs_dir.absolute(), smoke=smoke, reporter=reporter, skip_if_done=skip_if_done
             )
@@ -100,7 +100,7 @@ def run_(
 
     outcomes = []
     try:
-        with output.reporter(json=json, quiet=quiet) as reporter:
+        with progress.reporter(json=json, quiet=quiet) as reporter:
             for outcome in run_chain(loaded, wanted, runs_dir.absolute(), smoke=smoke, reporter=reporter):
                 outcomes.append(outcome)
     finally:

@@ -1,12 +1,10 @@
-"""What a person sees, and what a script reads: reporters of a run under way, tables, faults, JSON."""
+"""What a person sees, and what a script reads, of runs that are complete: tables, faults, JSON."""
 
 from __future__ import annotations
 
-import contextlib
 import json as json_module
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +14,8 @@ if TYPE_CHECKING:
 
     from rlhf_cli.errors import Fault
     from rlhf_cli.runs.layout import Entry
-    from rlhf_cli.runs.run import Run
-    from rlhf_cli.stages.dispatch import Outcome, StageReporter
+    from rlhf_cli.stages.dispatch import Outcome
 
-# Shown as training goes: the metric's name, its label, its format.
-LIVE = (
-    ("loss", "loss", ".3f"),
-    ("accuracy", "accuracy", ".2f"),
-    ("reward", "reward", ".3f"),
-    ("kl", "kl", ".2f"),
-    ("response_length", "length", ".0f"),
-    ("truncation_rate", "cut", ".0%"),
-    ("repeated_4gram_rate", "repeats", ".0%"),
-    ("tokens_per_second", "tok/s", ",.0f"),
-)
 # The one or two figures by which a stage is known in a table.
 HEADLINES = {
     "pretrain": ("pretrain.nll",),
@@ -40,7 +26,6 @@ HEADLINES = {
     "export": ("export.kl",),
 }
 ALWAYS_COMPARED = ("response_length", "truncation_rate")  # where reward hacking shows first
-PLAIN_LINES = 20  # progress lines a stage, at most, where there is no terminal
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -50,136 +35,22 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-@contextlib.contextmanager
-def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
-    """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`."""
-    out = console(stderr=json)
-    made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
-    # What a library or a reward function prints must not stand beside the JSON object.
-    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), contextlib.closing(made):
-        yield made
-
-
-class Plain:
-    """One line for what happens; progress at most PLAIN_LINES times a stage."""
-
-    def __init__(self, out: Console, *, quiet: bool) -> None:
-        self.out = out
-        self.quiet = quiet
-        self.name = ""
-        self.total = 1
-        self.next = 0.0  # the step at which the next line is due
-        self.started = time.monotonic()
-
-    def stage(self, stage: str, run: Run) -> None:
-        self.name = stage
-        self.say(f"{run.name} · {run.version}{' · smoke' if run.smoke else ''}")
-
-    def begin(self, total: int, unit: str) -> None:
-        self.total = max(total, 1)
-        self.next = 0.0
-        self.started = time.monotonic()
-        self.say(f"{total:,} {unit}")
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step >= self.next or step == self.total:  # not every step is logged
-            self.next = step + self.total / PLAIN_LINES
-            spent = time.monotonic() - self.started
-            left = spent / max(step, 1) * (self.total - step)
-            self.say(f"{step}/{self.total}  {_live(metrics)}  {_clock(left)} left")
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            self.out.print(f"{self.name:<9}{text}", markup=False)
-
-    def warn(self, text: str) -> None:
-        self.out.print(f"{self.name:<9}warning: {text}", markup=False)
-
-    def done(self, outcome: Outcome) -> None:
-        self.name = outcome.stage
-        state = "up to date" if outcome.skipped else f"done in {_clock(outcome.manifest['seconds'])}"
-        self.out.print(f"{self.name:<9}{state}: {_place(outcome.path)}", markup=False)
-        if not outcome.skipped:
-            for label, text in _figures(outcome.manifest["metrics"]):
-                self.out.print(f"{self.name:<9}  {label:<28} {text}", markup=False)
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class Terminal:
-    """A live bar a stage: step, figures, time left; what is said scrolls above it."""
-
-    def __init__(self, out: Console, *, quiet: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.out = out
-        self.quiet = quiet
-        self.progress = Progress(
-            TextColumn("[bold]{task.description:<9}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[live]}", markup=False),
-            TimeRemainingColumn(),
-            console=out,
-            transient=True,
-        )
-        self.task: Any = None
-        self.name = ""
-
-    def stage(self, stage: str, run: Run) -> None:
-        self.name = stage
-        smoke = "  [yellow]smoke[/]" if run.smoke else ""
-        self.out.print(f"[bold cyan]{stage}[/]  {run.name} · {run.version}{smoke}")
-        self.progress.start()
-        self.task = self.progress.add_task(stage, total=None, live="loading")
-
-    def begin(self, total: int, unit: str) -> None:
-        self.progress.reset(self.task, total=total, live=unit)
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.progress.update(self.task, completed=step, live=_live(metrics))
-
-    def say(self, text: str) -> None:
-        self.out.print(f"  [dim]{_escaped(text)}[/]")
-
-    def warn(self, text: str) -> None:
-        self.out.print(f"  [yellow]warning:[/] {_escaped(text)}")
-
-    def done(self, outcome: Outcome) -> None:
-        self.close()
-        if outcome.skipped:
-            self.out.print(f"[bold cyan]{outcome.stage}[/]  up to date: {_place(outcome.path)}")
-            return
-        for label, text in _figures(outcome.manifest["metrics"]):
-            self.out.print(f"  {label:<28} {text}", markup=False)
-        self.out.print(f"  [green]done[/] in {_clock(outcome.manifest['seconds'])}: {_place(outcome.path)}")
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-            self.task = None
-        self.progress.stop()
-
-
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """`text` without meaning to Rich's markup."""
     from rich.markup import escape
 
     return escape(text)
 
 
-def _live(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{label} {format(metrics[name], form)}" for name, label, form in LIVE if name in metrics)
-
-
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as 0:05, 12:05 or 1:12:05."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _place(path: Path) -> str:
+def place(path: Path) -> str:
+    """`path` relative to the working folder, where it lies below it."""
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else str(path)
 
@@ -192,7 +63,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _figures(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
+def figures(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
     """Name and text of each metric; an interval stands in brackets behind its estimate, a count in round ones."""
     parts = (".low", ".high", ".n")
     for name, value in metrics.items():
@@ -216,10 +87,10 @@ def print_chain(outcomes: Sequence[Outcome]) -> None:
     for column in ("stage", "state", "time", "result", "where"):
         table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
     for outcome in outcomes:
-        shown = dict(_figures(outcome.manifest["metrics"]))
+        shown = dict(figures(outcome.manifest["metrics"]))
         headline = "\n".join(f"{name} {shown[name]}" for name in HEADLINES[outcome.stage] if name in shown)
         state = "up to date" if outcome.skipped else "done"
-        table.add_row(outcome.stage, state, _clock(outcome.manifest["seconds"]), headline, _place(outcome.path))
+        table.add_row(outcome.stage, state, clock(outcome.manifest["seconds"]), headline, place(outcome.path))
     out = console()
     out.print()
     out.print(table)
@@ -228,7 +99,7 @@ def print_chain(outcomes: Sequence[Outcome]) -> None:
         out.print(_comparison(evaluated.manifest))
     exported = next((o for o in outcomes if o.stage == "export"), None)
     if exported is not None:
-        out.print(f"The exported model: {_place(exported.path / 'model')}", markup=False)
+        out.print(f"The exported model: {place(exported.path / 'model')}", markup=False)
 
 
 def _comparison(manifest: Mapping[str, Any]) -> Any:
@@ -237,7 +108,7 @@ def _comparison(manifest: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     metrics: Mapping[str, float] = manifest["metrics"]
-    shown = dict(_figures(metrics))
+    shown = dict(figures(metrics))
     names = {item["role"]: item["ref"] for item in manifest["inputs"]}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("measure", names.get("of", "base"), names.get("against", "base"), "gain  [95 % interval]"):
@@ -268,12 +139,11 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
         if manifest is None:
             table.add_row(name, "incomplete", "", "", "")
             continue
-        shown = dict(_figures(manifest["metrics"]))
+        shown = dict(figures(manifest["metrics"]))
         headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
         state = "smoke" if manifest["smoke"] else "complete"
-        clock = _clock(manifest["seconds"])
         started = manifest["started"][:16].replace("T", " ")
-        table.add_row(name, state, started, clock, headline)
+        table.add_row(name, state, started, clock(manifest["seconds"]), headline)
     out.print(table)
 
 
@@ -288,9 +158,9 @@ def print_run(content: Mapping[str, Any]) -> None:
     if manifest is None:
         out.print(f"  last step: {content['last_step'] or 'none logged'}", markup=False)
         return
-    out.print(f"  {manifest['started']}  {_clock(manifest['seconds'])}  {manifest['device']}", markup=False)
+    out.print(f"  {manifest['started']}  {clock(manifest['seconds'])}  {manifest['device']}", markup=False)
     for title, lines in (
-        ("figures", [f"{label:<28} {text}" for label, text in _figures(manifest["metrics"])]),
+        ("figures", [f"{label:<28} {text}" for label, text in figures(manifest["metrics"])]),
         (
             "inputs",
             [
@@ -339,7 +209,7 @@ def print_faults(faults: Sequence[Fault]) -> None:
     out = console(stderr=True)
     for fault in faults:
         where, rest = (f"{fault.where}  ", str(fault)[len(fault.where) + 2 :]) if fault.where else ("", str(fault))
-        out.print(f"[bold red]error[/]  [bold]{_escaped(where)}[/]{_escaped(rest)}", soft_wrap=True)
+        out.print(f"[bold red]error[/]  [bold]{escaped(where)}[/]{escaped(rest)}", soft_wrap=True)
 
 
 def write_json(content: Mapping[str, Any]) -> None:

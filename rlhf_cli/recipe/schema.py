@@ -239,7 +239,9 @@ class Ppo(Section):
         None, description="reward taken from an answer without end token"
     )
     save_every: Count = Field(20, description="iterations between checkpoints of the policy")
-    trainer: dict[str, Any] = Field({}, description="handed to transformers.TrainingArguments as it is")
+    trainer: dict[str, Any] = Field(
+        {}, description="optimizer, schedule and trackers, in the words of transformers.TrainingArguments"
+    )
 
 
 class Gate(Section):

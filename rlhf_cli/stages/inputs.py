@@ -62,6 +62,8 @@ def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool)
     """Equal exactly where running `stage` again would do the same: its settings, its inputs' contents, the seed."""
     row = STAGES[stage]
     settings: dict[str, Any] = {row.section: _settings(getattr(recipe, row.section))}
+    if stage == "pretrain" and recipe.pretrain.start != "scratch":
+        settings["base"] = [recipe.base.dtype, recipe.base.attention]
     if row.adapts_base:
         settings["base"] = {name: v for name, v in _settings(recipe.base).items() if name not in ("model", "revision")}
         settings["adapter"] = recipe.adapter.model_dump(mode="json") if recipe.adapter else None

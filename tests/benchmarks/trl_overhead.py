@@ -57,14 +57,14 @@ def _make_world(folder: Path) -> None:
 
 
 def _ours(folder: Path, stage: str) -> Callable[[], float]:
-    from rlhf_cli.cli import output
+    from rlhf_cli.cli import progress
     from rlhf_cli.recipe.load import load
     from rlhf_cli.stages.dispatch import run_stage
 
     recipe = load(folder / "recipe.yaml")
 
     def once() -> float:
-        with output.reporter(json=True, quiet=True) as reporter:
+        with progress.reporter(json=True, quiet=True) as reporter:
             outcome = run_stage(stage, recipe, folder / "runs", smoke=False, reporter=reporter)
         seconds: float = outcome.manifest["metrics"][f"{stage}.train_seconds"]
         return seconds

@@ -1,0 +1,147 @@
+"""A run under way, as a person sees it: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rlhf_cli.cli.output import clock, console, escaped, figures, place
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf_cli.runs.run import Run
+    from rlhf_cli.stages.dispatch import Outcome, StageReporter
+
+# Shown as training goes: the metric's name, its label, its format.
+LIVE = (
+    ("loss", "loss", ".3f"),
+    ("accuracy", "accuracy", ".2f"),
+    ("reward", "reward", ".3f"),
+    ("kl", "kl", ".2f"),
+    ("response_length", "length", ".0f"),
+    ("truncation_rate", "cut", ".0%"),
+    ("repeated_4gram_rate", "repeats", ".0%"),
+    ("tokens_per_second", "tok/s", ",.0f"),
+)
+PLAIN_LINES = 20  # progress lines a stage, at most, where there is no terminal
+
+
+@contextlib.contextmanager
+def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
+    """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`."""
+    out = console(stderr=json)
+    made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
+    # What a library or a reward function prints must not stand beside the JSON object.
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), contextlib.closing(made):
+        yield made
+
+
+class Plain:
+    """One line for what happens; progress at most PLAIN_LINES times a stage."""
+
+    def __init__(self, out: Console, *, quiet: bool) -> None:
+        self.out = out
+        self.quiet = quiet
+        self.name = ""
+        self.total = 1
+        self.next = 0.0  # the step at which the next line is due
+        self.started = time.monotonic()
+
+    def stage(self, stage: str, run: Run) -> None:
+        self.name = stage
+        self.say(f"{run.name} · {run.version}{' · smoke' if run.smoke else ''}")
+
+    def begin(self, total: int, unit: str) -> None:
+        self.total = max(total, 1)
+        self.next = 0.0
+        self.started = time.monotonic()
+        self.say(f"{total:,} {unit}")
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step >= self.next or step == self.total:  # not every step is logged
+            self.next = step + self.total / PLAIN_LINES
+            spent = time.monotonic() - self.started
+            left = spent / max(step, 1) * (self.total - step)
+            self.say(f"{step}/{self.total}  {_live(metrics)}  {clock(left)} left")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.out.print(f"{self.name:<9}{text}", markup=False)
+
+    def warn(self, text: str) -> None:
+        self.out.print(f"{self.name:<9}warning: {text}", markup=False)
+
+    def done(self, outcome: Outcome) -> None:
+        self.name = outcome.stage
+        state = "up to date" if outcome.skipped else f"done in {clock(outcome.manifest['seconds'])}"
+        self.out.print(f"{self.name:<9}{state}: {place(outcome.path)}", markup=False)
+        if not outcome.skipped:
+            for label, text in figures(outcome.manifest["metrics"]):
+                self.out.print(f"{self.name:<9}  {label:<28} {text}", markup=False)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Terminal:
+    """A live bar a stage: step, figures, time left; what is said scrolls above it."""
+
+    def __init__(self, out: Console, *, quiet: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.out = out
+        self.quiet = quiet
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:<9}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[live]}", markup=False),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+        )
+        self.task: Any = None
+        self.name = ""
+
+    def stage(self, stage: str, run: Run) -> None:
+        self.name = stage
+        smoke = "  [yellow]smoke[/]" if run.smoke else ""
+        self.out.print(f"[bold cyan]{stage}[/]  {run.name} · {run.version}{smoke}")
+        self.progress.start()
+        self.task = self.progress.add_task(stage, total=None, live="loading")
+
+    def begin(self, total: int, unit: str) -> None:
+        self.progress.reset(self.task, total=total, live=unit)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.progress.update(self.task, completed=step, live=_live(metrics))
+
+    def say(self, text: str) -> None:
+        self.out.print(f"  [dim]{escaped(text)}[/]")
+
+    def warn(self, text: str) -> None:
+        self.out.print(f"  [yellow]warning:[/] {escaped(text)}")
+
+    def done(self, outcome: Outcome) -> None:
+        self.close()
+        if outcome.skipped:
+            self.out.print(f"[bold cyan]{outcome.stage}[/]  up to date: {place(outcome.path)}")
+            return
+        for label, text in figures(outcome.manifest["metrics"]):
+            self.out.print(f"  {label:<28} {text}", markup=False)
+        self.out.print(f"  [green]done[/] in {clock(outcome.manifest['seconds'])}: {place(outcome.path)}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+        self.progress.stop()
+
+
+def _live(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {format(metrics[name], form)}" for name, label, form in LIVE if name in metrics)
