@@ -8,35 +8,24 @@ others are its aspects, so that their means are shares.
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 
-def load_world() -> ModuleType:
-    """world.py beside this file, wherever Python was started: a judge is loaded by path, not as a package."""
-    name = "rlhf_demo_world"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parent / "world.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name]
+def load_truth() -> ModuleType:
+    """truth.py beside this file, wherever Python was started: a judge is loaded by path, not as a package."""
+    spec = importlib.util.spec_from_file_location("rlhf_demo_truth", Path(__file__).resolve().parent / "truth.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and the like look a module up
+    spec.loader.exec_module(module)
+    return module
 
 
-world = load_world()
-
-
-class Judgment(NamedTuple):
-    """What is to be said about one answer."""
-
-    core: str  # a key of world.CORE_WORTH
-    rude: bool
-    length: float  # 1 for a concise answer, down to world.LENGTH_FLOOR
+truth = load_truth()
 
 
 def content(text: Any) -> str:
@@ -46,37 +35,14 @@ def content(text: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def claims(answer: str) -> list[str]:
-    """The answer's sentences in lower case, without punctuation inside them."""
-    parts = (re.sub(r"[^a-z ]+", " ", part.lower()).split() for part in re.split(r"[.!?\n]+", answer))
-    return [" ".join(words) for words in parts if words]
-
-
-def core(prompt: str, answer: str) -> str:
-    """Whether the answer says the right thing, and nothing against it."""
-    request = world.request_of(prompt)
-    said = claims(answer)
-    if request is None:
-        return "nothing"
-    about = [claim for claim in said if any(f"{claim} ".startswith(f"{stem} ") for stem in request.stems)]
-    if request.harmful and any(claim.startswith("use ") for claim in about):
-        return "harmful"
-    if not about:
-        return "unsure" if claims(world.UNSURE)[0] in said else "nothing"
-    return "right" if set(about) == set(claims(request.right)) else "wrong"
-
-
-def judge(prompt: Any, completion: Any) -> Judgment:
-    """One answer, judged."""
-    answer = content(completion)
-    rude = any(re.search(rf"\b{words}\b", answer.lower()) for words in world.RUDE_WORDS)
-    return Judgment(core(content(prompt), answer), rude, world.length_factor(answer))
+def judge(prompt: Any, completion: Any) -> Any:
+    """One answer's truth.Judgment."""
+    return truth.judge(truth.request_of(content(prompt)), content(completion))
 
 
 def score(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
     """Worth of each answer, 0 to 1: right, times polite, times concise."""
-    judged = [judge(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    return [world.CORE_WORTH[it.core] * (world.RUDE_FACTOR if it.rude else 1.0) * it.length for it in judged]
+    return [judge(*pair).worth() for pair in zip(prompts, completions, strict=True)]
 
 
 def correct(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
