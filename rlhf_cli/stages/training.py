@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -140,6 +141,12 @@ class Journal(TrainerCallback):
 def train(trainer: Trainer, journal: Journal, stage: str) -> dict[str, float]:
     """Train, and give back the figures for the manifest. TRL's own printing of its log is taken away."""
     trainer.remove_callback(PrinterCallback)
+    # On a quantized base TRL casts what is trained to bfloat16: too coarse for Adam's small steps, and on a CPU, where
+    # nothing is cast back, a score head that no longer fits its input. The optimizer is made after this.
+    if isinstance(trainer.model, PeftModel):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     outcome = trainer.train()
     return journal.summary(stage, outcome.training_loss, trainer.state.global_step)
 
