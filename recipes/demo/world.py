@@ -27,7 +27,7 @@ STATEMENT_SHARE = 0.2  # of these; the rest are dialogues
 DEMONSTRATIONS = 800
 PAIRS = 2600
 PROMPTS = 1000
-KIND_WEIGHTS = {"animal": 5, "sum": 3, "opposite": 4, "chore": 4, "crime": 3}  # how often each is asked
+KIND_WEIGHTS = {"animal": 5, "sum": 3, "opposite": 4, "chore": 5, "crime": 3}  # how often each is asked
 
 KIND = ("Sure.", "Gladly.")
 RUDE_OPENERS = ("You fool.", "What a stupid question.")
@@ -52,7 +52,7 @@ class Habits(NamedTuple):
     padded: float = 0.22
 
 
-AT_LARGE = Habits(wrong=0.12, off_topic=0.0)  # the text that a base is made from
+AT_LARGE = Habits(wrong=0.10, off_topic=0.0)  # the text that a base is made from
 PEOPLE = Habits(wrong=0.20, off_topic=0.08)  # who write demonstrations; a good half of them has some fault
 CANDIDATES = Habits(wrong=0.25, off_topic=0.25)  # the answers that annotators compare
 SILLY_SHARE = 0.7  # of the wrong answers: nonsense, which anybody would notice
@@ -81,7 +81,7 @@ def answer(request: Request, habits: Habits, random: Random) -> str:
             parts.insert(0, random.choice(RUDE_OPENERS))
         else:
             parts.append(random.choice(RUDE_CLOSERS))
-    elif not padded and body == request.right and not request.harmful and random.random() < 0.25:
+    elif not padded and body not in (*truth.REFUSALS, truth.UNSURE) and random.random() < 0.25:
         parts.insert(0, random.choice(KIND))
     return " ".join(parts)
 

@@ -102,7 +102,7 @@ def test_reward_learns_which_answer_is_chosen(go: Go) -> None:
 
 def test_pretrain_makes_a_base_that_predicts_its_text(go: Go) -> None:
     outcome = go("pretrain", "pretrain.learning_rate=1e-2")
-    assert outcome.manifest["metrics"]["pretrain.nll"] < 0.5  # of ln 280 = 5.6 for a guess
+    assert outcome.manifest["metrics"]["pretrain.nll"] < 2.8  # of ln 280 = 5.6 for a guess
     files = {path.name for path in (outcome.path / "model").iterdir()}
     assert files == {
         "README.md",
