@@ -127,7 +127,7 @@ def load_function(spec: str) -> Function:
         sys.path.insert(0, str(path.parent))  # its own imports, as if it were run as a script
         try:
             loader.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() would end rlhf, and with 0
             del sys.modules[module_name]
             raise RecipeError(f"it fails as it is loaded: {_told(error)}.", where=spec) from error
         finally:
@@ -154,7 +154,7 @@ def call(
     try:
         result = function(**given)
         values = result.tolist() if hasattr(result, "tolist") else list(result)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         told = f"it raised {_told(error)} (first completion: {_short(completions[0])})"
         raise DivergedError(f"{told}.", where=where, mend="Mend the function.") from error
     if not isinstance(values, list) or len(values) != len(completions):
@@ -200,8 +200,8 @@ def _where(function: Function) -> str:
     return f"{file}:{getattr(code, '__name__', type(code).__name__)}"
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _short(completion: Text) -> str:

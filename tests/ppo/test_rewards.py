@@ -42,6 +42,7 @@ def test_numbers_of_other_libraries_are_numbers(values):
     ("body", "told"),
     [
         ("def score(completions): raise KeyError('tone')", "KeyError: 'tone'"),
+        ("import sys\ndef score(completions): sys.exit()", "raised SystemExit ("),
         ("def score(completions): return [1.0]", "gave 1 numbers for 2 completions"),
         ("def score(completions): return None", "TypeError"),
         ("def score(completions): return [1.0, 'good']", "completion 1 got 'good'"),
@@ -65,6 +66,8 @@ def test_a_file_that_is_absent_or_broken_or_lacks_the_function_is_told(tmp_path)
         rewards.load_function(f"{tmp_path}/absent.py:score")
     with pytest.raises(RecipeError, match="ZeroDivisionError"):
         rewards.load_function(write(tmp_path, "1 / 0"))
+    with pytest.raises(RecipeError, match="SystemExit: 0"):
+        rewards.load_function(write(tmp_path, "raise SystemExit(0)", "script.py"))
     with pytest.raises(RecipeError, match="no function score"):
         rewards.load_function(write(tmp_path, "x = 1", "b.py"))
 
