@@ -26,6 +26,8 @@ from rlhf_cli.recipe.schema import RewardSource
 
 Function = Callable[..., Any]
 
+TRAINERS_OWN = "std"  # `reward.std` is the spread of the weighted sum
+
 
 class Term(NamedTuple):
     """One reward source: a role of the bank that has a score head, or a function."""
@@ -214,8 +216,8 @@ def _function_name(spec: str) -> str:
 
 
 def _free(name: str, taken: Sequence[Term]) -> str:
-    """`name`, or `name_2`, … where a term has it already."""
-    names = {term.name for term in taken}
+    """`name`, or `name_2`, … where a term has it already, or the trainer itself logs `reward.name`."""
+    names = {TRAINERS_OWN, *(term.name for term in taken)}
     number = 2
     free = name
     while free in names:

@@ -107,6 +107,13 @@ def test_two_terms_of_one_name_are_told_apart(tmp_path):
     assert [term.role for term in terms] == [None, None, "reward", "reward_2"]
 
 
+def test_a_term_does_not_take_the_name_of_the_loops_own_figure(tmp_path):
+    """`reward.std` is the spread of the whole reward."""
+    (tmp_path / "judge.py").write_text("def std(completions): return [0.0]")
+    terms = rewards.terms([RewardSource(python=f"{tmp_path}/judge.py:std"), RewardSource(run="runs/std")])
+    assert [term.name for term in terms] == ["std_2", "std_3"]
+
+
 def test_a_conversation_gets_a_message_and_text_gets_text():
     assert rewards.as_completion("Ask:", " yes") == " yes"
     conversation = [{"role": "user", "content": "?"}]
