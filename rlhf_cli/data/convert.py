@@ -105,12 +105,17 @@ def _extra(fields: Fields, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _sft_pair(fields: Fields) -> SftRow:
+    """The row's prompt and completion. Of a completion of several turns, all but the last belong to the prompt.
+
+    The loss is on the last answer alone, as it is for `messages`: no turn of the user's is learned.
+    """
     prompt, completion = _text(fields, "prompt"), _text(fields, "completion")
     if isinstance(prompt, str) != isinstance(completion, str):
         raise _mixed("completion", completion, prompt)
     if not isinstance(prompt, str) and not isinstance(completion, str):
         check_prompt(prompt, "prompt")
         check_answer(prompt, completion, "completion")
+        prompt, completion = [*prompt, *completion[:-1]], completion[-1:]
     return SftRow(prompt, completion)
 
 
@@ -127,6 +132,13 @@ def _preference(fields: Fields, extra: Sequence[str]) -> PreferenceRow:
     prompt, chosen, rejected = _explicit(fields)
     if chosen == rejected:
         raise UnusableRow("chosen equals rejected")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if len(answer) > 1 and not isinstance(answer, str):  # not in _explicit: prompts are taken from such rows too
+            raise RowFault(
+                f"`{name}` holds user turns behind the prompt, which would be judged as if they were the answer.",
+                "Compare single answers: end both conversations with the first assistant turn that differs.",
+                drop_as="user turns in an answer",
+            )
     return PreferenceRow(prompt, chosen, rejected, _margin(fields), _extra(fields, extra))
 
 
@@ -157,7 +169,10 @@ def _prompt(fields: Fields) -> Text:
 
 
 def _explicit(fields: Fields) -> tuple[Text, Text, Text]:
-    """Prompt, chosen and rejected, each on its own, in whichever form the row has them."""
+    """Prompt, chosen and rejected, each on its own, in whichever form the row has them.
+
+    Turns that both conversations begin with belong to the prompt, also where the row has a prompt beside them.
+    """
     chosen, rejected = _text(fields, "chosen"), _text(fields, "rejected")
     prompt = _text(fields, "prompt") if "prompt" in fields else None
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -171,8 +186,11 @@ def _explicit(fields: Fields) -> tuple[Text, Text, Text]:
         return chosen[:end], chosen[end:], rejected[end:]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise _mixed("rejected", rejected, chosen)
-    if not isinstance(prompt, list):
-        shared = common_turns(chosen, rejected)
+    shared = common_turns(chosen, rejected)
+    if isinstance(prompt, list):
+        if shared and chosen[0]["role"] == "assistant" and chosen[shared - 1]["role"] == "user":
+            prompt, chosen, rejected = [*prompt, *chosen[:shared]], chosen[shared:], rejected[shared:]
+    else:
         if isinstance(prompt, str) and not any(turn["content"] == prompt for turn in chosen[:shared]):
             raise RowFault(
                 "`prompt` is text, and `chosen` and `rejected` are conversations that do not begin with it.",

@@ -44,6 +44,8 @@ def faults_of(kind: Any, *fields: dict[str, Any], columns: dict[str, str] | None
         ({"prompt": "2+2=", "completion": "4"}, SftRow("2+2=", "4")),
         ({"prompt": [SYSTEM, USER], "completion": [YES]}, SftRow([SYSTEM, USER], [YES])),
         ({"messages": [USER, NO, USER_2, YES]}, SftRow([USER, NO, USER_2], [YES])),
+        # no user turn, and no answer but the last, is under the loss
+        ({"prompt": [SYSTEM, USER], "completion": [NO, USER_2, YES]}, SftRow([SYSTEM, USER, NO, USER_2], [YES])),
         ({"text": " Once upon a time. "}, SftRow("", " Once upon a time. ")),
     ],
 )
@@ -80,9 +82,26 @@ def test_conversational_preferences(fields: dict[str, Any]) -> None:
     assert rows("preferences", fields) == [PreferenceRow([SYSTEM, USER], [YES], [NO], None, {})]
 
 
-def test_answers_of_several_turns_part_where_they_differ() -> None:
-    row = rows("preferences", {"chosen": [USER, YES, USER_2, YES], "rejected": [USER, NO, USER_2, YES]})[0]
-    assert (row.prompt, row.chosen, row.rejected) == ([USER], [YES, USER_2, YES], [NO, USER_2, YES])
+def test_turns_that_both_answers_begin_with_belong_to_the_prompt() -> None:
+    fields = {"prompt": [USER], "chosen": [YES, USER_2, YES], "rejected": [YES, USER_2, NO]}
+    assert rows("preferences", fields) == [PreferenceRow([USER, YES, USER_2], [YES], [NO], None, {})]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chosen": [USER, YES, USER_2, YES], "rejected": [USER, NO, USER_2, YES]},
+        {"prompt": [USER], "chosen": [YES, USER_2, YES], "rejected": [NO, USER_2, YES]},
+        {"prompt": [USER], "chosen": [YES], "rejected": [NO, USER_2, YES]},
+        {"prompt": [USER], "chosen": [YES, USER_2, YES], "rejected": [YES, USER, NO]},
+        {"prompt": [USER], "chosen": [YES], "rejected": [YES, USER, NO]},
+    ],
+)
+def test_user_turns_inside_the_answers_are_refused(fields: dict[str, Any]) -> None:
+    name = "rejected" if len(fields["chosen"]) == 1 else "chosen"
+    assert faults_of("preferences", fields)[0].startswith(f"x.jsonl:1  `{name}` holds user turns")
+    assert counted("preferences", fields, editable=False) == ([], {"dropped: user turns in an answer": 1})
+    assert rows("prompts", fields) == [PromptRow([USER], {})], "of a prompt, the answers do not matter"
 
 
 def test_text_preferences_are_used_as_they_stand() -> None:
@@ -218,6 +237,11 @@ def test_wrong_columns_are_told_once_with_what_would_do(kind: str, found: tuple[
         ("preferences", {"prompt": "a", "chosen": "b"}, "the field `rejected` is missing"),
         ("preferences", {"prompt": "a", "chosen": "b", "rejected": [NO]}, "`rejected` is a conversation beside text"),
         ("preferences", {"prompt": "a", "chosen": [YES], "rejected": [NO]}, "do not begin with it"),
+        (
+            "preferences",
+            {"prompt": [USER], "chosen": [USER, YES], "rejected": [USER, NO]},
+            "`chosen` must begin and end with an assistant turn",
+        ),
         ("preferences", {"chosen": [USER, YES], "rejected": [USER_2, NO]}, "part at turn 1"),
         ("prompts", {"prompt": [USER, YES]}, "`prompt` must end with a user turn"),
         ("prompts", {"chosen": "Yes", "rejected": "No"}, "no common beginning"),
