@@ -18,6 +18,7 @@ from rlhf_cli.errors import DataError, Fault
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 SHOWN_FAULTS = 20
+CSV_CELL = 2**31 - 1  # characters; the most that a C long holds everywhere. The csv module stops at 131,072
 ENCODING_MEND = "Save the file as UTF-8, e.g. with `iconv -f latin1 -t utf-8`."
 
 
@@ -138,6 +139,7 @@ def _csv(path: Path, faults: Faults) -> Iterator[Raw]:
     text = _decode_file(path, faults)
     if text is None:
         return
+    csv.field_size_limit(CSV_CELL)  # one for the process: the module knows no other
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     line = 1

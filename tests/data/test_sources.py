@@ -172,6 +172,12 @@ def test_broken_csv(tmp_path: Path) -> None:
     assert "stands twice in the header" in faults_of(path)[0]
 
 
+def test_long_cell_of_a_csv_file_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\na," + "b" * 200_000 + "\n")
+    assert read(path).train == [SftRow("a", "b" * 200_000)]
+
+
 def test_broken_parquet(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1 and nothing else")
@@ -242,6 +248,20 @@ def test_hub_data_set(jsonl: Jsonl, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot load the hub data set") as raised:
         load(Source(hub=str(tmp_path), split="absent"))
     assert raised.value.faults[0].where == str(tmp_path)
+
+
+def test_hub_data_set_is_loaded_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(name: str, config: str, *, split: str, revision: str) -> list[dict[str, str]]:
+        asked.append((name, config, split, revision))
+        return demonstrations(2, 2 * len(asked))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    load(Source(hub="org/set", config="en", revision="4f1c", split="train[:2]", eval_split="test"))
+    assert asked == [("org/set", "en", "train[:2]", "4f1c"), ("org/set", "en", "test", "4f1c")]
 
 
 def test_share_of_the_prompts_is_held_out_whole(jsonl: Jsonl) -> None:
