@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from rlhf_cli.recipe.schema import Recipe
 
 StageName = StrEnum("StageName", list(STAGES))  # type: ignore[misc]  # typer completes and checks an enum
+ENVIRONMENT = {  # before a library is imported, which reads these once; what the caller has set stays
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "CUDA_VISIBLE_DEVICES": "0",  # one process, one GPU: with more in sight Trainer would split batches over them
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning slow training tenfold where cores are shared
+}
 BUG = "This is a bug in rlhf. Please report it with the lines above."
 
 app = typer.Typer(
@@ -64,7 +73,9 @@ def _stage_command(stage: str) -> Callable[..., None]:
             _dry_run(loaded, [stage], runs_dir, smoke=smoke, json=json)
             return
         from rlhf_cli.stages.dispatch import run_stage
+        from rlhf_cli.stages.preview import check_rows
 
+        check_rows(loaded, [stage])
         with progress.reporter(json=json, quiet=quiet) as reporter:
             outcome = run_stage(
                 stage, loaded, runs_dir.absolute(), smoke=smoke, reporter=reporter, skip_if_done=skip_if_done
@@ -97,7 +108,9 @@ def run_(
         _dry_run(loaded, wanted, runs_dir, smoke=smoke, json=json)
         return
     from rlhf_cli.stages.dispatch import run_chain
+    from rlhf_cli.stages.preview import check_rows
 
+    check_rows(loaded, wanted)  # a broken row of the last stage's data is told before the first stage trains
     outcomes = []
     try:
         with progress.reporter(json=json, quiet=quiet) as reporter:
@@ -158,7 +171,10 @@ def _finish(result: dict[str, Any], failed_gates: Sequence[Fault], *, json: bool
 def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
     from rlhf_cli.stages.preview import preview
 
-    previews = [preview(stage, loaded, runs_dir.absolute(), smoke=smoke) for stage in stages]
+    previews = [
+        preview(stage, loaded, runs_dir.absolute(), smoke=smoke, earlier=stages[:index])
+        for index, stage in enumerate(stages)
+    ]
     if json:
         output.write_json({"status": "ok", "stage": stages[0] if len(stages) == 1 else "run", "dry_run": previews})
     else:
@@ -169,7 +185,17 @@ def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, 
 def main() -> None:
     """Entry point of `rlhf`: run the command, and turn what it raises into one message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     as_json = "--json" in sys.argv
+    with output.stdout_for_json() if as_json else contextlib.nullcontext():
+        code = _run(as_json)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run(as_json: bool) -> int:
+    """Run the command; its exit code."""
     try:
         code = app(standalone_mode=False)
     except RlhfError as error:
@@ -185,8 +211,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         code = _fail(1, [Fault(f"{type(error).__name__}: {error}", mend=BUG)], as_json)
-    sys.stdout.flush()
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _interrupt(number: int, frame: object) -> None:

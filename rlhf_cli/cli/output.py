@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import sys
@@ -137,7 +138,7 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         manifest, name = entry.manifest, f"{entry.name}/{entry.stage}@{entry.version}"
         if manifest is None:
-            table.add_row(name, "incomplete", "", "", "")
+            table.add_row(name, "damaged" if entry.damage else "incomplete", "", "", entry.damage)
             continue
         shown = dict(figures(manifest["metrics"]))
         headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
@@ -212,9 +213,32 @@ def print_faults(faults: Sequence[Fault]) -> None:
         out.print(f"[bold red]error[/]  [bold]{escaped(where)}[/]{escaped(rest)}", soft_wrap=True)
 
 
+@contextlib.contextmanager
+def stdout_for_json() -> Iterator[None]:
+    """Inside, file descriptor 1 leads to stderr, for C libraries and children too; write_json has the real one."""
+    global _json_descriptor
+    sys.stdout.flush()
+    _json_descriptor = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(_json_descriptor, 1)
+        os.close(_json_descriptor)
+        _json_descriptor = None
+
+
+_json_descriptor: int | None = None
+
+
 def write_json(content: Mapping[str, Any]) -> None:
     """The one JSON object on stdout."""
-    sys.stdout.write(json_module.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    text = json_module.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    assert _json_descriptor is not None
+    with open(_json_descriptor, "w", encoding="utf-8", closefd=False) as out:
+        out.write(text)
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
@@ -249,7 +273,8 @@ def chain_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def entry_json(entry: Entry) -> dict[str, Any]:
     """A run in a listing."""
     manifest = entry.manifest or {}
-    state = "incomplete" if entry.manifest is None else "smoke" if manifest["smoke"] else "complete"
+    made = "smoke" if manifest.get("smoke") else "complete"
+    state = "damaged" if entry.damage else "incomplete" if entry.manifest is None else made
     return {
         "name": entry.name,
         "stage": entry.stage,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,8 +34,7 @@ def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
     """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`."""
     out = console(stderr=json)
     made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
-    # What a library or a reward function prints must not stand beside the JSON object.
-    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout), contextlib.closing(made):
+    with contextlib.closing(made):
         yield made
 
 

@@ -12,30 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_cli.recipe import trainer_keys
 from rlhf_cli.recipe.document import Key, show
 from rlhf_cli.recipe.schema import STAGES, Recipe, Source, is_run_reference
 
 ROWS = {"pretrain": "pretrain", "sft": "sft", "reward": "preferences", "ppo": "prompts"}  # stage: its data
 TRAINED = ("pretrain", "sft", "reward")
-OWNED = {  # trainer keys that a run decides, and the field that sets them
-    "output_dir": "--runs-dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "learning_rate": "learning_rate",
-    "num_train_epochs": "epochs",
-    "max_steps": "max_steps",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size and micro_batch_size",
-    "max_length": "max_length",
-    "bf16": "base.dtype",
-    "fp16": "base.dtype",
-    "save_strategy": "the run itself",
-    "save_steps": "the run itself",
-    "resume_from_checkpoint": "the run itself",
-    "push_to_hub": "the run itself",
-    "hub_token": "the environment (HF_TOKEN)",
-    "remove_unused_columns": "the run itself",
-}
 
 
 class Problem(NamedTuple):
@@ -59,6 +41,7 @@ def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     yield from _architecture(recipe)
     yield from _ppo(recipe)
     yield from _eval(recipe)
+    yield from _whole_model(recipe)
     yield from _models(recipe)
 
 
@@ -74,12 +57,9 @@ def _training(recipe: Recipe) -> Iterator[Problem]:
                 f"{section.micro_batch_size}.",
                 f"Set {stage}.micro_batch_size to a divisor of {section.batch_size}.",
             )
-    for stage in (*TRAINED, "ppo"):
-        for name in getattr(recipe, stage).trainer:
-            if name in OWNED:
-                yield Problem(
-                    (stage, "trainer", name), f"{stage}.trainer.{name}: the run owns this key.", f"Set {OWNED[name]}."
-                )
+        for fault in trainer_keys.faults(stage, section.trainer):
+            key: Key = (stage, "trainer", fault.name)
+            yield Problem(key, f"{stage}.trainer.{fault.name}: {fault.message}", fault.mend)
 
 
 def _missing_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
@@ -190,6 +170,18 @@ def _function(spec: str, key: Key) -> Iterator[Problem]:
         near = difflib.get_close_matches(name, names, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"It defines {', '.join(names) or 'nothing'}."
         yield Problem(key, f"{dotted}: {show(path)} has no function {name}.", mend)
+
+
+def _whole_model(recipe: Recipe) -> Iterator[Problem]:
+    """What `adapter: null` excludes."""
+    if recipe.adapter is not None:
+        return
+    if recipe.base.quantize != "none":
+        message = f"base.quantize: {recipe.base.quantize} weights are frozen, and adapter: null would train them."
+        yield Problem(("base", "quantize"), message, "Set quantize: none, or give the recipe an adapter.")
+    if recipe.export.form == "adapter":
+        message = "export.form: there is no adapter to export, for the recipe says adapter: null."
+        yield Problem(("export", "form"), message, "Set form: merged.")
 
 
 def _models(recipe: Recipe) -> Iterator[Problem]:

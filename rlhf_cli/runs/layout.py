@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_cli.errors import DiskError, RecipeError
+from rlhf_cli.errors import DiskError, ModelError, RecipeError
 from rlhf_cli.runs.manifest import Manifest, read_manifest
 
 VERSION = re.compile(r"v\d{4,}")
@@ -30,6 +30,7 @@ class Entry(NamedTuple):
     version: str
     path: Path
     manifest: Manifest | None
+    damage: str = ""  # why the manifest, though it is there, cannot be read
 
 
 def claim(runs_dir: Path, name: str, stage: str) -> Path:
@@ -55,12 +56,18 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
         raise DiskError(f"a run folder cannot be made: {error.strerror}.", where=str(parent), mend=mend) from None
 
 
-def point_latest(path: Path) -> None:
-    """Move the `latest` link beside `path` onto it, in one step."""
-    fresh = path.parent / f".latest-{os.getpid()}"
+def point_latest(stage_dir: Path) -> None:
+    """Move the `latest` link in `stage_dir` onto its newest complete run, in one step; never back to an older one.
+
+    Raises:
+        OSError: on a file system without links.
+    """
+    newest_run = newest(stage_dir.parents[1], stage_dir.parent.name, stage_dir.name, smoke=False)
+    assert newest_run is not None
+    fresh = stage_dir / f".latest-{os.getpid()}"
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(path.name)
-    fresh.replace(path.parent / "latest")
+    fresh.symlink_to(newest_run.version)
+    fresh.replace(stage_dir / "latest")
 
 
 def parse(text: str, name: str) -> Reference:
@@ -74,7 +81,15 @@ def versions(runs_dir: Path, name: str, stage: str) -> list[Entry]:
     """The versions of one stage, oldest first."""
     parent = runs_dir / name / stage
     found = sorted((p for p in parent.glob("v*") if VERSION.fullmatch(p.name)), key=lambda p: int(p.name[1:]))
-    return [Entry(name, stage, p.name, p, read_manifest(p)) for p in found]
+    return [_entry(name, stage, p) for p in found]
+
+
+def _entry(name: str, stage: str, path: Path) -> Entry:
+    """One damaged manifest must not hide the runs beside it."""
+    try:
+        return Entry(name, stage, path.name, path, read_manifest(path))
+    except ModelError as error:
+        return Entry(name, stage, path.name, path, None, str(error))
 
 
 def all_runs(runs_dir: Path) -> Iterator[Entry]:
@@ -101,6 +116,9 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, where: str = "") 
         if entry is not None:
             return entry
         begun = versions(runs_dir, reference.name, reference.stage)
+        damaged = next((e for e in reversed(begun) if e.damage), None)
+        if damaged is not None:
+            raise ModelError(damaged.damage, where=where, mend="Remove this version, and run the stage again.")
         only = "only smoke runs" if any(e.manifest for e in begun) else "none complete" if begun else "none"
         message = f"there is no {reference.stage} run of {reference.name} in {runs_dir}: {only}."
         raise RecipeError(message, where=where, mend=f"Run `rlhf {reference.stage}` first.")

@@ -131,7 +131,10 @@ class Run:
         }
         write_manifest(self.path, content)
         if not self.smoke:
-            layout.point_latest(self.path)
+            try:
+                layout.point_latest(self.path.parent)
+            except OSError as error:  # the run is complete all the same; references need no link
+                self.warn(f"the link `latest` cannot be moved: {error.strerror}")
         return content
 
     def discard_if_empty(self) -> bool:

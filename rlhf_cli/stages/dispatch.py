@@ -28,15 +28,9 @@ from rlhf_cli.runs import layout
 from rlhf_cli.runs.manifest import Manifest, digest
 from rlhf_cli.runs.run import Reporter, Run
 from rlhf_cli.stages import STAGES, run_card
-from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of
+from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of, pinned, referred
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
-QUIET = {  # what the libraries would send or print by themselves
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-}
 
 
 class Outcome(NamedTuple):
@@ -81,6 +75,9 @@ def run_stage(
     Raises:
         RlhfError: of every kind, see `rlhf_cli.errors`. A run that made nothing leaves no folder.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        mend = "Start one process: rlhf …, without torchrun or accelerate launch."
+        raise HardwareError("several processes for one run are not supported yet.", where="WORLD_SIZE", mend=mend)
     if smoke:
         recipe = smoke_recipe.shrink(recipe)
         _make_smoke_inputs(stage, recipe, runs_dir, reporter)
@@ -93,27 +90,31 @@ def run_stage(
             outcome = Outcome(stage, entry.path, entry.manifest, skipped=True, failed_gates=failed)
             reporter.done(outcome)
             return outcome
-    recipe = _pinned(recipe, inputs)
-    base = next((item for item in inputs if item.role == "base"), None)
-    source = recipe.base.model if base is None else base.path if base.kind != "run" else str(Path(base.path) / "model")
-    run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=source, reporter=reporter)
-    resolved = dump(recipe, stage)
-    (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
-    reporter.stage(stage, run)
+    recipe = pinned(stage, recipe, inputs)
+    run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=_origin(stage, inputs), reporter=reporter)
     with _told(run):
+        resolved = dump(recipe, stage)
+        (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
+        reporter.stage(stage, run)
         metrics = _call(stage, recipe, run)
         if stage in run_card.LOADS:
             run_card.write(run, inputs, metrics, recipe.seed)
-    facts = _facts(recipe, resolved, inputs, key)
-    failed = _failed_gates(stage, recipe, metrics)
-    outcome = Outcome(stage, run.path, run.complete(metrics, facts), skipped=False, failed_gates=failed)
+        failed = _failed_gates(stage, recipe, metrics)
+        manifest = run.complete(metrics, _facts(recipe, resolved, inputs, key))
+    outcome = Outcome(stage, run.path, manifest, skipped=False, failed_gates=failed)
     reporter.done(outcome)
     return outcome
 
 
+def _origin(stage: str, inputs: Sequence[Input]) -> str:
+    """Hub id or folder of the model that the stage adapts; pretrain's is the one that it goes on from, or none."""
+    base = next((item for item in inputs if item.role == ("start" if stage == "pretrain" else "base")), None)
+    if base is None:
+        return "scratch"
+    return str(Path(base.path) / "model") if base.kind == "run" else base.path
+
+
 def _call(stage: str, recipe: Recipe, run: Run) -> dict[str, float]:
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     from rlhf_cli.models.base import quiet
 
     quiet()
@@ -134,13 +135,14 @@ def _told(run: Run) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         left = "nothing was made." if run.discard_if_empty() else f"incomplete: {run.path}"
-        raise StoppedError(f"stopped by Ctrl-C; {left}", where=run.stage) from None
+        raise StoppedError(f"stopped by a signal; {left}", where=run.stage) from None
     except RlhfError as error:
         if not run.discard_if_empty():
             run.warn(f"failed: {error}")
         raise
     except Exception as error:
-        run.warn(f"failed: {type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            run.warn(f"failed: {type(error).__name__}: {error}")
         ours = _of_the_machine(error, run)
         if ours is not None:
             raise ours from error
@@ -163,27 +165,13 @@ def _of_the_machine(error: Exception, run: Run) -> RlhfError | None:
 
 
 def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: StageReporter) -> None:
-    """Smoke runs take smoke runs alone; those that are not there yet are made first."""
-    row, section = STAGES[stage], getattr(recipe, STAGES[stage].section)
-    refs: list[str | None] = [recipe.base.model] if row.adapts_base else []
-    refs += [getattr(section, field) for field in row.runs]
-    refs += [term.run for term in recipe.ppo.reward] if stage == "ppo" else []
-    for ref in refs:
-        if ref in STAGES and layout.newest(runs_dir, recipe.name, ref, smoke=True) is None:
+    """Smoke runs take smoke runs alone; those that are not there yet, or not up to date, are made first."""
+    for ref in referred(stage, recipe):
+        if ref in STAGES:
             if ref in ROWS and getattr(recipe.data, ROWS[ref]) is None:
                 message = f"--smoke makes its own {ref} run, and data.{ROWS[ref]} is missing."
                 raise RecipeError(message, where=stage, mend=f"Add data.{ROWS[ref]}: {{path: …}}.")
-            run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter)
-
-
-def _pinned(recipe: Recipe, inputs: Sequence[Input]) -> Recipe:
-    """The recipe with the base's branch or tag replaced by the commit that it is now."""
-    base = next((item for item in inputs if item.role == "base" and item.kind == "hub"), None)
-    if base is None or base.version is None:
-        return recipe
-    pinned = recipe.model_copy(update={"base": recipe.base.model_copy(update={"revision": base.version})})
-    pinned.__pydantic_fields_set__ = set(recipe.model_fields_set)
-    return pinned
+            run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True)
 
 
 def _facts(recipe: Recipe, resolved: str, inputs: Sequence[Input], key: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,11 +52,56 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
     if faults:
         raise RecipeError(faults)
     found += [_code(role, spec) for role, spec in _functions(stage, recipe)]
+    if stage == "export":
+        found += _evaluation(found, recipe.name, runs_dir, smoke)
     if STAGES[stage].adapts_base:
         if recipe.base.chat_template != "auto":
             found.append(_file("base.chat_template", recipe.base.chat_template))
         _same_base(found)
     return found
+
+
+def pinned(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
+    """The recipe with every run and hub revision that `stage` reads made explicit, as they are among `inputs`.
+
+    A run that completes meanwhile, or a branch that moves, changes nothing then: what is loaded is what is recorded.
+    """
+    by_role = {item.role: item for item in inputs}
+    changed: dict[str, Any] = {}
+    row = STAGES[stage]
+    section = getattr(recipe, row.section)
+    fields: dict[str, Any] = {name: _explicit(by_role.get(name), getattr(section, name)) for name in row.runs}
+    if stage == "ppo":
+        terms: list[RewardSource] = recipe.ppo.reward
+        fields["reward"] = [
+            term.model_copy(update={"run": _explicit(by_role.get(f"ppo.reward.{i}"), term.run)})
+            for i, term in enumerate(terms)
+        ]
+    changed[row.section] = section.model_copy(update=fields)
+    base = by_role.get("start" if stage == "pretrain" else "base")  # pretrain reads its start as its base
+    if base is not None and base.kind == "hub":
+        changed["base"] = recipe.base.model_copy(update={"revision": base.version})
+    data: dict[str, Any] = {}
+    for kind in row.rows:
+        found = [item for item in inputs if item.role == f"data.{kind}"]
+        sources: list[Source] = getattr(recipe.data, kind) or []
+        data[kind] = [_pinned_source(source, item) for source, item in zip(sources, found, strict=True)] or None
+    changed["data"] = recipe.data.model_copy(update=data)
+    made = recipe.model_copy(update=changed)
+    made.__pydantic_fields_set__ = set(recipe.model_fields_set)
+    return made
+
+
+def _explicit(item: Input | None, ref: str | None) -> str | None:
+    if item is None or item.kind != "run" or os.path.isabs(item.ref):
+        return ref
+    return "{}/{}@{}".format(*Path(item.path).parts[-3:])
+
+
+def _pinned_source(source: Source, item: Input) -> Source:
+    if item.kind == "hub":
+        return source.model_copy(update={"revision": item.version})
+    return source.model_copy(update={"run": _explicit(item, source.run)})
 
 
 def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool) -> str:
@@ -84,11 +130,18 @@ def _settings(section: Section) -> dict[str, Any]:
         value = getattr(section, name)
         is_place = any(isinstance(item, Relative) for item in field.metadata)
         values = [
-            _settings(item) if isinstance(item, Section) else item.rpartition("/")[2] if is_place and item else item
+            _settings(item) if isinstance(item, Section) else _word(item) if is_place else item
             for item in (value if isinstance(value, list) else [value])
         ]
         settings[name] = values if isinstance(value, list) else values[0]
     return settings
+
+
+def _word(place: str | None) -> str | None:
+    """Of a place, what its content does not tell: the words base and scratch, a function's name, that there is one."""
+    if place in (None, "base", "scratch"):
+        return place
+    return place.rpartition(":")[2] if ".py:" in place else "…"
 
 
 def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -106,6 +159,11 @@ def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[st
         for index, term in enumerate(recipe.ppo.reward):
             if term.run is not None:
                 yield f"ppo.reward.{index}", term.run, ("reward",)
+
+
+def referred(stage: str, recipe: Recipe) -> list[str]:
+    """The runs and models that `stage` refers to, as the recipe has them."""
+    return [ref for _, ref, _ in _references(stage, recipe)]
 
 
 def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -176,8 +234,26 @@ class _Resolver(NamedTuple):
 
 
 def _folder_hash(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return digest({p.relative_to(folder).as_posix(): sha256(p) for p in files})
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
+    return digest({p.relative_to(folder).as_posix(): _file_hash(p, *p.stat()[6:9]) for p in files})
+
+
+@functools.cache
+def _file_hash(path: Path, *state: float) -> str:
+    """A file's sha256, once a process for each `state` (size and times): every stage of a chain reads the same base."""
+    return sha256(path)
+
+
+def _evaluation(found: list[Input], name: str, runs_dir: Path, smoke: bool) -> list[Input]:
+    """The newest evaluation of the run that is exported: its figures go into the model card."""
+    exported = next(item for item in found if item.role == "of")
+    for entry in reversed(layout.versions(runs_dir, name, "eval")):
+        manifest = entry.manifest
+        if manifest is not None and manifest["smoke"] == smoke:
+            judged = next((item for item in manifest["inputs"] if item["role"] == "of"), None)
+            if judged is not None and judged["path"] == exported.path:
+                return [Input("evaluation", "eval", "run", str(entry.path), entry.version, sha256(entry.path / FILE))]
+    return []
 
 
 def _same_base(inputs: list[Input]) -> None:

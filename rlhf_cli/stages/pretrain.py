@@ -23,7 +23,7 @@ from rlhf_cli.data import sources
 from rlhf_cli.errors import DataError
 from rlhf_cli.models import base
 from rlhf_cli.recipe import smoke
-from rlhf_cli.recipe.schema import Architecture, Base, Recipe
+from rlhf_cli.recipe.schema import Architecture, Recipe
 from rlhf_cli.runs.run import Result, Run
 from rlhf_cli.stages import training
 
@@ -33,7 +33,6 @@ END, PAD = "<|end|>", "<|pad|>"
 def run(recipe: Recipe, run: Run) -> Result:
     """Train all weights to predict the text's next token."""
     section = recipe.pretrain
-    training.check_arguments(SFTConfig, section, "pretrain")
     assert recipe.data.pretrain is not None  # the recipe was checked for this stage
     rows = sources.load(
         recipe.data.pretrain, "pretrain", seed=recipe.seed, find=run.find, limit=smoke.ROWS * 16 if run.smoke else None
@@ -44,18 +43,22 @@ def run(recipe: Recipe, run: Run) -> Result:
         tokenizer = make_tokenizer(texts, section.architecture.vocab_size)
         model = make_model(section.architecture, tokenizer)
     else:
-        start = Base(model=section.start, dtype=recipe.base.dtype, attention=recipe.base.attention)
-        tokenizer = base.load_tokenizer(section.start, "main")
-        model = base.load_causal_lm(start, section.start, smoke=run.smoke)
+        start = recipe.base.model_copy(update={"model": section.start, "quantize": "none"})
+        tokenizer = base.load_tokenizer(run.base_source(), start.revision)
+        model = base.load_causal_lm(start, run.base_source(), smoke=run.smoke)
     run.say(f"base: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
 
     journal = training.Journal(run)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(
-            **training.arguments(section, run, recipe.seed, dtype=model.dtype),
-            max_length=section.max_length,
-            dataset_kwargs={"skip_prepare_dataset": True},
+        args=training.config(
+            SFTConfig,
+            "pretrain",
+            {
+                **training.arguments(section, run, recipe.seed, dtype=model.dtype),
+                "max_length": section.max_length,
+                "dataset_kwargs": {"skip_prepare_dataset": True},
+            },
         ),
         train_dataset=pack(tokenizer, texts, section.max_length),
         processing_class=tokenizer,

@@ -14,7 +14,7 @@ from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
 from rlhf_cli.stages import encoding
-from rlhf_cli.stages.inputs import inputs_of
+from rlhf_cli.stages.inputs import inputs_of, referred
 
 
 def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -30,8 +30,8 @@ def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int
     faults: list[Fault] = []
     for stage in stages:
         kind: Any = ROWS.get(stage)
-        if kind is None or any(source.run for source in getattr(recipe.data, kind)):
-            continue
+        if kind is None or any(source.path is None for source in getattr(recipe.data, kind)):
+            continue  # runs were checked when they were written; the hub is asked when the stage loads
         try:
             split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=Path)
         except DataError as error:
@@ -43,10 +43,22 @@ def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int
     return counted
 
 
-def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> dict[str, Any]:
-    """Everything up to the model: inputs, rows, and one example with its loss mask."""
+def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything up to the model: inputs, rows, and one example with its loss mask.
+
+    What a stage of `earlier` has still to make is waited for, not missed: of such a stage only its rows are told.
+    """
     if smoke:
         recipe = smoke_recipe.shrink(recipe)
+    awaited = [
+        ref
+        for ref in referred(stage, recipe)
+        if ref in earlier and not layout.newest(runs_dir, recipe.name, ref, smoke=smoke)
+    ]
+    if awaited:
+        counts = check_rows(recipe, [stage])
+        rows = {f"{kind}: rows {name}": number for kind, found in counts.items() for name, number in found.items()}
+        return {"stage": stage, "facts": {"waits for": ", ".join(dict.fromkeys(awaited)), **rows}}
     inputs = inputs_of(stage, recipe, runs_dir, smoke=smoke)
     facts: dict[str, Any] = {item.role: f"{item.path} {item.version or ''}".strip() for item in inputs}
     kind: Any = ROWS.get(stage)

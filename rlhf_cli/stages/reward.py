@@ -19,7 +19,6 @@ from rlhf_cli.stages import encoding, training
 def run(recipe: Recipe, run: Run) -> Result:
     """Train a sequence classifier of one label to score the chosen answer above the rejected one."""
     section = recipe.reward
-    training.check_arguments(RewardConfig, section, "reward")
     tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
     template.prepare(tokenizer, recipe.base.chat_template)
     assert recipe.data.preferences is not None  # the recipe was checked for this stage
@@ -34,9 +33,13 @@ def run(recipe: Recipe, run: Run) -> Result:
     journal = training.Journal(run)
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(
-            **training.arguments(section, run, recipe.seed, dtype=dtype),
-            max_length=None,  # what is too long is already out
+        args=training.config(
+            RewardConfig,
+            "reward",
+            {
+                **training.arguments(section, run, recipe.seed, dtype=dtype),
+                "max_length": None,  # what is too long is already out
+            },
         ),
         train_dataset=training.dataset(columns),
         processing_class=tokenizer,

@@ -15,7 +15,6 @@ from rlhf_cli.stages import encoding, training
 def run(recipe: Recipe, run: Run) -> Result:
     """Train an adapter (or all weights) on the demonstrations; the loss is on completions alone."""
     section = recipe.sft
-    training.check_arguments(SFTConfig, section, "sft")
     tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
     template.prepare(tokenizer, recipe.base.chat_template)
     assert recipe.data.sft is not None  # the recipe was checked for this stage
@@ -31,10 +30,14 @@ def run(recipe: Recipe, run: Run) -> Result:
     journal = training.Journal(run)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(
-            **training.arguments(section, run, recipe.seed, dtype=dtype),
-            max_length=section.max_length,
-            dataset_kwargs={"skip_prepare_dataset": True},
+        args=training.config(
+            SFTConfig,
+            "sft",
+            {
+                **training.arguments(section, run, recipe.seed, dtype=dtype),
+                "max_length": section.max_length,
+                "dataset_kwargs": {"skip_prepare_dataset": True},
+            },
         ),
         train_dataset=training.dataset(columns),
         processing_class=tokenizer,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -22,12 +20,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from rlhf_cli.errors import DataError, DivergedError, Fault, RecipeError
+from rlhf_cli.errors import DataError, DivergedError, RecipeError
 from rlhf_cli.recipe.schema import Pretrain, Reward, Sft
 from rlhf_cli.runs.run import Run
 
 if TYPE_CHECKING:
     from rlhf_cli.data.rows import Split
+
+C = TypeVar("C")
 
 
 def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: torch.dtype) -> dict[str, Any]:
@@ -59,17 +59,13 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
     return {**defaults, **section.trainer, **owned}
 
 
-def check_arguments(config: type, section: Pretrain | Sft | Reward, stage: str) -> None:
-    """Raise RecipeError where `trainer:` names a key that `config` does not have."""
-    known = [field.name for field in dataclasses.fields(config) if field.init]
-    faults = []
-    for name in section.trainer:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            mend = f"Did you mean {near[0]}?" if near else "See TRL's documentation for its fields."
-            faults.append(Fault(f"{stage}.trainer.{name}: {config.__name__} has no such field.", mend=mend))
-    if faults:
-        raise RecipeError(faults)
+def config(kind: type[C], stage: str, arguments: dict[str, Any]) -> C:
+    """A TRL config. Raises RecipeError where it refuses a value of `trainer:`; its keys were checked before."""
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        message = f"{kind.__name__} refuses it: {str(error).splitlines()[0]}"
+        raise RecipeError(message, where=f"{stage}.trainer", mend="See TRL's documentation for its values.") from error
 
 
 def dataset(parts: Iterable[dict[str, list[Any]]]) -> Dataset:
@@ -121,7 +117,8 @@ class Journal(TrainerCallback):
         self.tokens, self.since = tokens, now
         numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
         self.run.log(state.global_step, {**numbers, "tokens_per_second": speed})
-        for name in ("loss", "grad_norm"):
+        # In float16 an overflow is routine: the scaler skips that step and goes on.
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             value = numbers.get(name, 0.0)
             if not math.isfinite(value):
                 message = f"{name} is {value} at step {state.global_step}."

@@ -71,7 +71,8 @@ def test_a_stage_tells_its_end_in_one_object(rlhf: Rlhf, recipe_file: Path, stag
 
 @pytest.mark.usefixtures("stand_ins")
 def test_pretrain_tells_its_end_in_one_object(rlhf: Rlhf) -> None:
-    ended = rlhf("pretrain", "-r", "r.yaml", "--set", "data.pretrain={path: rows.jsonl}", "--json")
+    Path("text.txt").write_text("one\n\ntwo\n")
+    ended = rlhf("pretrain", "-r", "r.yaml", "--set", "data.pretrain={path: text.txt}", "--json")
     assert (ended.code, ended.json["run"]) == (0, "bot/pretrain@v0001")
 
 

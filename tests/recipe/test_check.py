@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.recipe.check import OWNED, named_stages
+from rlhf_cli.recipe.check import named_stages
 from rlhf_cli.recipe.load import load
+from rlhf_cli.recipe.trainer_keys import RUNS_OWN, SET_BY, known_keys
 from tests.recipe.conftest import FaultsOf, Write
 
 LINE = "r.yaml:3:"
@@ -98,12 +99,45 @@ def test_what_comes_close_is_taken(write: Write, text: str) -> None:
     load(write(text), stages=())
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo"])
-@pytest.mark.parametrize("key", sorted(OWNED))
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
+@pytest.mark.parametrize("key", sorted([*SET_BY, *RUNS_OWN]))
 def test_what_the_run_owns_is_refused_in_trainer(faults_of: FaultsOf, stage: str, key: str) -> None:
     (fault,) = faults_of(f"{stage}: {{trainer: {{{key}: 1}}}}")
     assert fault.message == f"{stage}.trainer.{key}: the run owns this key."
-    assert OWNED[key] in fault.mend
+    assert SET_BY.get(key, "Remove") in fault.mend
+
+
+def test_a_trainer_key_that_trl_has_not_is_told_with_the_nearest(write: Write, faults_of: FaultsOf) -> None:
+    (fault,) = faults_of("sft: {trainer: {warmup_step: 3}}")
+    assert (fault.message, fault.mend) == (
+        "sft.trainer.warmup_step: SFTConfig has no such key.",
+        "Did you mean warmup_steps?",
+    )
+    (other,) = faults_of("sft: {trainer: {center_rewards_coefficient: 0.1}}")  # of another trainer
+    assert "SFTConfig has no such key" in other.message
+    load(write("reward: {trainer: {center_rewards_coefficient: 0.1, weight_decay: 0.1}}"), stages=())
+
+
+def test_a_trainer_key_that_would_have_no_effect_is_refused(faults_of: FaultsOf) -> None:
+    (fault,) = faults_of("sft: {trainer: {packing: true}}")
+    assert "has no effect" in fault.message
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
+def test_the_keys_read_from_source_are_the_configs_fields(stage: str) -> None:
+    import dataclasses
+
+    from trl import RewardConfig, SFTConfig
+
+    config = RewardConfig if stage == "reward" else SFTConfig
+    fields = {field.name for field in dataclasses.fields(config) if field.init}
+    assert set(known_keys(stage)) >= fields
+    assert len(set(known_keys(stage)) - fields) <= 5  # class-level annotations that are no fields
+
+
+def test_whole_model_training_excludes_frozen_weights_and_adapters(faults_of: FaultsOf) -> None:
+    told = faults_of("name: x\nbase: {model: a/b, quantize: nf4}\nadapter: null\nexport: {form: adapter}", bare=True)
+    assert [fault.message.partition(":")[0] for fault in told] == ["base.quantize", "export.form"]
 
 
 @pytest.mark.parametrize(

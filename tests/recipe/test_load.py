@@ -360,7 +360,7 @@ def test_the_resolved_recipe_loads_again_to_an_equal_one(write: Write, tmp_path:
     text = """
 data: {sft: [{path: a.jsonl, weight: 2}, {hub: org/rows, split: "train[:10%]"}], prompts: {run: feedback@latest}}
 adapter: null
-sft: {learning_rate: 1e-7, trainer: {optim: adamw_torch, note: "1e4", more: [no, 010, .5]}}
+sft: {learning_rate: 1e-7, trainer: {optim: adamw_torch, run_name: "1e4", label_names: [no, 010, .5]}}
 ppo: {reward: [{python: "f.py:g", weight: -0.5}], kl: {abort: 30}}
 eval: {python: ["f.py:g"], against: null, gates: [{metric: a, min: 1.5}]}
 """

@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(go: Go, tmp_pa
 
 
 def test_a_trainer_key_that_trl_has_not_is_refused_with_the_nearest(go: Go) -> None:
-    with pytest.raises(RecipeError, match=r"sft\.trainer\.warmup_step: SFTConfig has no such field") as raised:
+    with pytest.raises(RecipeError, match=r"sft\.trainer\.warmup_step: SFTConfig has no such key") as raised:
         go("sft", "sft.trainer={warmup_step: 3}")
     assert "warmup_steps" in raised.value.faults[0].mend
 
