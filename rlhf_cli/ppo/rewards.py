@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -75,18 +76,22 @@ def terms(sources: Sequence[RewardSource]) -> list[Term]:
 def score(terms: Sequence[Term], bank: Bank, answered: Answered, *, pad_id: int, max_tokens: int) -> dict[str, Tensor]:
     """Each term's unweighted scores by its name, (B,) float32 on the bank's device.
 
-    A reward run sees the very tokens: prompt ids, then the response with its end token if it has one.
+    A reward run sees the very tokens: prompt ids, then the response with its end token if it has one. NaN: the
+    function gave None, which says, as in TRL, that it does not judge this response.
     """
     scores = {}
     sequences = [p + r for p, r in zip(answered.prompt_ids, answered.responses, strict=True)]
     for term in terms:
+        unjudged: list[int] = []
         if term.role is not None:
             found = experience.final_scores(bank, term.role, sequences, pad_id=pad_id, max_tokens=max_tokens)
         else:
             assert term.function is not None
             ids = {"completion_ids": answered.responses, "prompt_ids": answered.prompt_ids}
-            values = call(term.function, answered.prompts, answered.completions, {**answered.columns, **ids})
-            found = torch.tensor(values, dtype=torch.float32, device=bank.device)
+            values = _judge(term.function, answered.prompts, answered.completions, {**answered.columns, **ids})
+            numbers_alone = [0.0 if value is None else value for value in values]
+            found = torch.tensor(numbers_alone, dtype=torch.float32, device=bank.device)
+            unjudged = [index for index, value in enumerate(values) if value is None]
         bad = (~found.isfinite()).nonzero().flatten().tolist()
         if bad:
             raise DivergedError(
@@ -94,13 +99,14 @@ def score(terms: Sequence[Term], bank: Bank, answered: Answered, *, pad_id: int,
                 where=f"ppo.reward {term.name}",
                 mend="A reward must be a finite number for every response, an empty one too.",
             )
+        found[unjudged] = math.nan
         scores[term.name] = found
     return scores
 
 
 def weighted(terms: Sequence[Term], scores: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the terms' scores with their weights, (B,)."""
-    return torch.stack([term.weight * scores[term.name] for term in terms]).sum(dim=0)
+    """The sum of the terms' scores with their weights, (B,). A term adds nothing where it did not judge."""
+    return torch.stack([term.weight * scores[term.name] for term in terms]).nansum(dim=0)
 
 
 def as_completion(prompt: Text, text: str) -> Text:
@@ -150,6 +156,17 @@ def call(
         RecipeError: it asks for a column that the data does not have.
         DivergedError: it raises, or gives something other than one number a completion.
     """
+    values = _judge(function, prompts, completions, columns)
+    given = [value for value in values if value is not None]
+    if len(given) < len(values):
+        raise _not_a_number(function, values.index(None), None, completions)
+    return given
+
+
+def _judge(
+    function: Function, prompts: list[Text], completions: list[Text], columns: Mapping[str, Sequence[Any]]
+) -> list[float | None]:
+    """`call`, with None for the completions that the function does not judge."""
     where = _where(function)
     offered = {**columns, "prompts": prompts, "completions": completions}
     given = _accepted(function, offered, where)
@@ -167,10 +184,14 @@ def call(
     for index, value in enumerate(values):
         if hasattr(value, "item"):
             values[index] = value = value.item()
-        if not isinstance(value, numbers.Real):
-            told = f"completion {index} got {value!r}, which is not a number: {_short(completions[index])}"
-            raise DivergedError(f"{told}.", where=where, mend="Return a float for every completion.")
-    return [float(value) for value in values]
+        if value is not None and not isinstance(value, numbers.Real):
+            raise _not_a_number(function, index, value, completions)
+    return [None if value is None else float(value) for value in values]
+
+
+def _not_a_number(function: Function, index: int, value: object, completions: Sequence[Text]) -> DivergedError:
+    told = f"completion {index} got {value!r}, which is not a number: {_short(completions[index])}"
+    return DivergedError(f"{told}.", where=_where(function), mend="Return a float for every completion.")
 
 
 def _accepted(function: Function, offered: Mapping[str, Any], where: str) -> dict[str, Any]:

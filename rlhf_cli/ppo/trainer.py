@@ -157,14 +157,15 @@ class Trainer:
         return rewards.Answered(prompts.rows, prompts.ids, responses, completions)
 
     def _rewards(self, answered: rewards.Answered) -> tuple[Tensor, dict[str, float]]:
-        """What each response earned, (B,), KL aside; and each source's mean."""
+        """What each response earned, (B,), KL aside; and each source's mean over the responses that it judged."""
         limit = self.settings.micro_batch_tokens
         scores = rewards.score(self.terms, self.bank, answered, pad_id=self.pad_id, max_tokens=limit)
         total = rewards.weighted(self.terms, scores)
         if self.settings.missing_eos_penalty is not None:
             cut_off = [rollout.is_truncated(response, self.stop_ids) for response in answered.responses]
             total = total - self.settings.missing_eos_penalty * torch.tensor(cut_off, device=total.device)
-        return total, {f"reward.{name}": float(score.mean()) for name, score in scores.items()}
+        judged = {name: score[~score.isnan()] for name, score in scores.items()}
+        return total, {f"reward.{name}": float(score.mean()) for name, score in judged.items() if len(score)}
 
     def _score(self, answered: rewards.Answered) -> Scored:
         """Log-probabilities, values, rewards and advantages of a rollout."""

@@ -87,8 +87,11 @@ def _fitting(tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], longest:
 def _summary(history: list[dict[str, float]]) -> dict[str, float]:
     """Means over the last tenth of the iterations, speed over all of them."""
     last = history[-max(1, len(history) // 10) :]
-    names = [name for name in last[0] if name in REPORTED or name.startswith("reward.")]
-    metrics = {f"ppo.{name}": sum(m[name] for m in last) / len(last) for name in names}
+    found: dict[str, list[float]] = {}  # a reward source has no figure where it judged nothing
+    for name, value in (item for m in last for item in m.items()):
+        if name in REPORTED or name.startswith("reward."):
+            found.setdefault(name, []).append(value)
+    metrics = {f"ppo.{name}": sum(values) / len(values) for name, values in found.items()}
     seconds = [sum(m[f"seconds.{part}"] for part in ("rollout", "scoring", "update")) for m in history]
     tokens = sum(m["tokens_per_second"] * s for m, s in zip(history, seconds, strict=True))
     return metrics | {

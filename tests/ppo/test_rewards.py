@@ -136,6 +136,18 @@ def test_columns_reach_the_function_row_by_row(tmp_path, make_cast):
     assert scores["score"].tolist() == [1.0, 0.0]
 
 
+def test_none_adds_nothing_to_the_sum(tmp_path, make_cast):
+    """As in TRL: a function gives None for what it does not judge."""
+    (tmp_path / "judge.py").write_text(
+        "def every(completions): return [1.0, 2.0]\ndef some(completions): return [None, 5.0]"
+    )
+    sources = [RewardSource(python=f"{tmp_path}/judge.py:{name}", weight=2.0) for name in ("every", "some")]
+    terms = rewards.terms(sources)
+    given = answered([PromptRow("p", {}), PromptRow("q", {})], ["x", "y"])
+    scores = rewards.score(terms, make_cast().bank, given, pad_id=PAD, max_tokens=9)
+    assert rewards.weighted(terms, scores).tolist() == [2.0, 14.0]
+
+
 def test_a_reward_that_is_not_finite_stops_the_run(tmp_path, make_cast):
     spec = write(tmp_path, "def score(completions): return [0.0, float('nan')]")
     rows = [PromptRow("p", {}), PromptRow("q", {})]

@@ -125,6 +125,17 @@ def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_th
     assert scored.experience.mask.sum(dim=1).tolist() == [5, 5, 1]
 
 
+def test_a_sources_mean_is_over_what_it_judged(make_trainer):
+    trainer = make_trainer(small(), function=lambda completions: [None, 4.0, 8.0])
+    answered = rewards.Answered([PromptRow("w1", {})] * 3, [[5]] * 3, [[6, EOS]] * 3, ["x"] * 3)
+    total, by_source = trainer._rewards(answered)
+    assert total.tolist() == [0.0, 4.0, 8.0]
+    assert by_source == {"reward.share": 6.0}
+    trainer.terms[0] = trainer.terms[0]._replace(function=lambda completions: [None] * 3)
+    assert trainer._rewards(answered)[1] == {}
+    assert trainer._score(answered).metrics["reward"] == 0.0
+
+
 def test_score_and_kl_reach_the_returns(make_trainer, sft_folder):
     """With λ = γ = 1, the return of a token is the score less the KL still to come."""
     trainer = make_trainer(small(lam=1.0, kl=Kl(coef=0.5)), sft_folder, function=lambda completions: [2.0, 7.0])

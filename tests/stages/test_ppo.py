@@ -170,6 +170,18 @@ def test_the_bare_base_may_be_the_start(world: Path, new_run: Run) -> None:
     assert ppo.run(recipe(world, start="base"), new_run).metrics["ppo.episodes"] == 8
 
 
+def test_a_source_that_judged_now_and_then_is_summed_up_by_what_it_judged(world: Path, new_run: Run) -> None:
+    """The watched prompts come first, so call 21 is the last rollout of 20; a tenth of them is summed up."""
+    (world / "moody.py").write_text(
+        "calls = []\ndef moody(completions):\n    calls.append(1)\n"
+        "    return [3.0 if len(calls) == 21 else None for _ in completions]\n"
+    )
+    reward = [{"python": f"{world}/judge.py:by_level"}, {"python": f"{world}/moody.py:moody"}]
+    result = ppo.run(recipe(world, iterations=20, minibatches=1, save_every=50, reward=reward), new_run)
+    assert result.metrics["ppo.reward.moody"] == 3.0
+    assert result.metrics["ppo.reward.by_level"] > 0
+
+
 def test_same_seed_same_run(world: Path, tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
