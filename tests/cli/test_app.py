@@ -210,6 +210,7 @@ def test_a_traceback_of_what_a_user_caused_is_there_for_the_asking(rlhf: Rlhf, m
 def test_what_a_stage_prints_does_not_stand_beside_the_object(rlhf: Rlhf, set_stage: SetStage) -> None:
     def run(recipe: Recipe, run: Run) -> Result:
         print("a reward function talks")
+        subprocess.run(["echo", "and so does its child"], check=True)
         run.model_dir.joinpath("weights").touch()
         return Result({})
 

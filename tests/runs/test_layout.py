@@ -155,3 +155,19 @@ def test_a_damaged_manifest_is_told_with_its_path(tmp_path: Path, content: bytes
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(ModelError, match="manifest"):
         layout.find(tmp_path, "sft", "bot", smoke=False)
+
+
+def test_latest_never_goes_back_to_an_older_run(new_run: NewRun) -> None:
+    first, second = new_run("sft"), new_run("sft")
+    second.complete({}, {})
+    first.complete({}, {})
+    assert (first.path.parent / "latest").resolve().name == "v0002"
+
+
+def test_a_damaged_manifest_hides_no_other_run(new_run: NewRun, tmp_path: Path) -> None:
+    good, bad = new_run("sft"), new_run("sft")
+    for run in (good, bad):
+        run.complete({}, {})
+    (bad.path / "manifest.json").write_text("{")
+    assert [bool(entry.damage) for entry in layout.all_runs(tmp_path)] == [False, True]
+    assert layout.find(tmp_path, "sft", good.name, smoke=False).version == "v0001"

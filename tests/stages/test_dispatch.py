@@ -276,3 +276,45 @@ def test_smoke_of_a_stage_whose_inputs_it_cannot_make_says_which_data_it_lacks(c
 @pytest.mark.usefixtures("stand_ins")
 def test_smoke_goes_through_without_gates(case: Case) -> None:
     assert [*case.chain("eval.gates.0.min=0.9", smoke=True)] == CHAIN
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_run_that_completes_meanwhile_is_neither_loaded_nor_recorded(case: Case, set_stage: SetStage) -> None:
+    case.stage("sft")
+    found: list[str] = []
+
+    def run(recipe: Recipe, run: Run) -> Result:
+        case.stage("sft")  # another writer
+        found.append(run.find(recipe.reward.start).name)
+        run.model_dir.joinpath("weights").touch()
+        return Result({})
+
+    set_stage("reward", run)
+    outcome = case.stage("reward")
+    recorded = next(item for item in outcome.manifest["inputs"] if item["role"] == "start")
+    assert found == [recorded["version"]] == ["v0001"]
+    assert "start: bot/sft@v0001" in (outcome.path / "recipe.yaml").read_text()
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_smoke_makes_its_inputs_anew_when_the_recipe_changed(case: Case, calls: list[str]) -> None:
+    case.stage("reward", smoke=True)
+    case.stage("reward", "adapter.rank=8", smoke=True)
+    assert calls == ["sft", "reward", "sft", "reward"]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_several_processes_are_refused_until_they_are_supported(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RlhfError, match="not supported yet") as raised:
+        case.stage("sft")
+    assert raised.value.code == 5
+    assert case.versions("sft") == []
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_an_export_is_stale_when_its_policy_was_evaluated_since(case: Case) -> None:
+    case.chain(stages=["sft", "reward", "ppo", "export"])
+    case.chain(stages=["eval"])
+    assert case.chain(stages=["export"]) == {"export": False}  # its card has the figures now
+    assert case.chain(stages=["export"]) == {"export": True}
