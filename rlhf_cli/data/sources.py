@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
-import math
 import random
 import re
 from collections import Counter
@@ -57,13 +56,17 @@ def load(
 def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | None = None) -> Split[Any]:
     """The rows of `sources`, some held out. All faults of all sources are raised as one DataError.
 
-    `find` gives the folder of a run that a source names; `limit` reads the first rows alone, of each source.
+    `find` gives the folder of a run that a source names; `limit` reads the first rows alone, of each source. `seed`
+    is for the order of the rows, and for which ones a mixture with weights leaves out; what is held out is the same
+    with every seed. A mixture where no source sets a weight has all rows of all sources.
     """
     faults = Faults()
     parts = []
-    for source in sources if isinstance(sources, list) else [sources]:
+    given = sources if isinstance(sources, list) else [sources]
+    weighted = any("weight" in source.model_fields_set for source in given)
+    for source in given:
         try:
-            parts.append(_load_one(source, kind, seed, find, limit, faults))
+            parts.append(_load_one(source, kind, find, limit, faults))
         except DataError as error:  # the other sources' faults are told with it
             faults.extend(error)
     _check_same_form(parts, faults)
@@ -77,13 +80,13 @@ def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | No
         if not part.train:
             told = "; ".join(f"{name} {count}" for name, count in {**part.counts, **counts}.items())
             raise DataError(f"no rows are left to train on ({told}).", where=part.name)
-    train = _mix(parts, seed, counts) if isinstance(sources, list) else parts[0].train
+    train = _mix(parts, seed, counts, weighted=weighted) if isinstance(sources, list) else parts[0].train
     train = train[:limit]
     counts.update({"train": len(train), "held out": len(held_out)})
     return Split(train, held_out, dict(counts))
 
 
-def _load_one(source: Source, kind: Kind, seed: int, find: Find, limit: int | None, faults: Faults) -> _Part:
+def _load_one(source: Source, kind: Kind, find: Find, limit: int | None, faults: Faults) -> _Part:
     name = source.path or source.hub or source.run
     assert name, "the recipe's check lets no source through that has none of path, hub and run"
     counts: Counter[str] = Counter()
@@ -103,7 +106,7 @@ def _load_one(source: Source, kind: Kind, seed: int, find: Find, limit: int | No
 
     if source.eval_split:
         return _Part(name, source.weight, rows_of(source.split), rows_of(source.eval_split), counts)
-    train, held_out = _hold_out(rows_of(source.split), source.eval_fraction, seed)
+    train, held_out = _hold_out(rows_of(source.split), source.eval_fraction)
     return _Part(name, source.weight, train, held_out, counts)
 
 
@@ -210,15 +213,29 @@ def _key(row: Any) -> str:
     return "\0".join(" ".join(part.split()) for part in parts)
 
 
-def _hold_out(rows: list[Any], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Rows to train on, and those of the share of prompts that is held out, chosen by hash: the order of the data,
-    and what else is in it, move few prompts from one side to the other."""
+def _hold_out(rows: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+    """Rows to train on, and those of the share of prompts that is held out.
+
+    A prompt's side follows from its own hash alone. Neither the recipe's seed nor the other rows have a say: whoever
+    evaluates with another seed, or after adding rows, must not meet prompts that were trained on. So the share is
+    kept as a coin keeps it, not to the row. Both sides get a prompt where there are two, which in tiny data alone
+    takes one from its side.
+    """
     keys = [_key(row) for row in rows]
-    prompts = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
-    count = min(math.ceil(Fraction(str(fraction)) * len(prompts)), max(len(prompts) - 1, 0))
-    held_out = set(prompts[:count])
+    draws = {key: _draw(key) for key in dict.fromkeys(keys)}
+    bound = Fraction(str(fraction)) * 2**256
+    held_out = {key for key, draw in draws.items() if draw < bound}
+    if not held_out and fraction > 0 and len(draws) > 1:
+        held_out = {min(draws, key=draws.__getitem__)}
+    elif held_out and len(held_out) == len(draws):
+        held_out.remove(max(draws, key=draws.__getitem__))
     train = [row for row, key in zip(rows, keys, strict=True) if key not in held_out]
     return train, [row for row, key in zip(rows, keys, strict=True) if key in held_out]
+
+
+def _draw(key: str) -> int:
+    """The number below 2^256 that `key` has for ever: another salt would move prompts from one side to the other."""
+    return int.from_bytes(hashlib.sha256(f"held out\n{key}".encode()).digest(), "big")
 
 
 def _check_same_form(parts: Sequence[_Part], faults: Faults) -> None:
@@ -256,16 +273,19 @@ def _drop_held_out(parts: Sequence[_Part], held_out: Sequence[Any], counts: Coun
             part.train[:] = kept
 
 
-def _mix(parts: Sequence[_Part], seed: int, counts: Counter[str]) -> list[Any]:
-    """Rows of each source in proportion to its weight, none twice: as many as the scarcest source allows."""
+def _mix(parts: Sequence[_Part], seed: int, counts: Counter[str], *, weighted: bool) -> list[Any]:
+    """Rows of each source, shuffled, none twice: all of them, or (`weighted`) in proportion to the sources' weights,
+    as many as the scarcest source allows."""
     weights = [Fraction(str(part.weight)) for part in parts]
     unit = min(len(part.train) / weight for part, weight in zip(parts, weights, strict=True))
     rng = random.Random(seed)
     mixed = []
     for part, weight in zip(parts, weights, strict=True):
-        count = int(unit * weight)
+        count = int(unit * weight) if weighted else len(part.train)
         mixed += rng.sample(part.train, count)
         if len(parts) > 1:
             counts[f"used of {part.name}"] += count
+        if count < len(part.train):
+            counts[f"dropped: of {part.name}, to keep the weights"] += len(part.train) - count
     rng.shuffle(mixed)
     return mixed

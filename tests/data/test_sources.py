@@ -264,43 +264,70 @@ def test_hub_data_set_is_loaded_at_its_revision(monkeypatch: pytest.MonkeyPatch)
     assert asked == [("org/set", "en", "train[:2]", "4f1c"), ("org/set", "en", "test", "4f1c")]
 
 
-def test_share_of_the_prompts_is_held_out_whole(jsonl: Jsonl) -> None:
+def test_rows_of_one_prompt_are_held_out_together(jsonl: Jsonl) -> None:
     pairs = [
         {"prompt": f"p{n % 40}" + (" " if n > 40 else ""), "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(120)
     ]
-    split = read(jsonl(*pairs), "preferences", eval_fraction=0.1)
+    split = read(jsonl(*pairs), "preferences", eval_fraction=0.3)
     held_out = {prompt.strip() for prompt in prompts_of(split.held_out)}
-    assert len(held_out) == 4
-    assert len(split.held_out) == 12
+    assert held_out
+    assert len(split.held_out) == 3 * len(held_out)
     assert not held_out & {prompt.strip() for prompt in prompts_of(split.train)}
-    assert split.counts == {"read": 120, "train": 108, "held out": 12}
+    assert split.counts == {"read": 120, "train": len(split.train), "held out": len(split.held_out)}
+    assert len(split.train) + len(split.held_out) == 120
 
 
-def test_what_is_held_out_depends_on_the_seed_and_not_on_the_order(jsonl: Jsonl) -> None:
+@pytest.mark.parametrize("fraction", [0.05, 0.5])
+def test_share_of_the_prompts_that_is_held_out(jsonl: Jsonl, fraction: float) -> None:
+    held_out = len(read(jsonl(*demonstrations(4000)), eval_fraction=fraction).held_out)
+    deviation = (4000 * fraction * (1 - fraction)) ** 0.5  # of the number of heads in 4,000 throws
+    assert abs(held_out - 4000 * fraction) < 4 * deviation
+
+
+def test_what_is_held_out_depends_on_neither_seed_nor_order(jsonl: Jsonl) -> None:
     rows = demonstrations(60)
     source = Source(path=str(jsonl(*rows)), eval_fraction=0.2)
     first, other = load(source), load(source, seed=1)
     jsonl(*reversed(rows))
     assert set(prompts_of(load(source).held_out)) == set(prompts_of(first.held_out))
-    assert set(prompts_of(other.held_out)) != set(prompts_of(first.held_out))
+    assert prompts_of(other.held_out) == prompts_of(first.held_out)
+
+
+def test_prompts_keep_their_side_when_the_data_grows(jsonl: Jsonl) -> None:
+    few = read(jsonl(*demonstrations(60)), eval_fraction=0.2)
+    many = read(jsonl(*demonstrations(300)), eval_fraction=0.2)
+    assert set(prompts_of(few.held_out)) < set(prompts_of(many.held_out))
+    assert set(prompts_of(few.train)) < set(prompts_of(many.train))
 
 
 @pytest.mark.parametrize(
-    ("count", "fraction", "held_out"), [(2, 0.01, 1), (1, 0.5, 0), (10, 0, 0), (10, 0.99, 9), (100, 0.07, 7)]
+    ("count", "fraction", "held_out"), [(2, 1e-9, 1), (1, 1e-9, 0), (1, 1 - 1e-9, 0), (10, 0, 0), (10, 1 - 1e-9, 9)]
 )
-def test_number_of_prompts_held_out(jsonl: Jsonl, count: int, fraction: float, held_out: int) -> None:
+def test_both_sides_have_a_prompt_where_there_are_two(jsonl: Jsonl, count: int, fraction: float, held_out: int) -> None:
     assert len(read(jsonl(*demonstrations(count)), eval_fraction=fraction).held_out) == held_out
 
 
 def test_text_is_held_out_by_row(jsonl: Jsonl) -> None:
     path = jsonl(*[{"text": f"story {n}"} for n in range(20)])
-    assert [len(read(path, kind, eval_fraction=0.1).held_out) for kind in ("pretrain", "sft")] == [2, 2]
+    held_out = [row.text for row in read(path, "pretrain", eval_fraction=0.3).held_out]
+    assert 0 < len(held_out) < 20
+    assert [row.completion for row in read(path, eval_fraction=0.3).held_out] == held_out
 
 
 def test_prompts_are_asked_once(jsonl: Jsonl) -> None:
     split = read(jsonl({"prompt": "a"}, {"prompt": "b"}, {"prompt": "a", "n": 1}), "prompts")
     assert prompts_of(split.train) == ["a", "b"]
     assert split.counts == {"read": 3, "dropped: prompt seen before": 1, "train": 2, "held out": 0}
+
+
+def test_mixture_without_weights_has_every_row_in_shuffled_order(jsonl: Jsonl) -> None:
+    one, two = jsonl(*demonstrations(100), name="one.jsonl"), jsonl(*demonstrations(3, 100), name="two.jsonl")
+    mixture = [Source(path=str(path), eval_fraction=0) for path in (one, two)]
+    split = load(mixture)
+    assert sorted(prompts_of(split.train)) == sorted(f"p{n}" for n in range(103))
+    assert split.counts == {"read": 103, f"used of {one}": 100, f"used of {two}": 3, "train": 103, "held out": 0}
+    assert load(mixture).train == split.train
+    assert load(mixture, seed=1).train != split.train
 
 
 def test_mixture_follows_the_weights_and_repeats_nothing(jsonl: Jsonl) -> None:
@@ -313,14 +340,22 @@ def test_mixture_follows_the_weights_and_repeats_nothing(jsonl: Jsonl) -> None:
     prompts = prompts_of(split.train)
     assert len(set(prompts)) == len(prompts) == 33
     assert (split.counts[f"used of {one}"], split.counts[f"used of {two}"]) == (30, 3)
+    dropped = {name: count for name, count in split.counts.items() if name.startswith("dropped")}
+    assert dropped == {f"dropped: of {one}, to keep the weights": 70}
     assert load(mixture).train == split.train
     assert load(mixture, seed=1).train != split.train
 
 
+def test_source_without_a_weight_has_weight_one_beside_one_that_has(jsonl: Jsonl) -> None:
+    one, two = jsonl(*demonstrations(20), name="one.jsonl"), jsonl(*demonstrations(20, 20), name="two.jsonl")
+    split = load([Source(path=str(one), eval_fraction=0), Source(path=str(two), weight=2, eval_fraction=0)])
+    assert (split.counts[f"used of {one}"], split.counts[f"used of {two}"]) == (10, 20)
+
+
 def test_sources_of_a_mixture_share_no_prompt_across_the_sides(jsonl: Jsonl) -> None:
     one, two = jsonl(*demonstrations(40), name="one.jsonl"), jsonl(*demonstrations(60), name="two.jsonl")
-    split = load([Source(path=str(one), eval_fraction=0.2), Source(path=str(two), eval_fraction=0.2)])
-    assert split.held_out
+    split = load([Source(path=str(one), eval_fraction=0.1), Source(path=str(two), eval_fraction=0.4)])
+    assert split.counts["dropped: prompt is held out elsewhere"]
     assert not set(prompts_of(split.held_out)) & set(prompts_of(split.train))
 
 
@@ -337,7 +372,7 @@ def test_limit_reads_the_first_rows_alone(jsonl: Jsonl) -> None:
     path = jsonl(*demonstrations(20), "{")
     split = load(Source(path=str(path), eval_fraction=0.1), limit=10)
     assert sorted(prompts_of(split.train + split.held_out)) == [f"p{n}" for n in range(10)]
-    assert len(split.held_out) == 1
+    assert split.held_out
 
 
 def test_limit_holds_for_a_mixture_too(jsonl: Jsonl) -> None:
