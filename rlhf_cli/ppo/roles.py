@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.bank import Bank
@@ -55,6 +55,21 @@ def assign(bank: Bank, critic: Critic, terms: Sequence[Term]) -> Cast:
         bank.heads[VALUE] = ScalarHead(bank.hidden_size).to(bank.device)
     bank.train([POLICY, VALUE])
     return Cast(bank, trunk)
+
+
+def copied(cast: Cast) -> list[Tensor]:
+    """What training moves, policy and critic, copied to main memory."""
+    return [p.detach().to("cpu", copy=True) for p in _moved(cast)]
+
+
+def restore(cast: Cast, weights: Sequence[Tensor]) -> None:
+    """Put back what `copied` gave."""
+    for parameter, kept in zip(_moved(cast), weights, strict=True):
+        parameter.data.copy_(kept)
+
+
+def _moved(cast: Cast) -> list[nn.Parameter]:
+    return [*cast.bank.parameters(POLICY), *cast.bank.parameters(VALUE)]
 
 
 def save_critic(cast: Cast, folder: Path) -> None:

@@ -16,8 +16,6 @@ parameters and torch's generators, all of them at rest between two iterations.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,9 +29,9 @@ from rlhf_cli.data import template
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.evaluation import text
-from rlhf_cli.ppo import algorithm, experience, rewards, rollout, update
+from rlhf_cli.ppo import algorithm, experience, figures, rewards, rollout, update
 from rlhf_cli.ppo.optimization import Optimization, Trackers
-from rlhf_cli.ppo.roles import POLICY, REFERENCE, VALUE, Cast, save_critic
+from rlhf_cli.ppo.roles import POLICY, REFERENCE, VALUE, Cast, copied, restore, save_critic
 from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.runs.run import Run
 
@@ -52,6 +50,13 @@ class Scored(NamedTuple):
 
     experience: update.Experience
     metrics: dict[str, float]
+
+
+class Good(NamedTuple):
+    """The last policy whose rollout passed the checks, and its critic."""
+
+    iteration: int  # whose update it came from; 0: the start
+    weights: list[Tensor]  # in main memory: an adapter's are small, those of whole models are not (`adapter: null`)
 
 
 class Trainer:
@@ -79,6 +84,7 @@ class Trainer:
         kl = settings.kl
         self.adaptive = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
         self.saved: set[int] = set()  # iterations whose policy is in a checkpoint
+        self.good: Good | None = None
 
     @property
     def coefficient(self) -> float:
@@ -89,7 +95,7 @@ class Trainer:
         """All iterations; gives each one's metrics.
 
         Raises:
-            DivergedError: a number is not finite, or KL is beyond kl.abort. The last good policy is in a checkpoint.
+            DivergedError: a number is not finite, or KL is beyond kl.abort. It names the last good policy's checkpoint.
         """
         history: list[dict[str, float]] = []
         self.run.begin(self.settings.iterations, "iterations")
@@ -97,16 +103,19 @@ class Trainer:
         try:
             for iteration in range(1, self.settings.iterations + 1):
                 history.append(self._iterate(iteration))
-                self.run.log(iteration, history[-1])
-                self.trackers.log(iteration, history[-1])
+                self._log(iteration, history[-1])
                 if iteration % self.settings.save_every == 0:
                     self._save(iteration)
                 if iteration % self.settings.save_every == 0 or iteration == self.settings.iterations:
                     self._sample(iteration)
-        except DivergedError:
-            if all(bool(p.isfinite().all()) for p in self.bank.parameters(POLICY)):
-                self._save(len(history))  # what was learned so far: every step's gradients were finite
-            raise
+        except DivergedError as error:
+            if self.good is None:
+                raise
+            restore(self.cast, self.good.weights)
+            folder = self._save(self.good.iteration)
+            found = error.faults[0]
+            mend = f"{found.mend} The last good policy is in {folder}."
+            raise DivergedError(found.message, where=found.where, mend=mend) from error
         finally:
             self.trackers.close()
         return history
@@ -124,7 +133,14 @@ class Trainer:
         rolled_out = time.perf_counter()
         scored = self._score(answered)
         scoring_done = time.perf_counter()
-        learned = self._learn(scored.experience, policy_too=iteration > self.settings.critic.warmup_iterations)
+        try:
+            self._check(scored.metrics)
+            self.good = None  # so that there is one copy at a time
+            self.good = Good(iteration - 1, copied(self.cast))
+            learned = self._learn(scored.experience, policy_too=iteration > self.settings.critic.warmup_iterations)
+        except DivergedError:
+            self._log(iteration, scored.metrics)  # what it died of is to be seen
+            raise
         end = time.perf_counter()
         if self.adaptive is not None:
             self.adaptive.update(scored.metrics["kl"], n=len(chosen))
@@ -135,7 +151,7 @@ class Trainer:
             "seconds.scoring": scoring_done - rolled_out,
             "seconds.update": end - scoring_done,
             "tokens_per_second": sum(map(len, answered.responses)) / (end - begin),  # response tokens
-            "memory_peak_bytes": _memory_peak(self.bank.device),
+            "memory_peak_bytes": figures.memory_peak(self.bank.device),
             "episodes": float(self.order.served),
         }
 
@@ -190,7 +206,7 @@ class Trainer:
             "reward": float(score.mean()),
             "reward.std": float(score.std(correction=0)),
             **by_source,
-            **_distance(logprobs, ref_logprobs, mask),
+            **figures.distance(logprobs, ref_logprobs, mask),
             "kl.coef": self.coefficient,
             "entropy": float(torch.cat([p.entropy for p in policy]).mean()),
             "explained_variance": float(algorithm.explained_variance(values, returns, mask)),
@@ -201,7 +217,6 @@ class Trainer:
             "repeated_4gram_rate": text.repeated_ngram_rate(responses, 4),
             "distinct_2": text.distinct_ngram_rate(responses, 2),
         }
-        self._check(metrics)
         whitened = algorithm.whiten(advantages, mask)
         return Scored(update.Experience(prompts, responses, mask, logprobs, values, whitened, returns), metrics)
 
@@ -211,6 +226,10 @@ class Trainer:
             if not math.isfinite(value):
                 mend = "Lower the learning rate, or raise kl.coef."
                 raise DivergedError(f"{name} of a rollout is {value}.", where="ppo", mend=mend)
+        for role in (POLICY, VALUE):  # attention may hide them: a softmax over NaN alone gives zeros on some devices
+            if not all(bool(p.isfinite().all()) for p in self.bank.parameters(role)):
+                mend = "Lower the learning rate."
+                raise DivergedError(f"the weights of role {role} are not finite.", where="ppo", mend=mend)
         abort = self.settings.kl.abort
         if abort is not None and metrics["kl"] > abort:
             raise DivergedError(
@@ -240,7 +259,7 @@ class Trainer:
             if stopped:
                 break
         return {
-            **_over_steps(steps),
+            **figures.over_steps(steps),
             "grad_norm.policy": sum(norm for norm, _ in norms) / len(norms),
             "grad_norm.critic": sum(norm for _, norm in norms) / len(norms),
             "learning_rate": rates[0] if policy_too else 0.0,
@@ -248,13 +267,17 @@ class Trainer:
             "optimizer_steps": float(len(steps)),
         }
 
-    def _save(self, iteration: int) -> None:
-        """A checkpoint, unless this very policy is in one."""
-        if iteration in self.saved:
-            return
-        with self.run.checkpoint(iteration) as folder:
-            self.save(folder / "model", folder / "critic")
-        self.saved.add(iteration)
+    def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        self.run.log(iteration, metrics)
+        self.trackers.log(iteration, metrics)
+
+    def _save(self, iteration: int) -> Path:
+        """A checkpoint, unless this very policy is in one; gives its folder."""
+        if iteration not in self.saved:
+            with self.run.checkpoint(iteration) as folder:
+                self.save(folder / "model", folder / "critic")
+            self.saved.add(iteration)
+        return self.run.path / "checkpoints" / f"step-{iteration:06d}"
 
     def _sample(self, iteration: int) -> None:
         """Answers to the watched prompts, drawn alike each time and without touching training's own draws."""
@@ -266,37 +289,3 @@ class Trainer:
         for prompt, completion, score in zip(answered.prompts, answered.completions, scores.tolist(), strict=True):
             said = completion if isinstance(completion, str) else completion[-1]["content"]
             self.run.sample({"step": iteration, "prompt": prompt, "response": said, "score": score})
-
-
-def _distance(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
-    """KL(policy ‖ reference): k1 a sequence and a token, k3 a token, in nats."""
-    k1 = torch.where(mask, algorithm.kl_estimate(logprobs, ref_logprobs, "k1"), 0.0)
-    k3 = algorithm.kl_estimate(logprobs, ref_logprobs, "k3")[mask]
-    return {
-        "kl": float(k1.sum(dim=1).mean()),
-        "kl.token": float(k1.sum() / mask.sum()),
-        "kl.k3": float(k3.mean()),
-    }
-
-
-def _over_steps(steps: Sequence[update.Step]) -> dict[str, float]:
-    """An iteration's figures from its minibatches': means, and the extremes of the ratio."""
-    mean = {name: sum(getattr(s, name) for s in steps) / len(steps) for name in update.Step._fields}
-    return {
-        "policy_loss": mean["policy_loss"],
-        "value_loss": mean["value_loss"],
-        "clip_fraction": mean["clip_fraction"],
-        "value_clip_fraction": mean["value_clip_fraction"],
-        "approx_kl": mean["approx_kl"],
-        "ratio.mean": mean["ratio_mean"],
-        "ratio.min": min(s.ratio_min for s in steps),
-        "ratio.max": max(s.ratio_max for s in steps),
-    }
-
-
-def _memory_peak(device: torch.device) -> float:
-    """Bytes at the highest point so far: of the GPU's allocator, else of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 from rlhf_cli.data import template
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
-from rlhf_cli.models.adapters import read_adapter
 from rlhf_cli.ppo import experience, optimization, rewards, roles
 from rlhf_cli.ppo.trainer import Prompts, Trainer
 from rlhf_cli.recipe.schema import Critic, Kl, Ppo
@@ -199,15 +198,42 @@ def test_sampling_for_the_eye_changes_no_training(make_trainer, sft_folder):
     assert rewards_of[0] == rewards_of[1]
 
 
-def test_kl_beyond_its_limit_ends_the_run_with_a_checkpoint_that_loads(make_trainer, make_cast, sft_folder, ragged):
-    settings = small(iterations=50, learning_rate=0.1, kl=Kl(coef=0.0, abort=0.5), save_every=100)
+def snapshots(trainer):
+    """The policy's parameters behind each iteration's update, from the start on."""
+    found = [[p.detach().clone() for p in trainer.bank.parameters(roles.POLICY)]]
+    learn = trainer._learn
+
+    def watched(*args, **options):
+        learned = learn(*args, **options)
+        found.append([p.detach().clone() for p in trainer.bank.parameters(roles.POLICY)])
+        return learned
+
+    trainer._learn = watched
+    return found
+
+
+@pytest.mark.parametrize("save_every", [100, 1])
+def test_kl_beyond_its_limit_ends_the_run_with_the_last_policy_below_it(
+    make_trainer, make_cast, sft_folder, ragged, save_every
+):
+    settings = small(iterations=50, learning_rate=2e-2, kl=Kl(coef=0.0, abort=2.0), save_every=save_every)
     trainer = make_trainer(settings, sft_folder)
-    with pytest.raises(DivergedError, match=r"kl\.abort is 0\.5") as caught:
+    policies = snapshots(trainer)
+    with pytest.raises(DivergedError, match=r"kl\.abort is 2\..*last good policy is in .*checkpoints.step-") as caught:
         trainer.train()
     assert caught.value.code == 7
-    (folder,) = (trainer.run.path / "checkpoints").iterdir()
-    assert folder.name == f"step-{len(lines(trainer.run, 'metrics.jsonl')):06d}"
-    assert all(tensor.isfinite().all() for tensor in read_adapter(folder / "model").values())
+    *well, offending = lines(trainer.run, "metrics.jsonl")
+    assert len(well) >= 2  # so that the last good policy is not the start
+    assert all(line["kl"] <= 2 for line in well)
+    assert offending["kl"] > 2
+    assert offending["step"] == len(well) + 1
+    # The policy of a step is judged by the rollout of the next: the last well rollout is of the policy before it.
+    step = len(well) - 1
+    folder = trainer.run.path / "checkpoints" / f"step-{step:06d}"
+    assert str(caught.value).endswith(f"The last good policy is in {folder}.")
+    now = trainer.bank.parameters(roles.POLICY)
+    assert all(torch.equal(a, b) for a, b in zip(now, policies[step], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(now, policies[step + 1], strict=True))
     limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
     saved = make_cast(folder / "model").bank
     for role in (roles.POLICY, roles.REFERENCE):
@@ -215,12 +241,39 @@ def test_kl_beyond_its_limit_ends_the_run_with_a_checkpoint_that_loads(make_trai
         torch.testing.assert_close(found, experience.token_logprobs(trainer.bank, roles.POLICY, *ragged, **limits))
 
 
-def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_learned(make_trainer, sft_folder):
+@pytest.mark.parametrize("kind", ["adapter", "shared"])
+def test_an_update_that_diverges_is_undone_for_policy_and_critic(make_trainer, sft_folder, reward_folder, kind):
+    settings = small(iterations=9, critic=Critic(kind=kind, learning_rate=1e-2), save_every=100)
+    trainer = make_trainer(settings, sft_folder, reward_folder)
+    both = [p for role in (roles.POLICY, roles.VALUE) for p in trainer.bank.parameters(role)]
+    done = []
+
+    def poison(*_):
+        if not done and trainer.order.served == 12:  # the third iteration's first step is taken
+            done.append(1)
+            for p in both:
+                p.data.fill_(float("nan"))
+
+    learn, before = trainer._learn, []
+
+    def watched(*args, **options):
+        before[:] = [p.detach().clone() for p in both]
+        return learn(*args, **options)
+
+    trainer._learn = watched
+    trainer.optimization.optimizer.register_step_post_hook(poison)
+    with pytest.raises(DivergedError, match=r"gradient norm.*step-000002"):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(both, before, strict=True))
+    assert [line["step"] for line in lines(trainer.run, "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_judged(make_trainer, sft_folder):
     calls = []
 
     def judge(completions):
         calls.append(1)
-        return [float("nan") if len(calls) > 3 else 1.0] * len(completions)  # a sample and two rollouts are well
+        return [float("nan") if len(calls) > 4 else 1.0] * len(completions)  # a sample and three rollouts are well
 
     trainer = make_trainer(small(iterations=9, save_every=100), sft_folder, function=judge)
     with pytest.raises(DivergedError, match="share"):
@@ -231,9 +284,10 @@ def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_learned(make_tr
 def test_a_policy_that_is_not_finite_is_in_no_checkpoint(make_trainer, sft_folder):
     trainer = make_trainer(small(save_every=100), sft_folder)
     trainer._sample = lambda iteration: trainer.bank.parameters(roles.POLICY)[0].data.fill_(float("nan"))
-    with pytest.raises(DivergedError):
+    with pytest.raises(DivergedError) as caught:
         trainer.train()
     assert not (trainer.run.path / "checkpoints").exists()
+    assert "last good policy" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
