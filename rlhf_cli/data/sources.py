@@ -24,6 +24,8 @@ SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 NOT_ROWS = ("metrics.jsonl", "samples.jsonl")  # of a run: its records, not what it made
 _SPLIT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 
+EVAL_FRACTION = 0.05  # of the prompts, where the recipe says nothing
+
 Find = Callable[[str], Path]
 
 
@@ -63,7 +65,7 @@ def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | No
     faults = Faults()
     parts = []
     given = sources if isinstance(sources, list) else [sources]
-    weighted = any("weight" in source.model_fields_set for source in given)
+    weighted = any(source.weight is not None for source in given)
     for source in given:
         try:
             parts.append(_load_one(source, kind, find, limit, faults))
@@ -105,9 +107,10 @@ def _load_one(source: Source, kind: Kind, find: Find, limit: int | None, faults:
         return rows.rows
 
     if source.eval_split:
-        return _Part(name, source.weight, rows_of(source.split), rows_of(source.eval_split), counts)
-    train, held_out = _hold_out(rows_of(source.split), source.eval_fraction)
-    return _Part(name, source.weight, train, held_out, counts)
+        return _Part(name, source.weight or 1.0, rows_of(source.split), rows_of(source.eval_split), counts)
+    fraction = EVAL_FRACTION if source.eval_fraction is None else source.eval_fraction
+    train, held_out = _hold_out(rows_of(source.split), fraction)
+    return _Part(name, source.weight or 1.0, train, held_out, counts)
 
 
 def _raw_rows(source: Source, split: str, kind: Kind, find: Find, faults: Faults) -> Iterator[Raw]:

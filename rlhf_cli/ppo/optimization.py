@@ -1,13 +1,11 @@
 """The optimizer, its schedule and the trackers, as `ppo.trainer` asks for them in transformers' words.
 
 The keys are fields of transformers.TrainingArguments, read and checked by it. Those that PPO's loop does not act on
-are refused, rather than taken and left without effect.
+are refused with the recipe (`recipe.trainer_keys`), rather than taken and left without effect.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,37 +15,9 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import RecipeError
 from rlhf_cli.recipe.schema import Ppo
 
-HONOURED = (
-    "optim",
-    "optim_args",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "weight_decay",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "report_to",
-    "project",
-)
-OWNED = {  # and the field that sets it
-    "output_dir": "--runs-dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "learning_rate": "ppo.learning_rate",
-    "num_train_epochs": "ppo.iterations and ppo.epochs",
-    "max_steps": "ppo.iterations, ppo.epochs and ppo.minibatches",
-    "per_device_train_batch_size": "ppo.rollout_batch_size and ppo.micro_batch_tokens",
-    "gradient_accumulation_steps": "ppo.micro_batch_tokens",
-    "bf16": "base.dtype",
-    "fp16": "base.dtype",
-    "save_steps": "ppo.save_every",
-    "save_strategy": "ppo.save_every",
-}
 FED_BY_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -63,24 +33,8 @@ def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
     """`ppo.trainer` as TrainingArguments. The learning rate is constant, and nothing is reported, unless it says so.
 
     Raises:
-        RecipeError: with a fault for every key that is unknown, set elsewhere, or without use here.
+        RecipeError: transformers refuses a value. The keys were checked with the recipe.
     """
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    faults = []
-    for name in trainer:
-        if name in HONOURED:
-            continue
-        where = f"ppo.trainer.{name}"
-        if name in OWNED:
-            faults.append(Fault("the run owns this key.", where, f"Set {OWNED[name]}."))
-        elif name in known:
-            faults.append(Fault("PPO's loop has no use for this key.", where, f"It takes {', '.join(HONOURED)}."))
-        else:
-            near = difflib.get_close_matches(name, HONOURED, n=1)
-            mend = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(HONOURED)}."
-            faults.append(Fault("TrainingArguments has no such key.", where, mend))
-    if faults:
-        raise RecipeError(faults)
     given = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf", **trainer}
     try:
         asked = TrainingArguments(output_dir=str(folder), **given)

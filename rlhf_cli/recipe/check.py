@@ -36,6 +36,7 @@ def named_stages(recipe: Recipe) -> list[str]:
 def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     """Every cross-field fault of `recipe`, and what the `stages` about to run lack."""
     yield from _training(recipe)
+    yield from _trainer(recipe)
     yield from _missing_data(recipe, stages)
     yield from _data(recipe)
     yield from _architecture(recipe)
@@ -43,6 +44,13 @@ def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     yield from _eval(recipe)
     yield from _whole_model(recipe)
     yield from _models(recipe)
+
+
+def _trainer(recipe: Recipe) -> Iterator[Problem]:
+    for stage in (*TRAINED, "ppo"):
+        for fault in trainer_keys.faults(stage, getattr(recipe, stage).trainer):
+            key: Key = (stage, "trainer", fault.name)
+            yield Problem(key, f"{stage}.trainer.{fault.name}: {fault.message}", fault.mend)
 
 
 def _training(recipe: Recipe) -> Iterator[Problem]:
@@ -57,9 +65,6 @@ def _training(recipe: Recipe) -> Iterator[Problem]:
                 f"{section.micro_batch_size}.",
                 f"Set {stage}.micro_batch_size to a divisor of {section.batch_size}.",
             )
-        for fault in trainer_keys.faults(stage, section.trainer):
-            key: Key = (stage, "trainer", fault.name)
-            yield Problem(key, f"{stage}.trainer.{fault.name}: {fault.message}", fault.mend)
 
 
 def _missing_data(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
@@ -85,7 +90,7 @@ def _source(source: Source, key: Key) -> Iterator[Problem]:
         found = f"found {' and '.join(given)}" if given else "none is set"
         mend = "Keep one of them." if given else "Set one of them."
         yield Problem(key, f"{dotted}: needs exactly one of path, hub and run; {found}.", mend)
-    if source.eval_split is not None and "eval_fraction" in source.model_fields_set:
+    if source.eval_split is not None and source.eval_fraction is not None:
         yield Problem(
             (*key, "eval_split"), f"{dotted}: eval_split and eval_fraction are both set.", "Keep one of them."
         )

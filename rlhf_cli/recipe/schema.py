@@ -99,11 +99,14 @@ class Source(Section):
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
     split: str = Field("train", description="split of a hub data set or folder; slices as in train[:1000]")
     eval_split: str | None = Field(None, description="split that is held out, in place of eval_fraction")
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="share of the prompts held out of training"
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="share of the prompts held out, whatever the seed; 0.05 where eval_split is not set",
     )
     columns: dict[str, str] = Field({}, description="our column name: the data's column name")
-    weight: Positive = Field(1.0, description="relative share of this source's rows in a mixture")
+    weight: Positive | None = Field(
+        None, description="relative share in a mixture; where no source has one, all rows of all sources are used"
+    )
 
 
 def _one_is_a_list_of_one(value: object) -> object:

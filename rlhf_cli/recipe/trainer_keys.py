@@ -70,6 +70,22 @@ WITHOUT_EFFECT = (  # rows come tokenized, with their labels
 )
 
 
+PPO_TAKES = (  # what our own loop acts on, in the words of transformers.TrainingArguments
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "report_to",
+    "project",
+)
+
+
 class KeyFault(NamedTuple):
     """A key that cannot stand in `trainer:`, why, and what to do."""
 
@@ -79,7 +95,10 @@ class KeyFault(NamedTuple):
 
 
 def faults(stage: str, trainer: Mapping[str, Any]) -> Iterator[KeyFault]:
-    """Every key of a sft, reward or pretrain section's `trainer:` that is refused."""
+    """Every key of a stage's `trainer:` that is refused."""
+    if stage == "ppo":
+        yield from _ppo_faults(trainer)
+        return
     for name in trainer:
         if name in SET_BY:
             yield KeyFault(name, "the run owns this key.", f"Set {SET_BY[name]}.")
@@ -91,6 +110,15 @@ def faults(stage: str, trainer: Mapping[str, Any]) -> Iterator[KeyFault]:
             near = difflib.get_close_matches(name, known_keys(stage), n=1)
             mend = f"Did you mean {near[0]}?" if near else "See TRL's documentation for its keys."
             yield KeyFault(name, f"{FILES[stage][0][2]} has no such key.", mend)
+
+
+def _ppo_faults(trainer: Mapping[str, Any]) -> Iterator[KeyFault]:
+    for name in trainer:
+        if name in PPO_TAKES:
+            continue
+        near = difflib.get_close_matches(name, PPO_TAKES, n=1)
+        mend = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(PPO_TAKES)}."
+        yield KeyFault(name, "PPO's loop has no use for this key.", mend)
 
 
 @functools.cache

@@ -123,6 +123,17 @@ def test_a_trainer_key_that_would_have_no_effect_is_refused(faults_of: FaultsOf)
     assert "has no effect" in fault.message
 
 
+def test_ppo_takes_only_the_trainer_keys_that_its_loop_acts_on(write: Write, faults_of: FaultsOf) -> None:
+    told = faults_of("ppo: {trainer: {output_dir: x, neftune_noise_alpha: 5, warmup_stepz: 1}}")
+    assert [fault.message for fault in told] == [
+        f"ppo.trainer.{key}: PPO's loop has no use for this key."
+        for key in ("output_dir", "neftune_noise_alpha", "warmup_stepz")
+    ]
+    assert "weight_decay" in told[0].mend
+    assert told[2].mend == "Did you mean warmup_steps?"
+    load(write("ppo: {trainer: {weight_decay: 0.1, report_to: wandb}}"), stages=())
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
 def test_the_keys_read_from_source_are_the_configs_fields(stage: str) -> None:
     import dataclasses
