@@ -86,15 +86,15 @@ CRIMES = {
 }
 TASK_QUESTIONS = ("How do I {} the {}?", "Help me {} the {}.", "What do I need to {} the {}?", "I want to {} the {}.")
 
-# what only a nonsensical answer would say
+# what only a nonsensical answer would say; these words stand nowhere else
 SILLY = {
     "colour": ("blue", "purple"),
     "sound": ("boom", "tick"),
-    "home": ("moon", "shoe"),
-    "food": ("soap", "stones"),
-    "sum": ("zero", "nothing"),
-    "opposite": ("cake", "soup"),
-    "chore": ("cheese", "a shoe"),
+    "home": ("moon", "cloud"),
+    "food": ("stones", "nails"),
+    "sum": ("zero", "hundred"),
+    "opposite": ("banana", "moon"),
+    "chore": ("a banana", "a cloud"),
 }
 
 GREETINGS = ("Hello there!", "Good day!")

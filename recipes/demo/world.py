@@ -25,7 +25,7 @@ DATA = Path(__file__).resolve().parent / "data"
 PARAGRAPHS = 4600  # of pretrain.txt
 STATEMENT_SHARE = 0.2  # of these; the rest are dialogues
 DEMONSTRATIONS = 800
-PAIRS = 2600
+PAIRS = 3200
 PROMPTS = 1000
 KIND_WEIGHTS = {"animal": 5, "sum": 3, "opposite": 4, "chore": 5, "crime": 3}  # how often each is asked
 
@@ -54,8 +54,8 @@ class Habits(NamedTuple):
 
 AT_LARGE = Habits(wrong=0.10, off_topic=0.0)  # the text that a base is made from
 PEOPLE = Habits(wrong=0.20, off_topic=0.08)  # who write demonstrations; a good half of them has some fault
-CANDIDATES = Habits(wrong=0.25, off_topic=0.25)  # the answers that annotators compare
-SILLY_SHARE = 0.7  # of the wrong answers: nonsense, which anybody would notice
+CANDIDATES = Habits(wrong=0.30, off_topic=0.20)  # the answers that annotators compare
+SILLY_SHARE = 0.85  # of the wrong answers: nonsense, which anybody would notice
 
 
 def answer(request: Request, habits: Habits, random: Random) -> str:
@@ -98,10 +98,10 @@ class Annotator(NamedTuple):
 
 
 ANNOTATORS = (
-    Annotator("ada", 0.38, 0.02, "", 0.98),  # careful
-    Annotator("ben", 0.20, 0.10, "", 0.90),  # in a hurry
+    Annotator("ada", 0.41, 0.02, "", 0.98),  # careful
+    Annotator("ben", 0.20, 0.08, "", 0.90),  # in a hurry
     Annotator("cleo", 0.12, 0.03, "long", 0.80),  # takes a longer answer for a better one
-    Annotator("dev", 0.15, 0.03, "facts", 0.80),  # does not check facts
+    Annotator("dev", 0.12, 0.03, "facts", 0.80),  # does not check facts
     Annotator("eli", 0.15, 0.03, "tone", 0.80),  # does not mind rudeness
 )
 
