@@ -25,7 +25,7 @@ DATA = Path(__file__).resolve().parent / "data"
 PARAGRAPHS = 4600  # of pretrain.txt
 STATEMENT_SHARE = 0.2  # of these; the rest are dialogues
 DEMONSTRATIONS = 800
-PAIRS = 3200
+PAIRS = 2900
 PROMPTS = 1000
 KIND_WEIGHTS = {"animal": 5, "sum": 3, "opposite": 4, "chore": 5, "crime": 3}  # how often each is asked
 
