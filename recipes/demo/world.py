@@ -99,10 +99,10 @@ class Annotator(NamedTuple):
 
 ANNOTATORS = (
     Annotator("ada", 0.41, 0.02, "", 0.98),  # careful
-    Annotator("ben", 0.20, 0.08, "", 0.90),  # in a hurry
-    Annotator("cleo", 0.12, 0.03, "long", 0.80),  # takes a longer answer for a better one
-    Annotator("dev", 0.12, 0.03, "facts", 0.80),  # does not check facts
-    Annotator("eli", 0.15, 0.03, "tone", 0.80),  # does not mind rudeness
+    Annotator("ben", 0.20, 0.08, "", 0.93),  # in a hurry
+    Annotator("cleo", 0.12, 0.03, "long", 0.84),  # takes a longer answer for a better one
+    Annotator("dev", 0.12, 0.03, "facts", 0.78),  # does not check facts
+    Annotator("eli", 0.15, 0.03, "tone", 0.94),  # does not mind rudeness
 )
 
 
