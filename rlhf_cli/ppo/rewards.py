@@ -69,7 +69,7 @@ def terms(sources: Sequence[RewardSource]) -> list[Term]:
             assert source.run is not None
             number = 1 + sum(term.role is not None for term in found)
             role = "reward" if number == 1 else f"reward_{number}"
-            found.append(Term(_free(Path(source.run).name, found), source.weight, role, None))
+            found.append(Term(_free(Path(source.run).name.partition("@")[0], found), source.weight, role, None))
     return found
 
 

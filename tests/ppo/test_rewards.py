@@ -103,7 +103,7 @@ def test_two_terms_of_one_name_are_told_apart(tmp_path):
     spec = write(tmp_path, "def score(completions): return [0.0]")
     sources = [RewardSource(python=spec), RewardSource(python=spec), RewardSource(run="reward")]
     terms = rewards.terms([*sources, RewardSource(run="other/reward@v0002")])
-    assert [term.name for term in terms] == ["score", "score_2", "reward", "reward@v0002"]
+    assert [term.name for term in terms] == ["score", "score_2", "reward", "reward_2"]
     assert [term.role for term in terms] == [None, None, "reward", "reward_2"]
 
 
@@ -159,3 +159,8 @@ def test_a_reward_that_is_not_finite_stops_the_run(tmp_path, make_cast):
             pad_id=PAD,
             max_tokens=9,
         )
+
+
+def test_a_reward_run_is_logged_by_its_stage_whatever_its_version():
+    found = rewards.terms([RewardSource(run="demo/reward@v0003"), RewardSource(run="reward")])
+    assert [term.name for term in found] == ["reward", "reward_2"]
