@@ -31,7 +31,6 @@ ENVIRONMENT = {  # before a library is imported, which reads these once; what th
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "CUDA_VISIBLE_DEVICES": "0",  # one process, one GPU: with more in sight Trainer would split batches over them
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning slow training tenfold where cores are shared
 }
 BUG = "This is a bug in rlhf. Please report it with the lines above."
 
