@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.benchmarks.timing import compare
 
-STEPS, BATCH, LENGTH, ROUNDS = 60, 16, 128, 7
+STEPS, BATCH, LENGTH, ROUNDS = 60, 16, 128, 5
 WORDS = ["the", "dog", "cat", "bird", "saw", "ran", "sat", "on", "under", "by", "big", "tree", "house", "and"]
 
 
@@ -50,7 +50,7 @@ def _make_world(folder: Path) -> None:
         f"{{start: base, max_steps: {STEPS}, batch_size: {BATCH}, micro_batch_size: {BATCH}, max_length: {LENGTH}}}"
     )
     (folder / "recipe.yaml").write_text(
-        "name: overhead\nbase: {model: base}\n"
+        "name: overhead\nbase: {model: ./base}\n"
         "data: {sft: {path: sft.jsonl, eval_fraction: 0}, preferences: {path: preferences.jsonl, eval_fraction: 0}}\n"
         f"sft: {training}\nreward: {training}\n"
     )
