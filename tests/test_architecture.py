@@ -12,13 +12,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "rlhf_cli"
 ML = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "trl", "huggingface_hub"}
+TENSORS = {"torch", "numpy", "safetensors"}
+WITH_TENSORS = "runs/state.py"  # of the runs alone: `rlhf runs list` must not load torch
 MAX_LINES = 400  # a file; about 300 is a good size
 
 # Room: what it may import beside the standard library and itself. `x` allows x and all below it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "recipe": {"pydantic", "yaml", "rlhf_cli.errors"},
-    "runs": {"rlhf_cli.errors"},
+    "runs": {"rlhf_cli.errors", *TENSORS},
     "data": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", "transformers", "datasets", "pyarrow", "jinja2"},
     "models": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", *(ML - {"trl"}), "safetensors"},
     "ppo": {
@@ -107,6 +109,9 @@ def test_every_room_has_a_row() -> None:
 def test_a_room_imports_what_its_row_allows(path: Path) -> None:
     room = room_of(path)
     found = [i for i in imports(path) if room != "cli" or (i.at_top and not i.for_types)]
+    if room == "runs" and ids(path) != WITH_TENSORS:
+        assert {i.module.partition(".")[0] for i in found} & TENSORS == set()
+        assert "rlhf_cli.runs.state" not in {i.dotted for i in found}
     if ids(path) == "stages/__init__.py":
         assert strangers(found, "errors") == []  # the table loads no stage
     assert strangers(found, room) == []

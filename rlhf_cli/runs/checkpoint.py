@@ -2,31 +2,75 @@
 
 from __future__ import annotations
 
-import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from rlhf_cli.runs.manifest import SCHEMA, files_of, write_manifest
+from rlhf_cli.errors import DiskError
+from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
+
+KEPT = 2  # the newest, so that one that is damaged has a predecessor
+_NAME = re.compile(r"step-\d{6,}")
+
+
+def path_of(parent: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return parent / f"step-{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def checkpoints(parent: Path) -> list[Path]:
+    """The committed checkpoints below `parent`, oldest first; not verified."""
+    return sorted((p for p in parent.glob("step-*") if _NAME.fullmatch(p.name)), key=step_of)
 
 
 @contextmanager
-def committed(target: Path, step: int) -> Iterator[Path]:
-    """Yield an empty folder; on a clean exit it becomes `target`, with a manifest of its files."""
+def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Iterator[Path]:
+    """Yield an empty folder; on a clean exit it becomes `target`, with a manifest of `content` and of its files.
+
+    Older ones than the newest KEPT go when this one is on the disk. `size`: bytes that it will take, where known;
+    never less than the newest one before it.
+
+    Raises:
+        DiskError: before anything is written, where the disk has not that much left.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(target.parent, size)
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
         yield temporary
-        write_manifest(temporary, {"schema": SCHEMA, "step": step, "files": files_of(temporary)})
-        temporary.rename(target)
+        write_manifest(temporary, {"schema": SCHEMA, **content, "files": files_of(temporary)})
+        temporary.rename(target)  # onto an empty folder this would succeed too: `target` is never made before
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
+    for old in checkpoints(target.parent)[:-KEPT]:
+        remove(old)
+
+
+def remove(folder: Path) -> None:
+    """Take a checkpoint away: its name first, so that no half of it is ever taken for a whole."""
+    gone = folder.with_name(f".tmp-{secrets.token_hex(4)}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _check_space(parent: Path, size: int) -> None:
+    last = checkpoints(parent)[-1:]
+    needed = max(size, sum(p.stat().st_size for folder in last for p in folder.rglob("*") if p.is_file()))
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        message = f"a checkpoint takes {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free."
+        kept = f" What was saved before is whole: {last[0]}." if last else ""
+        mend = "Free space, and run the same command with --resume." if last else "Free space, or set --runs-dir."
+        raise DiskError(message + kept, where=str(parent), mend=mend)

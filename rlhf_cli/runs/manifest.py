@@ -40,13 +40,13 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write `manifest.json` by rename, after everything else in `folder` is on the disk."""
     for path in folder.rglob("*"):
-        if path.is_file():
-            _sync(path)
+        if path.is_file() or path.is_dir():
+            sync(path)
     temporary = folder / f".{FILE}.tmp"
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(folder / FILE)
-    _sync(folder)
+    sync(folder)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -69,7 +69,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     return content
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

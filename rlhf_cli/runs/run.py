@@ -7,16 +7,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from rlhf_cli.runs import layout
-from rlhf_cli.runs.checkpoint import committed
-from rlhf_cli.runs.manifest import SCHEMA, files_of, write_manifest
+from rlhf_cli.errors import StoppedError
+from rlhf_cli.runs import layout, owner
+from rlhf_cli.runs.checkpoint import committed, path_of, step_of
+from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
+
+JOURNALS = ("metrics.jsonl", "samples.jsonl")  # a line each step, or some a step, by its key "step"
 
 
 class Result(NamedTuple):
@@ -45,15 +49,38 @@ class Run:
     smoke: bool
     base: str  # hub id, or folder, of the recipe's base, already resolved
     reporter: Reporter
+    lock: owner.Lock
+    started: float = field(default_factory=time.time)  # of the run, which may have been another process
+    resumed: Path | None = None  # the checkpoint, verified, that this run goes on from; None: it is new
     warnings: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.time)
     begun: bool = False
+    heeds_signals: bool = False  # see `begin`
+    stopping: bool = False  # a signal came: save after this step, and raise `stopped(step)`
+    spent: float = 0.0  # seconds that led to the checkpoint `resumed`
+    _since: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def create(cls, runs_dir: Path, name: str, stage: str, *, smoke: bool, base: str, reporter: Reporter) -> Run:
-        """Claim the next version. Raises DiskError where its folder cannot be made."""
+    def create(
+        cls,
+        runs_dir: Path,
+        name: str,
+        stage: str,
+        *,
+        smoke: bool,
+        base: str,
+        reporter: Reporter,
+        origin: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Run:
+        """Claim the next version and own it. `origin`: what it is made of, for a resume to compare.
+
+        Raises:
+            DiskError: where its folder cannot be made.
+        """
         path = layout.claim(runs_dir, name, stage)
-        return cls(stage, name, path, runs_dir, smoke, base, reporter)
+        lock = owner.take(path)
+        run = cls(stage, name, path, runs_dir, smoke, base, reporter, lock)
+        owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
+        return run
 
     @property
     def version(self) -> str:
@@ -81,9 +108,19 @@ class Run:
         """Hub id or folder of the base model."""
         return self.base
 
-    def begin(self, total: int, unit: str) -> None:
-        """Training is about to start: `total` steps or iterations, named by `unit`."""
+    @property
+    def resumed_step(self) -> int:
+        """The last step that is done already; 0 in a new run."""
+        return 0 if self.resumed is None else step_of(self.resumed)
+
+    def begin(self, total: int, unit: str, *, heeds_signals: bool = False) -> None:
+        """Training is about to start: `total` steps or iterations, named by `unit`.
+
+        With `heeds_signals` the stage looks at `stopping` after each step, and a first signal waits for that. Without,
+        and before this, it ends the run at once.
+        """
         self.begun = True
+        self.heeds_signals = heeds_signals
         self.reporter.begin(total, unit)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -106,13 +143,33 @@ class Run:
         self.warnings.append(text)
         self.reporter.warn(text)
 
-    def checkpoint(self, step: int) -> AbstractContextManager[Path]:
-        """A folder to save into; on a clean exit it becomes `checkpoints/step-<step>`, whole or not at all."""
-        return committed(self.path / "checkpoints" / f"step-{step:06d}", step)
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies once it is committed."""
+        return path_of(self.path / "checkpoints", step)
+
+    @contextmanager
+    def checkpoint(self, step: int, *, size: int = 0) -> Iterator[Path]:
+        """A folder to save into; on a clean exit it becomes `checkpoint_path(step)`, whole or not at all.
+
+        What was logged of the steps until then, by `log` and `sample`, is kept with it. `size`: bytes that it will
+        take at most, where known. Of all checkpoints the newest two are kept.
+
+        Raises:
+            DiskError: where the disk has not as much space left.
+        """
+        with committed(self.checkpoint_path(step), {"step": step, "seconds": self._seconds()}, size=size) as folder:
+            yield folder
+            for journal in JOURNALS:
+                if (self.path / journal).exists():
+                    sync(self.path / journal)
+
+    def stopped(self, step: int) -> StoppedError:
+        """What to raise when `stopping` was seen and the checkpoint of `step` is committed."""
+        message = f"stopped by a signal after step {step}; saved in {self.checkpoint_path(step)}."
+        return StoppedError(message, where=self.stage, mend="Run the same command with --resume to go on.")
 
     def complete(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest, which completes the run, and move `latest`; a smoke run leaves `latest` alone."""
-        ended = time.time()
         model = self.path / "model"
         content = {
             "schema": SCHEMA,
@@ -122,14 +179,15 @@ class Run:
             "status": "complete",
             "smoke": self.smoke,
             "started": _iso(self.started),
-            "ended": _iso(ended),
-            "seconds": round(ended - self.started, 3),
+            "ended": _iso(time.time()),
+            "seconds": round(self._seconds(), 3),
             "metrics": _jsonable(metrics),
             "warnings": self.warnings,
             **facts,
             "files": files_of(model) if model.is_dir() else {},
         }
         write_manifest(self.path, content)
+        owner.clear(self.path)
         if not self.smoke:
             try:
                 layout.point_latest(self.path.parent)
@@ -139,10 +197,18 @@ class Run:
 
     def discard_if_empty(self) -> bool:
         """Remove the folder of a run that failed before it made anything. True where it is gone."""
-        if self.begun or (self.path / "metrics.jsonl").exists():
+        if self.begun or self.resumed is not None or (self.path / "metrics.jsonl").exists():
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True
+
+    def close(self) -> None:
+        """Own it no longer: it is complete, or ended before. Without this the end of the process does it."""
+        self.lock.release()
+
+    def _seconds(self) -> float:
+        """Seconds of work in this run as it stands, those before a resume included."""
+        return self.spent + time.monotonic() - self._since
 
     def _append(self, file: str, row: Mapping[str, object]) -> None:
         with (self.path / file).open("a", encoding="utf-8") as out:

@@ -24,7 +24,7 @@ from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.load import dump
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs import layout
+from rlhf_cli.runs import layout, signals
 from rlhf_cli.runs.manifest import Manifest, digest
 from rlhf_cli.runs.run import Reporter, Run
 from rlhf_cli.stages import STAGES, run_card
@@ -92,7 +92,7 @@ def run_stage(
             return outcome
     recipe = pinned(stage, recipe, inputs)
     run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=_origin(stage, inputs), reporter=reporter)
-    with _told(run):
+    with contextlib.closing(run), signals.heeded(run), _told(run):
         resolved = dump(recipe, stage)
         (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
         reporter.stage(stage, run)

@@ -101,7 +101,7 @@ def test_the_stage_finds_its_recipe_written_its_seed_set_and_no_manifest(case: C
     set_stage("sft", run)
     case.stage("sft", "seed=3")
     torch.manual_seed(3)
-    assert seen == [(["recipe.yaml"], torch.rand(1).item(), str(case.file.parent / "base"))]
+    assert seen == [([".lock", "recipe.yaml", "started.json"], torch.rand(1).item(), str(case.file.parent / "base"))]
 
 
 @pytest.mark.usefixtures("stand_ins")

@@ -1,0 +1,96 @@
+"""Who works on a run that is not complete, and what it is made of: a lock that the dead do not hold, `started.json`.
+
+Both files are there while the run is incomplete, and go when its manifest is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.runs.manifest import sync
+
+LOCK, ORIGIN = ".lock", "started.json"
+
+
+class Lock:
+    """An flock, held until `release` or the end of the process, however that comes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Let go; a second time is nothing."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def take(folder: Path) -> Lock:
+    """Own the run in `folder`, and write there who does.
+
+    Raises:
+        BlockingIOError: a living process owns it.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Lock(descriptor)
+
+
+def of(folder: Path) -> str:
+    """The living process that owns the run in `folder`, as "process 12 on host"; empty where there is none."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:  # complete, or of another user
+        return ""
+    try:
+        _lock(descriptor, fcntl.LOCK_SH)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _lock(descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks: two writers of one run are not found out there
+        return
+
+
+def write_origin(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write what the run is made of, whole or not at all."""
+    temporary = folder / f".{ORIGIN}.tmp"
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(folder / ORIGIN)
+    sync(folder)
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """What `write_origin` wrote; None where it was killed before."""
+    try:
+        content = json.loads((folder / ORIGIN).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def clear(folder: Path) -> None:
+    """The run is complete: nobody needs to own it, and its manifest says what it is made of."""
+    for name in (ORIGIN, LOCK):
+        (folder / name).unlink(missing_ok=True)
