@@ -62,6 +62,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         set_: options.Set = None,
         runs_dir: options.RunsDir = options.RUNS,
         skip_if_done: options.SkipIfDone = False,
+        resume: options.Resume = False,
         dry_run: options.DryRun = False,
         smoke: options.Smoke = False,
         json: options.Json = False,
@@ -77,7 +78,13 @@ def _stage_command(stage: str) -> Callable[..., None]:
         check_rows(loaded, [stage])
         with progress.reporter(json=json, quiet=quiet) as reporter:
             outcome = run_stage(
-                stage, loaded, runs_dir.absolute(), smoke=smoke, reporter=reporter, skip_if_done=skip_if_done
+                stage,
+                loaded,
+                runs_dir.absolute(),
+                smoke=smoke,
+                reporter=reporter,
+                skip_if_done=skip_if_done,
+                resume=resume,
             )
         _finish(output.outcome_json(outcome), outcome.failed_gates, json=json)
 
@@ -95,6 +102,7 @@ def run_(
     stages: Annotated[list[StageName] | None, typer.Argument(help="Stages to run; all that the recipe has.")] = None,
     set_: options.Set = None,
     runs_dir: options.RunsDir = options.RUNS,
+    resume: options.Resume = False,
     dry_run: options.DryRun = False,
     smoke: options.Smoke = False,
     json: options.Json = False,
@@ -113,7 +121,8 @@ def run_(
     outcomes = []
     try:
         with progress.reporter(json=json, quiet=quiet) as reporter:
-            for outcome in run_chain(loaded, wanted, runs_dir.absolute(), smoke=smoke, reporter=reporter):
+            chain = run_chain(loaded, wanted, runs_dir.absolute(), smoke=smoke, reporter=reporter, resume=resume)
+            for outcome in chain:
                 outcomes.append(outcome)
     finally:
         if len(outcomes) > 1 and not json:

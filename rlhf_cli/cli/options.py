@@ -18,5 +18,8 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="The recipe made tiny, with
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the outcome alone.")]
 SkipIfDone = Annotated[bool, typer.Option("--skip-if-done", help="Do nothing where the newest version is up to date.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the newest run that was stopped, from its last checkpoint.")
+]
 
 RUNS = Path("runs")

@@ -33,6 +33,11 @@ class Entry(NamedTuple):
     damage: str = ""  # why the manifest, though it is there, cannot be read
 
 
+def number(version: str) -> int:
+    """The number of a version's name."""
+    return int(version.removeprefix("v"))
+
+
 def claim(runs_dir: Path, name: str, stage: str) -> Path:
     """Make the next version's folder. `mkdir` is exclusive, so two writers get two numbers.
 
@@ -42,10 +47,10 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
     parent = runs_dir / name / stage
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name[1:]) for p in parent.iterdir() if VERSION.fullmatch(p.name)), default=0)
+        last = max((number(p.name) for p in parent.iterdir() if VERSION.fullmatch(p.name)), default=0)
         while True:
-            number += 1
-            path = parent / f"v{number:04d}"
+            last += 1
+            path = parent / f"v{last:04d}"
             try:
                 path.mkdir()
             except FileExistsError:
@@ -80,7 +85,7 @@ def parse(text: str, name: str) -> Reference:
 def versions(runs_dir: Path, name: str, stage: str) -> list[Entry]:
     """The versions of one stage, oldest first."""
     parent = runs_dir / name / stage
-    found = sorted((p for p in parent.glob("v*") if VERSION.fullmatch(p.name)), key=lambda p: int(p.name[1:]))
+    found = sorted((p for p in parent.glob("v*") if VERSION.fullmatch(p.name)), key=lambda p: number(p.name))
     return [_entry(name, stage, p) for p in found]
 
 

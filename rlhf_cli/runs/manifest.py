@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import Fault, ModelError
 
 FILE = "manifest.json"
 SCHEMA = 1
@@ -35,6 +35,22 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != FILE
     }
+
+
+def damage(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Fault]:
+    """What of the files below `folder` is not as their manifest has it; every byte is read."""
+    faults = []
+    for name, file in manifest["files"].items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != file["size"]:
+                faults.append(Fault(f"has {size:,} bytes, and had {file['size']:,} when it was written.", str(path)))
+            elif hash_of(path) != file["sha256"]:
+                faults.append(Fault("has another content than when it was written.", str(path)))
+        except OSError as error:
+            faults.append(Fault(f"cannot be read: {error.strerror}.", str(path)))
+    return faults
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:

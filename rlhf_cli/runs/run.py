@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli.errors import StoppedError
 from rlhf_cli.runs import layout, owner
-from rlhf_cli.runs.checkpoint import committed, path_of, step_of
+from rlhf_cli.runs.checkpoint import checkpoints, committed, path_of, step_of
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
+from rlhf_cli.runs.unfinished import JOURNALS, Unfinished, newest_checkpoint, rewind
 
-JOURNALS = ("metrics.jsonl", "samples.jsonl")  # a line each step, or some a step, by its key "step"
+AGAIN = "Run the same command with --resume to go on."
 
 
 class Result(NamedTuple):
@@ -82,6 +83,20 @@ class Run:
         owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
         return run
 
+    @classmethod
+    def resume(cls, taken: Unfinished, *, base: str, reporter: Reporter) -> tuple[Run, list[str]]:
+        """Go on with a run after its newest checkpoint; what it made later is taken away. Also what was passed over.
+
+        Raises:
+            ModelError: no checkpoint is undamaged.
+        """
+        kept = newest_checkpoint(taken.path)
+        name, stage = taken.path.parts[-3:-1]
+        run = cls(stage, name, taken.path, taken.path.parents[2], taken.origin["smoke"], base, reporter, taken.lock)
+        run.started, run.spent, run.resumed = taken.origin["started"], kept.manifest["seconds"], kept.path
+        rewind(run.path, kept.path)
+        return run, [*taken.passed, *kept.passed]
+
     @property
     def version(self) -> str:
         return self.path.name
@@ -128,6 +143,15 @@ class Run:
         self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **metrics})
         self.reporter.step(step, metrics)
 
+    def logged(self) -> list[dict[str, float]]:
+        """What `log` was given so far, in its order: a resumed stage knows of the steps before it by this."""
+        file = self.path / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        return [
+            {name: math.nan if value is None else value for name, value in row.items() if name not in ("step", "time")}
+            for row in rows
+        ]
+
     def sample(self, row: Mapping[str, object]) -> None:
         """A line in `samples.jsonl`. A number that is not finite is written as null."""
         self._append("samples.jsonl", row)
@@ -166,9 +190,15 @@ class Run:
     def stopped(self, step: int) -> StoppedError:
         """What to raise when `stopping` was seen and the checkpoint of `step` is committed."""
         message = f"stopped by a signal after step {step}; saved in {self.checkpoint_path(step)}."
-        return StoppedError(message, where=self.stage, mend="Run the same command with --resume to go on.")
+        return StoppedError(message, where=self.stage, mend=AGAIN)
 
-    def complete(self, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
+    def checkpoints(self) -> list[Path]:
+        """Those that are committed, oldest first."""
+        return checkpoints(self.path / "checkpoints")
+
+    def complete(
+        self, metrics: Mapping[str, float], facts: Mapping[str, Any], *, keep_checkpoints: bool = True
+    ) -> dict[str, Any]:
         """Write the manifest, which completes the run, and move `latest`; a smoke run leaves `latest` alone."""
         model = self.path / "model"
         content = {
@@ -188,6 +218,8 @@ class Run:
         }
         write_manifest(self.path, content)
         owner.clear(self.path)
+        if not keep_checkpoints:
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         if not self.smoke:
             try:
                 layout.point_latest(self.path.parent)

@@ -10,27 +10,24 @@ import contextlib
 import errno
 import importlib
 import os
-import platform
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from rlhf_cli import __version__
 from rlhf_cli.errors import DiskError, Fault, HardwareError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.load import dump
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs import layout, signals
+from rlhf_cli.runs import layout, signals, unfinished
 from rlhf_cli.runs.manifest import Manifest, digest
-from rlhf_cli.runs.run import Reporter, Run
-from rlhf_cli.stages import STAGES, run_card
-from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of, pinned, referred
+from rlhf_cli.runs.run import AGAIN, Reporter, Run
+from rlhf_cli.stages import STAGES, origin, run_card
+from rlhf_cli.stages.inputs import Input, check_undamaged, fingerprint, inputs_of, pinned, referred
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+KEEPS_CHECKPOINTS = ("ppo",)  # an earlier policy may be the better one; of the others the model is all that is of use
 
 
 class Outcome(NamedTuple):
@@ -41,6 +38,7 @@ class Outcome(NamedTuple):
     manifest: Manifest
     skipped: bool
     failed_gates: tuple[Fault, ...]
+    stopping: bool = False  # a signal came too late for a checkpoint: nothing may follow
 
 
 class StageReporter(Reporter, Protocol):
@@ -51,14 +49,30 @@ class StageReporter(Reporter, Protocol):
 
 
 def run_chain(
-    recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool, reporter: StageReporter
+    recipe: Recipe,
+    stages: Sequence[str],
+    runs_dir: Path,
+    *,
+    smoke: bool,
+    reporter: StageReporter,
+    resume: bool = False,
 ) -> Iterator[Outcome]:
-    """Run `stages` in order, skipping what is up to date. A failed gate ends the chain: what comes after it waits."""
+    """Run `stages` in order, skipping what is up to date. A failed gate ends the chain: what comes after it waits.
+
+    Raises:
+        RlhfError: as `run_stage`; with `resume` also where no stage has an incomplete run.
+    """
+    if resume and not any(unfinished.incomplete(runs_dir, recipe.name, stage, smoke=smoke) for stage in stages):
+        raise RecipeError("no stage has an incomplete run to resume.", where=str(runs_dir), mend=unfinished.ANEW)
     for stage in stages:
-        outcome = run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True)
+        go_on = resume and unfinished.comes_last(runs_dir, recipe.name, stage, smoke=smoke)
+        outcome = run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True, resume=go_on)
         yield outcome
         if outcome.failed_gates:
             return
+        if outcome.stopping and stage != stages[-1]:
+            mend = "Run the same command to go on."
+            raise StoppedError(f"stopped by a signal; {stage} is complete.", where=stage, mend=mend)
 
 
 def run_stage(
@@ -69,8 +83,9 @@ def run_stage(
     smoke: bool,
     reporter: StageReporter,
     skip_if_done: bool = False,
+    resume: bool = False,
 ) -> Outcome:
-    """Run `stage` into the next version of its folder.
+    """Run `stage` into the next version of its folder, or with `resume` go on in the newest one that was stopped.
 
     Raises:
         RlhfError: of every kind, see `rlhf_cli.errors`. A run that made nothing leaves no folder.
@@ -90,23 +105,61 @@ def run_stage(
             outcome = Outcome(stage, entry.path, entry.manifest, skipped=True, failed_gates=failed)
             reporter.done(outcome)
             return outcome
+    check_undamaged(inputs)
     recipe = pinned(stage, recipe, inputs)
-    run = Run.create(runs_dir, recipe.name, stage, smoke=smoke, base=_origin(stage, inputs), reporter=reporter)
+    made_of = origin.of(stage, recipe, inputs)
+    base = _base(stage, inputs)
+    notes: list[str] = []
+    if resume:
+        run, notes = _resumed(
+            unfinished.take(runs_dir, recipe.name, stage, smoke=smoke), made_of, base=base, reporter=reporter
+        )
+    else:
+        run = Run.create(
+            runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter, origin={"made_of": made_of}
+        )
     with contextlib.closing(run), signals.heeded(run), _told(run):
         resolved = dump(recipe, stage)
         (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
         reporter.stage(stage, run)
+        if run.resumed is not None:
+            run.say(f"goes on after step {run.resumed_step}")
+        for note in notes:
+            run.warn(note)
         metrics = _call(stage, recipe, run)
         if stage in run_card.LOADS:
             run_card.write(run, inputs, metrics, recipe.seed)
         failed = _failed_gates(stage, recipe, metrics)
-        manifest = run.complete(metrics, _facts(recipe, resolved, inputs, key))
-    outcome = Outcome(stage, run.path, manifest, skipped=False, failed_gates=failed)
+        manifest = run.complete(metrics, _facts(made_of, resolved, key), keep_checkpoints=stage in KEEPS_CHECKPOINTS)
+    outcome = Outcome(stage, run.path, manifest, skipped=False, failed_gates=failed, stopping=run.stopping)
     reporter.done(outcome)
     return outcome
 
 
-def _origin(stage: str, inputs: Sequence[Input]) -> str:
+def _resumed(
+    taken: unfinished.Unfinished, made_of: dict[str, Any], *, base: str, reporter: StageReporter
+) -> tuple[Run, list[str]]:
+    """The run that was stopped, where it is made of the same; and what there is to say of it.
+
+    Raises:
+        RecipeError: with one fault for each thing that changed since it began.
+        ModelError: none of its checkpoints is undamaged.
+    """
+    try:
+        then = taken.origin["made_of"]
+        faults = origin.changes(then, made_of)
+        if faults:
+            first = Fault("it cannot go on, for it began with another recipe or other inputs:", str(taken.path))
+            raise RecipeError([first, *faults])
+        run, passed = Run.resume(taken, base=base, reporter=reporter)
+    except BaseException:
+        taken.lock.release()
+        raise
+    different = [f"{difference}: not bit-exact" for difference in origin.drift(then, made_of)]
+    return run, [f"passed over: {text}" for text in passed] + different
+
+
+def _base(stage: str, inputs: Sequence[Input]) -> str:
     """Hub id or folder of the model that the stage adapts; pretrain's is the one that it goes on from, or none."""
     base = next((item for item in inputs if item.role == ("start" if stage == "pretrain" else "base")), None)
     if base is None:
@@ -134,8 +187,18 @@ def _told(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        left = "nothing was made." if run.discard_if_empty() else f"incomplete: {run.path}"
-        raise StoppedError(f"stopped by a signal; {left}", where=run.stage) from None
+        if run.discard_if_empty():
+            raise StoppedError("stopped by a signal; nothing was made.", where=run.stage) from None
+        run.say("stopped by a signal")
+        saved = run.checkpoints()
+        if not saved:
+            raise StoppedError(f"stopped by a signal; incomplete: {run.path}", where=run.stage) from None
+        raise StoppedError(
+            f"stopped by a signal; what was last saved is {saved[-1]}.", where=run.stage, mend=AGAIN
+        ) from None
+    except StoppedError as error:
+        run.say(str(error))
+        raise
     except RlhfError as error:
         if not run.discard_if_empty():
             run.warn(f"failed: {error}")
@@ -174,21 +237,11 @@ def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: Sta
             run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True)
 
 
-def _facts(recipe: Recipe, resolved: str, inputs: Sequence[Input], key: str) -> dict[str, Any]:
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+def _facts(made_of: dict[str, Any], resolved: str, key: str) -> dict[str, Any]:
     return {
-        "seed": recipe.seed,
         "recipe_sha256": digest(resolved),
         "fingerprint": key,
-        "inputs": [item._asdict() for item in inputs],
-        "device": device,
-        "packages": {
-            "rlhf": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
+        **{name: made_of[name] for name in ("seed", "inputs", "device", "packages")},
         "git_commit": _git_commit(),
     }
 

@@ -12,7 +12,7 @@ from rlhf_cli.errors import Fault, ModelError, RecipeError
 from rlhf_cli.recipe.schema import Recipe, Relative, RewardSource, Section, Source, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.layout import Entry
-from rlhf_cli.runs.manifest import FILE, digest, read_manifest, sha256
+from rlhf_cli.runs.manifest import FILE, damage, digest, read_manifest, sha256
 from rlhf_cli.stages import STAGES, hub
 
 
@@ -43,7 +43,7 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
             found.append(resolver.model(role, ref, stages, revision))
         except RecipeError as error:
             faults += error.faults
-    for kind in STAGES[stage].rows:
+    for kind in _rows(stage, recipe):
         for source in getattr(recipe.data, kind) or []:
             try:
                 found.append(resolver.rows(f"data.{kind}", source))
@@ -59,6 +59,22 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
             found.append(_file("base.chat_template", recipe.base.chat_template))
         _same_base(found)
     return found
+
+
+def check_undamaged(inputs: list[Input]) -> None:
+    """Hold the models of the runs among `inputs` against their manifests, every byte of them.
+
+    Raises:
+        ModelError: with one fault for each file that is missing, cut short or changed.
+    """
+    faults = []
+    for path in dict.fromkeys(item.path for item in inputs if item.kind == "run"):
+        manifest = read_manifest(Path(path))
+        if manifest is not None:
+            mend = f"Run `rlhf {manifest['stage']}` again, or restore the file."
+            faults += [Fault(f.message, f.where, mend) for f in damage(Path(path) / "model", manifest, _file_hash)]
+    if faults:
+        raise ModelError(faults)
 
 
 def pinned(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
@@ -82,7 +98,7 @@ def pinned(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
     if base is not None and base.kind == "hub":
         changed["base"] = recipe.base.model_copy(update={"revision": base.version})
     data: dict[str, Any] = {}
-    for kind in row.rows:
+    for kind in _rows(stage, recipe):
         found = [item for item in inputs if item.role == f"data.{kind}"]
         sources: list[Source] = getattr(recipe.data, kind) or []
         data[kind] = [_pinned_source(source, item) for source, item in zip(sources, found, strict=True)] or None
@@ -104,10 +120,24 @@ def _pinned_source(source: Source, item: Input) -> Source:
     return source.model_copy(update={"run": _explicit(item, source.run)})
 
 
+def _rows(stage: str, recipe: Recipe) -> tuple[str, ...]:
+    """The data that the stage reads. PPO reads demonstrations where it mixes them in."""
+    more = ("sft",) if stage == "ppo" and recipe.ppo.ptx_coef else ()
+    return STAGES[stage].rows + more
+
+
 def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool) -> str:
     """Equal exactly where running `stage` again would do the same: its settings, its inputs' contents, the seed."""
+    contents = [[item.role, item.sha256 or item.ref] for item in inputs]
+    settings = settings_of(stage, recipe)
+    return digest({"settings": settings, "inputs": contents, "seed": recipe.seed, "smoke": smoke})
+
+
+def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values that decide what `stage` makes, inputs aside."""
     row = STAGES[stage]
     settings: dict[str, Any] = {row.section: _settings(getattr(recipe, row.section))}
+    settings[row.section].pop("save_every", None)  # how often a checkpoint is made changes nothing of what is made
     if stage == "pretrain" and recipe.pretrain.start != "scratch":
         settings["base"] = [recipe.base.dtype, recipe.base.attention]
     if row.adapts_base:
@@ -116,11 +146,10 @@ def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool)
     if stage == "eval":
         settings["max_new_tokens"] = recipe.eval.max_new_tokens or recipe.ppo.max_new_tokens
         settings["max_length"] = [recipe.sft.max_length, recipe.reward.max_length, recipe.ppo.max_prompt_length]
-    for kind in row.rows:
+    for kind in _rows(stage, recipe):
         sources: list[Source] = getattr(recipe.data, kind) or []
         settings[f"data.{kind}"] = [_settings(source) for source in sources]
-    contents = [[item.role, item.sha256 or item.ref] for item in inputs]
-    return digest({"settings": settings, "inputs": contents, "seed": recipe.seed, "smoke": smoke})
+    return settings
 
 
 def _settings(section: Section) -> dict[str, Any]:
@@ -235,12 +264,16 @@ class _Resolver(NamedTuple):
 
 def _folder_hash(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
-    return digest({p.relative_to(folder).as_posix(): _file_hash(p, *p.stat()[6:9]) for p in files})
+    return digest({p.relative_to(folder).as_posix(): _file_hash(p) for p in files})
+
+
+def _file_hash(path: Path) -> str:
+    """A file's sha256, once a process while its size and times stay: every stage of a chain reads the same base."""
+    return _hash_of(path, *path.stat()[6:9])
 
 
 @functools.cache
-def _file_hash(path: Path, *state: float) -> str:
-    """A file's sha256, once a process for each `state` (size and times): every stage of a chain reads the same base."""
+def _hash_of(path: Path, *state: float) -> str:
     return sha256(path)
 
 
