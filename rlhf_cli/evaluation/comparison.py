@@ -17,14 +17,15 @@ class Answers(NamedTuple):
     texts: list[str]
     scores: list[float]  # the reward model's; empty without one
     judged: dict[str, list[float]]  # function name -> its judgments
+    truncated: list[bool]  # which answers ran into the limit on their length
 
 
-def figures(side: Answers, stop_ids: Sequence[int]) -> Metrics:
+def figures(side: Answers) -> Metrics:
     """One side's figures, named without a side."""
     count = len(side.responses)
     found = {
         "response_length": sum(map(len, side.responses)) / count,
-        "truncation_rate": text.truncation_rate(side.responses, stop_ids),
+        "truncation_rate": sum(side.truncated) / count,
         "repeated_4gram_rate": text.repeated_ngram_rate(side.responses, 4),
         "distinct_2": text.distinct_ngram_rate(side.responses, 2),
     }

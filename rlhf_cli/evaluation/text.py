@@ -28,9 +28,3 @@ def distinct_ngram_rate(responses: Sequence[Ids], n: int = 2) -> float:
     """
     grams = [gram for ids in responses for gram in _ngrams(ids, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def truncation_rate(responses: Sequence[Ids], stop_ids: Sequence[int]) -> float:
-    """The share of responses that hit the length limit: their last token is no end token."""
-    assert responses
-    return sum(not ids or ids[-1] not in stop_ids for ids in responses) / len(responses)

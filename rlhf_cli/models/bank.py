@@ -17,6 +17,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import adapters
@@ -37,6 +38,7 @@ class Bank:
         self._whole: dict[str, PreTrainedModel] = {}  # role -> its own model, with `adapter: null`
         self._bare: set[str] = set()  # roles that are the base with adapters off
         self._own: dict[str, list[nn.Parameter]] = {}  # adapter role -> its adapter's parameters
+        self._recomputed: list[nn.Module] = []  # layers that keep no activations for the backward pass
         self._switch: list[str] = []  # the active adapter's PEFT name, or nothing: one list that all layers hold
 
     @staticmethod
@@ -81,6 +83,10 @@ class Bank:
     @property
     def hidden_size(self) -> int:
         return self._base.config.get_text_config().hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self._base.config.get_text_config().vocab_size
 
     @contextmanager
     def use(self, name: str) -> Iterator[PreTrainedModel]:
@@ -138,19 +144,26 @@ class Bank:
         if copy_of in self.heads:
             self.heads[name] = copy.deepcopy(self.heads[copy_of]).requires_grad_(False)
 
+    def recompute_activations(self) -> None:
+        """Keep no activations inside a layer for the backward pass, but compute them again there."""
+        for model in list(self._whole.values()) or [self._base]:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            self._recomputed += [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
     def hidden(self, name: str, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """The last hidden states, after the final norm: three (B, T) -> (B, T, H). No output head is applied."""
-        with self.use(name) as model:
+        with self.use(name) as model, self._recomputing():
             output = model.get_decoder()(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
             )
         return output.last_hidden_state
 
-    def logits(self, name: str, hidden: Tensor) -> Tensor:
-        """The output head on chosen hidden states: (…, H) -> (…, V)."""
+    def output_head(self, name: str) -> nn.Module:
+        """The layer from hidden states (…, H) to logits (…, V). Call it, and its backward pass, inside `use`."""
         with self.use(name) as model:
-            logits: Tensor = model.get_output_embeddings()(hidden)
-        return logits
+            head = model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        return head
 
     def save(self, name: str, folder: Path) -> None:
         """Write the role to `folder` as `load` reads it: a PEFT adapter, or a whole model.
@@ -201,12 +214,25 @@ class Bank:
         assert name in self._own or name in self._bare, f"no role {name}"
         self._switch[:] = [_peft_name(name)] if name in self._own else []
 
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Layers checkpoint in train mode alone, and everything here runs in eval mode: their own flag, and not
+        those of the modules in them, is set for a forward pass with gradients."""
+        layers = self._recomputed if torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
     def _check_new(self, name: str) -> None:
         assert name.isidentifier(), name
         assert name not in self.roles, f"role {name} is there already"
 
     def _check_head_alone_makes_logits(self, model: PreTrainedModel) -> None:
-        """`hidden` and `logits` leave out what some architectures do to logits after the head (caps, scales)."""
+        """`hidden` and `output_head` leave out what some architectures do to logits after the head (caps, scales)."""
         ids = torch.arange(4, device=model.device)[None]  # (1, 4)
         with torch.no_grad():
             expected = model(input_ids=ids, use_cache=False).logits.float()

@@ -214,6 +214,32 @@ class AdaptiveKL:
         self.coef *= 1.0 + error * n / self.horizon
 
 
+class RunningMoments:
+    """Mean and spread of all scores seen so far, over all devices (Chan, Golub and LeVeque 1979, eq. 2.1).
+
+    Rewards of changing scale are normalized by it. The first scores are normalized by themselves.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0  # squares: the sum of squared deviations
+
+    def update(self, scores: Tensor) -> None:
+        """Take in scores (B,)."""
+        x = scores.double()
+        count = float(_over_devices(torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)))
+        mean = float(_over_devices(x.sum())) / count
+        squares = float(_over_devices((x - mean).square().sum()))
+        delta, total = mean - self.mean, self.count + count
+        self.squares += squares + delta * delta * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    def normalize(self, scores: Tensor) -> Tensor:
+        """(scores − mean) / deviation, (B,); the deviation is the unbiased one, and 1 where nothing varies."""
+        deviation = (self.squares / max(self.count - 1, 1)) ** 0.5
+        return (scores - self.mean) / (deviation if deviation > 0 else 1.0)
+
+
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` over the valid slots, 0 where there are none."""
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)

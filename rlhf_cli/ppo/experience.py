@@ -1,10 +1,9 @@
 """What the models say about sequences: log-probabilities, entropies, values and reward scores.
 
-Old, new and reference log-probabilities come from the one function `token_hidden` + `selected_logprobs`, so that the
-first minibatch's ratio is 1. Batches are right-padded with positions counted from each row's first token: causal
+Old, new and reference log-probabilities come from the same two functions, `token_hidden` and `token_scores`, so that
+the first minibatch's ratio is 1. Batches are right-padded with positions counted from each row's first token: causal
 attention never looks at what stands to the right, so a padded row scores as it does alone. Micro-batches hold rows
-of like length up to a budget of tokens; the LM head sees response positions alone, as one flat list without padding,
-and no logits outlive their micro-batch.
+of like length up to a budget of tokens; the LM head sees response positions alone, as one flat list without padding.
 
 Shapes: b rows of a micro-batch, T its width, N its response tokens in all (row after row), H hidden, V vocabulary.
 """
@@ -12,14 +11,14 @@ Shapes: b rows of a micro-batch, T its width, N its response tokens in all (row 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.models.heads import score_index
-from rlhf_cli.ppo import algorithm
+from rlhf_cli.ppo import head
 
 
 class MicroBatch(NamedTuple):
@@ -35,10 +34,11 @@ class MicroBatch(NamedTuple):
 
 
 class PolicyScore(NamedTuple):
-    """Of one sequence's response, a number a token."""
+    """Of one sequence's response, a number a token; empty what was not asked for."""
 
     logprobs: Tensor  # (R_i,) nats
     entropy: Tensor  # (R_i,) nats
+    values: Tensor  # (R_i,)
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -88,10 +88,13 @@ def token_hidden(bank: Bank, role: str, batch: MicroBatch) -> Tensor:
     return hidden[batch.row_of, batch.column_of]
 
 
-def selected_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) of the tokens, in float32: (N, V), (N,) -> (N,)."""
-    scaled = logits.float() / temperature
-    return -torch.nn.functional.cross_entropy(scaled, tokens, reduction="none")
+def token_scores(
+    bank: Bank, role: str, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool
+) -> head.TokenScores:
+    """Log-probability and entropy of the tokens under softmax(logits / temperature): hidden (N, H), tokens (N,)."""
+    output_head = bank.output_head(role)
+    with bank.use(role):
+        return head.token_scores(output_head, bank.vocab_size, hidden, tokens, temperature, with_entropy=with_entropy)
 
 
 @torch.no_grad()
@@ -105,41 +108,26 @@ def policy_scores(
     temperature: float,
     max_tokens: int,
     with_entropy: bool = True,
+    value_head: str | None = None,
 ) -> list[PolicyScore]:
-    """Log-probability, and entropy where asked for (else empty), of each response token, by sequence; no gradient."""
+    """What `role` says of each response token, by sequence; with the head of a critic that shares its trunk."""
     found: list[PolicyScore | None] = [None] * len(prompts)
     for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, device=bank.device):
-        logits = bank.logits(role, token_hidden(bank, role, batch))  # (N, V)
-        logprobs = selected_logprobs(logits, batch.tokens, temperature)
-        entropy = algorithm.entropy(logits, temperature) if with_entropy else logprobs[:0]
+        hidden = token_hidden(bank, role, batch)  # (N, H)
+        scores = token_scores(bank, role, hidden, batch.tokens, temperature, with_entropy=with_entropy)
+        values = hidden[:0, 0] if value_head is None else bank.heads[value_head](hidden)
         sizes = [len(responses[i]) for i in batch.rows]
-        parts = entropy.split(sizes) if with_entropy else [entropy] * len(sizes)
-        for row, own, spread in zip(batch.rows, logprobs.split(sizes), parts, strict=True):
-            found[row] = PolicyScore(own, spread)
+        parts = [x.split(sizes) if len(x) else [x] * len(sizes) for x in (*scores, values)]
+        for row, *own in zip(batch.rows, *parts, strict=True):
+            found[row] = PolicyScore(*own)
     return [score for score in found if score is not None]
 
 
 def token_logprobs(
-    bank: Bank,
-    role: str,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    *,
-    pad_id: int,
-    temperature: float,
-    max_tokens: int,
+    bank: Bank, role: str, prompts: Sequence[list[int]], responses: Sequence[list[int]], **options: Any
 ) -> list[Tensor]:
-    """Log-probability of each response token under `role`: one (len(response),) float32 tensor a sequence."""
-    scores = policy_scores(
-        bank,
-        role,
-        prompts,
-        responses,
-        pad_id=pad_id,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        with_entropy=False,
-    )
+    """`policy_scores` for the log-probabilities alone: one (len(response),) float32 tensor a sequence."""
+    scores = policy_scores(bank, role, prompts, responses, with_entropy=False, **options)
     return [score.logprobs for score in scores]
 
 
@@ -147,17 +135,17 @@ def token_logprobs(
 def token_values(
     bank: Bank,
     trunk: str,
-    head: str,
+    value_head: str,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     *,
     pad_id: int,
     max_tokens: int,
 ) -> list[Tensor]:
-    """The value before each response token, (len(response),) float32: `head` on the hidden states of role `trunk`."""
+    """The value before each response token, (len(response),) float32: `value_head` on role `trunk`'s hidden states."""
     found: list[Tensor | None] = [None] * len(prompts)
     for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, device=bank.device):
-        values = bank.heads[head](token_hidden(bank, trunk, batch))  # (N,)
+        values = bank.heads[value_head](token_hidden(bank, trunk, batch))  # (N,)
         for row, own in zip(batch.rows, values.split([len(responses[i]) for i in batch.rows]), strict=True):
             found[row] = own
     return [values for values in found if values is not None]

@@ -30,12 +30,14 @@ class Optimization(NamedTuple):
 
 
 def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
-    """`ppo.trainer` as TrainingArguments. The learning rate is constant, and nothing is reported, unless it says so.
+    """`ppo.trainer` as TrainingArguments. The learning rate is constant, nothing is reported, and on a GPU activations
+    are computed again in the backward pass, unless it says so.
 
     Raises:
         RecipeError: transformers refuses a value. The keys were checked with the recipe.
     """
-    given = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf", **trainer}
+    ours = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf"}
+    given = {**ours, "activation_checkpointing": torch.cuda.is_available(), **trainer}
     try:
         asked = TrainingArguments(output_dir=str(folder), **given)
     except (TypeError, ValueError) as error:

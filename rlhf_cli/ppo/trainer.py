@@ -9,8 +9,7 @@ A loop of our own on torch rather than a subclass of transformers.Trainer, becau
 What was worth having comes from the libraries directly: optimizers and schedules from transformers, trackers from
 accelerate, clipping from torch.
 
-All that an exact resume would need lies in `Trainer.order.served`, `.coefficient`, `.optimization`, the roles'
-parameters and torch's generators, all of them at rest between two iterations.
+Between two iterations everything is at rest: what is saved then (`Trainer._state`) is all that an exact resume needs.
 """
 
 from __future__ import annotations
@@ -25,15 +24,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_cli.data import template
 from rlhf_cli.data.rows import PromptRow
-from rlhf_cli.errors import DivergedError
-from rlhf_cli.evaluation import text
-from rlhf_cli.ppo import algorithm, experience, figures, rewards, rollout, update
+from rlhf_cli.errors import DivergedError, ModelError
+from rlhf_cli.ppo import algorithm, figures, rewards, rollout, update
 from rlhf_cli.ppo.optimization import Optimization, Trackers
-from rlhf_cli.ppo.roles import POLICY, REFERENCE, VALUE, Cast, copied, restore, save_critic
+from rlhf_cli.ppo.roles import POLICY, VALUE, Cast, copied, restore, save_critic
+from rlhf_cli.ppo.scoring import Scorer
+from rlhf_cli.ppo.stops import Stops
 from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.runs.run import Run
+from rlhf_cli.runs.state import generators, load_state, restore_generators, save_state
 
 ROLLOUT_TOKENS = 4  # times micro_batch_tokens that one batch of `generate` may hold: it keeps no activations
 
@@ -43,13 +43,6 @@ class Prompts(NamedTuple):
 
     rows: list[PromptRow]
     ids: list[list[int]]
-
-
-class Scored(NamedTuple):
-    """A rollout ready to learn from, and its figures."""
-
-    experience: update.Experience
-    metrics: dict[str, float]
 
 
 class Good(NamedTuple):
@@ -70,17 +63,20 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         watched: Prompts,
+        demonstrations: update.Demonstrations | None,
         optimization: Optimization,
         trackers: Trackers,
         run: Run,
         seed: int,
     ) -> None:
-        self.settings, self.cast, self.bank, self.terms = settings, cast, cast.bank, terms
+        self.settings, self.cast, self.bank = settings, cast, cast.bank
         self.tokenizer, self.pad_id = tokenizer, int(tokenizer.pad_token_id)
-        self.stop_ids = template.stop_ids(tokenizer)
-        self.prompts, self.watched = prompts, watched
+        self.stops = Stops(tokenizer, settings.stop)
+        self.scorer = Scorer(settings, cast, terms, self.stops, self.pad_id)
+        self.prompts, self.watched, self.demonstrations = prompts, watched, demonstrations
         self.optimization, self.trackers, self.run, self.seed = optimization, trackers, run, seed
         self.order = rollout.PromptOrder(len(prompts.rows), seed)
+        self.imitated = None if demonstrations is None else rollout.PromptOrder(len(demonstrations.prompts), seed)
         kl = settings.kl
         self.adaptive = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
         self.saved: set[int] = set()  # iterations whose policy is in a checkpoint
@@ -88,8 +84,12 @@ class Trainer:
 
     @property
     def coefficient(self) -> float:
-        """Of KL in the reward, now; in reward per nat."""
+        """Of KL in the reward (or the loss), now; per nat."""
         return self.settings.kl.coef if self.adaptive is None else self.adaptive.coef
+
+    @property
+    def _samples(self) -> int:
+        return self.settings.samples_per_prompt
 
     def train(self) -> list[dict[str, float]]:
         """All iterations; gives each one's metrics.
@@ -97,22 +97,27 @@ class Trainer:
         Raises:
             DivergedError: a number is not finite, or KL is beyond kl.abort. It names the last good policy's checkpoint.
         """
-        history: list[dict[str, float]] = []
-        self.run.begin(self.settings.iterations, "iterations")
-        self._sample(0)
+        settings, run = self.settings, self.run
+        run.begin(settings.iterations, "iterations", heeds_signals=True)
+        history = self._resume() if run.resumed is not None else []
+        if not history:
+            self._sample(0)
         try:
-            for iteration in range(1, self.settings.iterations + 1):
+            for iteration in range(len(history) + 1, settings.iterations + 1):
                 history.append(self._iterate(iteration))
                 self._log(iteration, history[-1])
-                if iteration % self.settings.save_every == 0:
-                    self._save(iteration)
-                if iteration % self.settings.save_every == 0 or iteration == self.settings.iterations:
-                    self._sample(iteration)
+                is_due = iteration % settings.save_every == 0
+                if is_due or iteration == settings.iterations:
+                    self._sample(iteration)  # before it is saved: a resume goes on behind both
+                if is_due or run.stopping:
+                    self._save(iteration, state=True)
+                if run.stopping:
+                    raise run.stopped(iteration)
         except DivergedError as error:
             if self.good is None:
                 raise
             restore(self.cast, self.good.weights)
-            folder = self._save(self.good.iteration)
+            folder = self._save(self.good.iteration, state=False)
             found = error.faults[0]
             mend = f"{found.mend} The last good policy is in {folder}."
             raise DivergedError(found.message, where=found.where, mend=mend) from error
@@ -128,10 +133,10 @@ class Trainer:
 
     def _iterate(self, iteration: int) -> dict[str, float]:
         begin = time.perf_counter()
-        chosen = self.order.take(self.settings.rollout_batch_size)
+        chosen = [i for i in self.order.take(self.settings.rollout_batch_size) for _ in range(self._samples)]
         answered = self._answer(Prompts([self.prompts.rows[i] for i in chosen], [self.prompts.ids[i] for i in chosen]))
         rolled_out = time.perf_counter()
-        scored = self._score(answered)
+        scored = self.scorer.score(answered, self.coefficient)
         scoring_done = time.perf_counter()
         try:
             self._check(scored.metrics)
@@ -152,7 +157,7 @@ class Trainer:
             "seconds.update": end - scoring_done,
             "tokens_per_second": sum(map(len, answered.responses)) / (end - begin),  # response tokens
             "memory_peak_bytes": figures.memory_peak(self.bank.device),
-            "episodes": float(self.order.served),
+            "episodes": float(self.order.served * self._samples),
         }
 
     def _answer(self, prompts: Prompts) -> rewards.Answered:
@@ -163,62 +168,14 @@ class Trainer:
                 model,
                 prompts.ids,
                 pad_id=self.pad_id,
-                stop_ids=self.stop_ids,
+                stops=self.stops,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
                 batch_size=max(1, ROLLOUT_TOKENS * settings.micro_batch_tokens // longest),
             )
-        texts = [template.decode(self.tokenizer, response) for response in responses]
+        texts = [self.stops.text(response) for response in responses]
         completions = [rewards.as_completion(row.prompt, t) for row, t in zip(prompts.rows, texts, strict=True)]
         return rewards.Answered(prompts.rows, prompts.ids, responses, completions)
-
-    def _rewards(self, answered: rewards.Answered) -> tuple[Tensor, dict[str, float]]:
-        """What each response earned, (B,), KL aside; and each source's mean over the responses that it judged."""
-        limit = self.settings.micro_batch_tokens
-        scores = rewards.score(self.terms, self.bank, answered, pad_id=self.pad_id, max_tokens=limit)
-        total = rewards.weighted(self.terms, scores)
-        if self.settings.missing_eos_penalty is not None:
-            cut_off = [rollout.is_truncated(response, self.stop_ids) for response in answered.responses]
-            total = total - self.settings.missing_eos_penalty * torch.tensor(cut_off, device=total.device)
-        judged = {name: score[~score.isnan()] for name, score in scores.items()}
-        return total, {f"reward.{name}": float(score.mean()) for name, score in judged.items() if len(score)}
-
-    def _score(self, answered: rewards.Answered) -> Scored:
-        """Log-probabilities, values, rewards and advantages of a rollout."""
-        settings, prompts, responses = self.settings, answered.prompt_ids, answered.responses
-        limits: dict[str, Any] = {"pad_id": self.pad_id, "max_tokens": settings.micro_batch_tokens}
-        policy = experience.policy_scores(
-            self.bank, POLICY, prompts, responses, temperature=settings.temperature, **limits
-        )
-        reference = experience.token_logprobs(
-            self.bank, REFERENCE, prompts, responses, temperature=settings.temperature, **limits
-        )
-        value_list = experience.token_values(self.bank, self.cast.trunk, VALUE, prompts, responses, **limits)
-        score, by_source = self._rewards(answered)
-        logprobs, ref_logprobs = experience.pad([p.logprobs for p in policy]), experience.pad(reference)  # (B, R)
-        values = experience.pad(value_list)
-        lengths = torch.tensor([len(response) for response in responses], device=values.device)
-        mask = torch.arange(values.shape[1], device=values.device) < lengths[:, None]  # (B, R)
-        kl = algorithm.kl_estimate(logprobs, ref_logprobs, settings.kl.estimator)
-        shaped = algorithm.shape_rewards(kl, score, mask, self.coefficient)
-        advantages, returns = algorithm.gae(shaped, values, mask, settings.gamma, settings.lam)
-        metrics = {
-            "reward": float(score.mean()),
-            "reward.std": float(score.std(correction=0)),
-            **by_source,
-            **figures.distance(logprobs, ref_logprobs, mask),
-            "kl.coef": self.coefficient,
-            "entropy": float(torch.cat([p.entropy for p in policy]).mean()),
-            "explained_variance": float(algorithm.explained_variance(values, returns, mask)),
-            "advantage.mean": float(advantages[mask].mean()),
-            "return.mean": float(returns[mask].mean()),
-            "response_length": sum(map(len, responses)) / len(responses),
-            "truncation_rate": text.truncation_rate(responses, self.stop_ids),
-            "repeated_4gram_rate": text.repeated_ngram_rate(responses, 4),
-            "distinct_2": text.distinct_ngram_rate(responses, 2),
-        }
-        whitened = algorithm.whiten(advantages, mask)
-        return Scored(update.Experience(prompts, responses, mask, logprobs, values, whitened, returns), metrics)
 
     def _check(self, metrics: Mapping[str, float]) -> None:
         """Raise DivergedError where learning from this rollout would make things worse."""
@@ -243,23 +200,33 @@ class Trainer:
         settings = self.settings
         steps: list[update.Step] = []
         norms: list[tuple[float, float]] = []
+        imitations: list[float] = []
         rates = [float(group["lr"]) for group in self.optimization.optimizer.param_groups]
         stopped = False
         for _ in range(settings.epochs):
             for rows in torch.randperm(len(scored.responses)).tensor_split(settings.minibatches):
                 found = update.gradients(
-                    self.cast, settings, scored, rows.tolist(), pad_id=self.pad_id, policy_too=policy_too
+                    self.cast,
+                    settings,
+                    scored,
+                    rows.tolist(),
+                    pad_id=self.pad_id,
+                    kl_coef=self.coefficient,
+                    policy_too=policy_too,
                 )
                 stopped = bool(steps) and settings.target_kl is not None and found.approx_kl > settings.target_kl
                 if stopped:  # this step would start from beyond the target
                     self.optimization.optimizer.zero_grad(set_to_none=True)
                     break
+                if policy_too and self.demonstrations is not None:
+                    imitations.append(self._imitate(len(rows)))
                 steps.append(found)
                 norms.append(update.step(self.optimization))
             if stopped:
                 break
         return {
             **figures.over_steps(steps),
+            **({"ptx_loss": sum(imitations) / len(imitations)} if imitations else {}),
             "grad_norm.policy": sum(norm for norm, _ in norms) / len(norms),
             "grad_norm.critic": sum(norm for _, norm in norms) / len(norms),
             "learning_rate": rates[0] if policy_too else 0.0,
@@ -267,17 +234,68 @@ class Trainer:
             "optimizer_steps": float(len(steps)),
         }
 
+    def _imitate(self, count: int) -> float:
+        """Add the gradients of `count` demonstrations; gives their loss."""
+        assert self.demonstrations is not None
+        assert self.imitated is not None
+        prompts, completions = self.demonstrations
+        chosen = self.imitated.take(count)
+        rows = update.Demonstrations([prompts[i] for i in chosen], [completions[i] for i in chosen])
+        return update.imitate(self.cast, self.settings, rows, pad_id=self.pad_id)
+
     def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self.run.log(iteration, metrics)
         self.trackers.log(iteration, metrics)
 
-    def _save(self, iteration: int) -> Path:
-        """A checkpoint, unless this very policy is in one; gives its folder."""
+    def _save(self, iteration: int, *, state: bool) -> Path:
+        """A checkpoint, unless this very policy is in one; gives its folder.
+
+        `state=False`: the policy alone, of an iteration that is past, whose optimizer and generators are gone.
+        """
         if iteration not in self.saved:
             with self.run.checkpoint(iteration) as folder:
                 self.save(folder / "model", folder / "critic")
+                if state:
+                    save_state(folder / "state", self._state())
             self.saved.add(iteration)
-        return self.run.path / "checkpoints" / f"step-{iteration:06d}"
+        return self.run.checkpoint_path(iteration)
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next iteration depends on, beside the recipe and its inputs."""
+        moments = self.scorer.moments
+        return {
+            "weights": copied(self.cast),
+            "optimizer": self.optimization.optimizer.state_dict(),
+            "schedule": self.optimization.schedule.state_dict(),
+            "generators": generators(),
+            "prompts": self.order.served,
+            "demonstrations": None if self.imitated is None else self.imitated.served,
+            "kl_coef": self.coefficient,
+            "moments": (moments.count, moments.mean, moments.squares),
+        }
+
+    def _resume(self) -> list[dict[str, float]]:
+        """Go back to the checkpoint that the run goes on from; gives the metrics of the iterations before it."""
+        folder = self.run.resumed
+        assert folder is not None
+        if not (folder / "state").is_dir():
+            mend = f"Set ppo.start: {folder / 'model'}, and what made it diverge, and start anew."
+            message = "this run diverged: its last good policy is no place to go on from."
+            raise ModelError(message, where=str(folder), mend=mend)
+        tree = load_state(folder / "state")
+        restore(self.cast, tree["weights"])
+        self.optimization.optimizer.load_state_dict(tree["optimizer"])
+        self.optimization.schedule.load_state_dict(tree["schedule"])
+        self.order.served = tree["prompts"]
+        if self.imitated is not None:
+            self.imitated.served = tree["demonstrations"]
+        if self.adaptive is not None:
+            self.adaptive.coef = tree["kl_coef"]
+        moments = self.scorer.moments
+        moments.count, moments.mean, moments.squares = tree["moments"]
+        restore_generators(tree["generators"])
+        self.saved.add(self.run.resumed_step)
+        return self.run.logged()
 
     def _sample(self, iteration: int) -> None:
         """Answers to the watched prompts, drawn alike each time and without touching training's own draws."""
@@ -285,7 +303,7 @@ class Trainer:
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
             answered = self._answer(self.watched)
-        scores, _ = self._rewards(answered)
-        for prompt, completion, score in zip(answered.prompts, answered.completions, scores.tolist(), strict=True):
+        scores = self.scorer.earned(answered, learn=False).raw.tolist()
+        for prompt, completion, score in zip(answered.prompts, answered.completions, scores, strict=True):
             said = completion if isinstance(completion, str) else completion[-1]["content"]
             self.run.sample({"step": iteration, "prompt": prompt, "response": said, "score": score})

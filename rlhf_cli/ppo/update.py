@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.ppo import algorithm
-from rlhf_cli.ppo.experience import MicroBatch, micro_batches, selected_logprobs, token_hidden
+from rlhf_cli.ppo.experience import MicroBatch, micro_batches, token_hidden, token_scores
 from rlhf_cli.ppo.optimization import Optimization
 from rlhf_cli.ppo.roles import POLICY, VALUE, Cast
 from rlhf_cli.recipe.schema import Ppo
@@ -34,15 +34,23 @@ class Experience(NamedTuple):
     responses: list[list[int]]
     mask: Tensor
     logprobs: Tensor  # old: of the policy that sampled
+    ref_logprobs: Tensor
     values: Tensor  # old
     advantages: Tensor  # whitened
     returns: Tensor
 
 
+class Demonstrations(NamedTuple):
+    """A batch of rows to imitate beside the reward (PPO-ptx: Ouyang 2022, arXiv:2203.02155, eq. 2), as token ids."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+
+
 class Step(NamedTuple):
     """Figures of one minibatch, as plain numbers."""
 
-    policy_loss: float
+    policy_loss: float  # the clipped surrogate alone
     value_loss: float
     clip_fraction: float
     value_clip_fraction: float
@@ -53,9 +61,19 @@ class Step(NamedTuple):
 
 
 def gradients(
-    cast: Cast, settings: Ppo, experience: Experience, rows: Sequence[int], *, pad_id: int, policy_too: bool = True
+    cast: Cast,
+    settings: Ppo,
+    experience: Experience,
+    rows: Sequence[int],
+    *,
+    pad_id: int,
+    kl_coef: float,
+    policy_too: bool = True,
 ) -> Step:
-    """Add the minibatch's gradients to the parameters'. `policy_too=False`: the critic's alone."""
+    """Add the minibatch's gradients to the parameters'. `policy_too=False`: the critic's alone.
+
+    `kl_coef`: in loss per nat a token, where KL is charged in the loss.
+    """
     prompts, responses = [experience.prompts[i] for i in rows], [experience.responses[i] for i in rows]
     count = sum(map(len, responses))
     means: list[Tensor] = []  # (6,) a micro-batch, weighted
@@ -65,7 +83,7 @@ def gradients(
     ):
         share = len(batch.tokens) / count
         old = _flat(experience, [rows[i] for i in batch.rows])
-        policy, value = _losses(cast, settings, batch, old, share, policy_too)
+        policy, value = _losses(cast, settings, batch, old, share, kl_coef, policy_too)
         loss, stats = policy if policy is not None else (torch.zeros_like(value.loss), _unmoved(value.loss))
         figures = [loss.detach(), value.loss.detach(), stats.clip_fraction, value.stats.clip_fraction]
         means.append(share * torch.stack([*figures, stats.approx_kl, stats.ratio_mean]))
@@ -73,6 +91,22 @@ def gradients(
     low, high = torch.stack(ranges).unbind(dim=1)
     whole = torch.cat([torch.stack(means).sum(dim=0), low.amin(dim=0, keepdim=True), high.amax(dim=0, keepdim=True)])
     return Step(*whole.tolist())  # one wait for the device
+
+
+def imitate(cast: Cast, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> float:
+    """Add the gradients of ptx_coef · (−log p of the completions, a mean over their tokens); gives that mean, nats."""
+    count = sum(map(len, rows.completions))
+    total = 0.0
+    for batch in micro_batches(
+        rows.prompts, rows.completions, pad_id=pad_id, max_tokens=settings.micro_batch_tokens, device=cast.bank.device
+    ):
+        with cast.bank.use(POLICY):
+            hidden = token_hidden(cast.bank, POLICY, batch)
+            logprobs = token_scores(cast.bank, POLICY, hidden, batch.tokens, 1.0, with_entropy=False).logprobs
+            loss = -logprobs.sum() / count
+            (settings.ptx_coef * loss).backward()
+        total += float(loss.detach())
+    return total
 
 
 def step(optimization: Optimization) -> tuple[float, float]:
@@ -93,28 +127,58 @@ def step(optimization: Optimization) -> tuple[float, float]:
 
 
 def _losses(
-    cast: Cast, settings: Ppo, batch: MicroBatch, old: Experience, share: float, policy_too: bool
+    cast: Cast, settings: Ppo, batch: MicroBatch, old: Experience, share: float, kl_coef: float, policy_too: bool
 ) -> tuple[algorithm.PolicyLoss | None, algorithm.ValueLoss]:
-    """Both losses of one micro-batch, over (1, N) tokens, their gradients taken."""
-    policy = None
-    if policy_too or cast.is_shared:
-        with torch.set_grad_enabled(policy_too):
-            hidden = token_hidden(cast.bank, POLICY, batch)  # (N, H)
+    """Both losses of one micro-batch, over (1, N) tokens, their gradients taken.
+
+    Backward passes run inside `use`: one that computes activations again needs the adapter that they came from.
+    """
+    bank, policy = cast.bank, None
+    if cast.is_shared:
+        with bank.use(POLICY):
+            with torch.set_grad_enabled(policy_too):
+                hidden = token_hidden(bank, POLICY, batch)  # (N, H)
+            value = _value_loss(cast, settings, hidden, old)
+            loss = value.loss
+            if policy_too:
+                policy, whole = _policy_loss(cast, settings, batch, hidden, old, kl_coef)
+                loss = whole + SHARED_VALUE_WEIGHT * value.loss
+            (loss * share).backward()
+        return policy, value
     if policy_too:
-        logprobs = selected_logprobs(cast.bank.logits(POLICY, hidden), batch.tokens, settings.temperature)
-        clip = settings.clip
-        policy = algorithm.policy_loss(logprobs[None], old.logprobs, old.advantages, old.mask, clip, clip)
-        if not cast.is_shared:
-            (policy.loss * share).backward()
-    if not cast.is_shared:
-        hidden = token_hidden(cast.bank, cast.trunk, batch)
-    values = cast.bank.heads[VALUE](hidden)  # (N,)
-    value = algorithm.value_loss(values[None], old.values, old.returns, old.mask, settings.value_clip)
-    loss = value.loss
-    if cast.is_shared and policy is not None:
-        loss = policy.loss + SHARED_VALUE_WEIGHT * value.loss
-    (loss * share).backward()
+        with bank.use(POLICY):
+            policy, whole = _policy_loss(cast, settings, batch, token_hidden(bank, POLICY, batch), old, kl_coef)
+            (whole * share).backward()
+    with bank.use(cast.trunk):
+        value = _value_loss(cast, settings, token_hidden(bank, cast.trunk, batch), old)
+        (value.loss * share).backward()
     return policy, value
+
+
+def _policy_loss(
+    cast: Cast, settings: Ppo, batch: MicroBatch, hidden: Tensor, old: Experience, kl_coef: float
+) -> tuple[algorithm.PolicyLoss, Tensor]:
+    """The clipped surrogate, and the whole loss: with the entropy bonus, and with KL where it is charged there."""
+    with_entropy = settings.entropy_coef > 0
+    scores = token_scores(
+        cast.bank, POLICY, hidden, batch.tokens, settings.temperature, with_entropy=with_entropy
+    )  # (N,)
+    high = settings.clip if settings.clip_high is None else settings.clip_high
+    policy = algorithm.policy_loss(
+        scores.logprobs[None], old.logprobs, old.advantages, old.mask, settings.clip, high, settings.dual_clip
+    )
+    whole = policy.loss
+    if with_entropy:
+        whole = whole - settings.entropy_coef * scores.entropy.mean()
+    if settings.kl.apply_to == "loss":
+        kl = algorithm.kl_estimate(scores.logprobs[None], old.ref_logprobs, settings.kl.estimator)
+        whole = whole + kl_coef * kl.mean()
+    return policy, whole
+
+
+def _value_loss(cast: Cast, settings: Ppo, hidden: Tensor, old: Experience) -> algorithm.ValueLoss:
+    values = cast.bank.heads[VALUE](hidden)  # (N,)
+    return algorithm.value_loss(values[None], old.values, old.returns, old.mask, settings.value_clip)
 
 
 def _unmoved(like: Tensor) -> algorithm.PolicyStats:
@@ -126,9 +190,8 @@ def _unmoved(like: Tensor) -> algorithm.PolicyStats:
 def _flat(experience: Experience, rows: list[int]) -> Experience:
     """The valid tokens of `rows` as one row of N, in the micro-batch's order."""
     mask = experience.mask[rows]
-    flat = {
-        name: getattr(experience, name)[rows][mask][None] for name in ("logprobs", "values", "advantages", "returns")
-    }
+    names = ("logprobs", "ref_logprobs", "values", "advantages", "returns")
+    flat = {name: getattr(experience, name)[rows][mask][None] for name in names}
     return experience._replace(mask=mask[mask][None], **flat)
 
 

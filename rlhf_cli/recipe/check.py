@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from rlhf_cli.recipe import trainer_keys
 from rlhf_cli.recipe.document import Key, show
-from rlhf_cli.recipe.schema import STAGES, Recipe, Source, is_run_reference
+from rlhf_cli.recipe.schema import STAGES, Recipe, Rule, Section, Source, is_run_reference
 
 ROWS = {"pretrain": "pretrain", "sft": "sft", "reward": "preferences", "ppo": "prompts"}  # stage: its data
 TRAINED = ("pretrain", "sft", "reward")
+REWARDS = ("run", "model", "python", "http", "rule")  # a reward source is one of these
+SECRET = re.compile("token|key|secret|passw|auth|sig|cred", re.IGNORECASE)  # in the name of a URL's parameter
 
 
 class Problem(NamedTuple):
@@ -85,11 +89,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 def _source(source: Source, key: Key) -> Iterator[Problem]:
     dotted = ".".join(map(str, key))
-    given = [name for name in ("path", "hub", "run") if getattr(source, name) is not None]
-    if len(given) != 1:
-        found = f"found {' and '.join(given)}" if given else "none is set"
-        mend = "Keep one of them." if given else "Set one of them."
-        yield Problem(key, f"{dotted}: needs exactly one of path, hub and run; {found}.", mend)
+    yield from _one_of(source, ("path", "hub", "run"), key)
     if source.eval_split is not None and source.eval_fraction is not None:
         yield Problem(
             (*key, "eval_split"), f"{dotted}: eval_split and eval_fraction are both set.", "Keep one of them."
@@ -129,19 +129,77 @@ def _ppo(recipe: Recipe) -> Iterator[Problem]:
     ppo = recipe.ppo
     for index, term in enumerate(ppo.reward):
         key: Key = ("ppo", "reward", index)
-        if (term.run is None) == (term.python is None):
-            mend = "Keep one of them." if term.run else "Set one of them."
-            yield Problem(key, f"ppo.reward.{index}: needs exactly one of run and python.", mend)
+        yield from _one_of(term, REWARDS, key)
+        for name, owner in (("revision", "model"), ("timeout", "http"), ("batch_size", "http"), ("retries", "http")):
+            if getattr(term, name) is not None and getattr(term, owner) is None:
+                message = f"ppo.reward.{index}.{name}: belongs to {owner}."
+                yield Problem((*key, name), message, f"Remove {name}, or set {owner}.")
         if term.python is not None:
             yield from _function(term.python, (*key, "python"))
+        if term.http is not None:
+            yield from _url(term.http, (*key, "http"))
+        if term.rule is not None:
+            yield from _rule(term.rule, (*key, "rule"))
     if ppo.rollout_batch_size % ppo.minibatches:
         message = f"ppo.minibatches: {ppo.minibatches} does not divide rollout_batch_size {ppo.rollout_batch_size}."
         yield Problem(("ppo", "minibatches"), message, "Set it to a divisor.")
+    if ppo.kl.apply_to == "loss" and ppo.kl.estimator == "k1":
+        message = "ppo.kl.estimator: k1 has no gradient on average, so that as a loss it holds nothing back."
+        yield Problem(("ppo", "kl", "apply_to"), message, "Set estimator to k2 or k3, or apply_to to reward.")
+    if ppo.ptx_coef and recipe.data.sft is None:
+        message = "ppo.ptx_coef: mixes in demonstrations, and data.sft is missing."
+        yield Problem(("ppo", "ptx_coef"), message, "Add data.sft: {path: …}, or leave ptx_coef out.")
     if ppo.critic.warmup_iterations >= ppo.iterations:
         message = (
             f"ppo.critic.warmup_iterations: {ppo.critic.warmup_iterations} leaves none of {ppo.iterations} iterations"
         )
         yield Problem(("ppo", "critic", "warmup_iterations"), f"{message} to the policy.", "Lower it.")
+
+
+def _one_of(section: Section, names: Sequence[str], key: Key) -> Iterator[Problem]:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        message = f"{'.'.join(map(str, key))}: needs exactly one of {', '.join(names[:-1])} and {names[-1]}"
+        found = f"found {' and '.join(given)}" if given else "none is set"
+        yield Problem(key, f"{message}; {found}.", "Keep one of them." if given else "Set one of them.")
+
+
+def _url(url: str, key: Key) -> Iterator[Problem]:
+    """The URL itself is not told: where it is wrong, a password may stand anywhere in it."""
+    dotted = ".".join(map(str, key))
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        yield Problem(key, f"{dotted}: is no URL: {type(error).__name__}.", "Write https://host:port/path.")
+        return
+    if "@" in parts.netloc or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        message = f"{dotted}: holds a password or a key, which the run's recipe.yaml and its logs would show."
+        yield Problem(key, message, "Take it out; RLHF_REWARD_TOKEN in the environment is sent as a Bearer header.")
+    elif parts.scheme not in ("http", "https") or not host or not url.isascii() or re.search(r"[\s\x00-\x20\x7f]", url):
+        yield Problem(key, f"{dotted}: is no URL of http or https.", "Write https://host:port/path.")
+
+
+def _rule(rule: Rule, key: Key) -> Iterator[Problem]:
+    dotted = ".".join(map(str, key))
+    yield from _one_of(rule, ("length", "pattern", "forbidden"), key)
+    if rule.length is not None:
+        low, high = rule.length.min, rule.length.max
+        if high is None and not low:
+            yield Problem((*key, "length"), f"{dotted}.length: keeps every answer.", "Set min, max or both, in tokens.")
+        elif high is not None and high < low:
+            message = f"{dotted}.length: no answer has at least {low} tokens and at most {high}."
+            yield Problem((*key, "length"), message, "Set min below max.")
+    if rule.pattern is not None:
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            yield Problem(
+                (*key, "pattern"), f"{dotted}.pattern: is no regular expression: {error}.", "See Python's re."
+            )
+    for index, word in enumerate(rule.forbidden or []):
+        if not word.strip():
+            yield Problem((*key, "forbidden", index), f"{dotted}.forbidden.{index}: is empty.", "Write a word.")
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:
@@ -189,6 +247,16 @@ def _whole_model(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("export", "form"), message, "Set form: merged.")
 
 
+def _reward_model(text: str, key: Key) -> Iterator[Problem]:
+    """A hub id, or the folder of a whole model; what is a run goes under `run`."""
+    dotted = ".".join(map(str, key))
+    folder = Path(text)
+    if is_run_reference(text) or (folder.is_absolute() and (folder / "manifest.json").exists()):
+        yield Problem(key, f"{dotted}: {show(folder)} is a run.", "Write {run: …} for it.")
+    elif folder.is_absolute() and not folder.is_dir():
+        yield Problem(key, f"{dotted}: there is no folder {show(folder)}.", _near(folder))
+
+
 def _models(recipe: Recipe) -> Iterator[Problem]:
     """A model given as a path must be a folder; a template must be a file."""
     models: list[tuple[Key, Any]] = [(("base", "model"), recipe.base.model)]
@@ -199,6 +267,9 @@ def _models(recipe: Recipe) -> Iterator[Problem]:
     runs += [(("ppo", "reward", index, "run"), term.run) for index, term in enumerate(recipe.ppo.reward)]
     runs += [(("eval", name), getattr(recipe.eval, name)) for name in ("of", "against", "reward")]
     runs += [(("export", "of"), recipe.export.of)]
+    for index, term in enumerate(recipe.ppo.reward):
+        if term.model is not None:
+            yield from _reward_model(term.model, ("ppo", "reward", index, "model"))
     for key, text in models + runs:
         dotted = ".".join(map(str, key))
         if text is None or is_run_reference(text):

@@ -152,6 +152,7 @@ class Pretrain(Section):
     micro_batch_size: Count = Field(32, description="sequences a forward pass")
     learning_rate: Positive = Field(1e-3, description="peak, AdamW")
     max_length: Count = Field(256, description="tokens of a packed sequence")
+    save_every: Count = Field(500, description="optimizer steps between checkpoints, for --resume")
     trainer: dict[str, Any] = Field({}, description="handed to trl.SFTConfig as it is")
 
 
@@ -167,6 +168,7 @@ class Sft(Section):
     micro_batch_size: Count = Field(8, description="sequences a forward pass")
     learning_rate: Positive = Field(2e-4, description="peak, AdamW")
     max_length: Count = Field(1024, description="tokens; longer rows lose the completion's end")
+    save_every: Count = Field(500, description="optimizer steps between checkpoints, for --resume")
     trainer: dict[str, Any] = Field({}, description="handed to trl.SFTConfig as it is")
 
 
@@ -182,16 +184,47 @@ class Reward(Section):
     micro_batch_size: Count = Field(8, description="pairs a forward pass")
     learning_rate: Positive = Field(1e-4, description="peak, AdamW")
     max_length: Count = Field(1024, description="tokens; pairs with a longer answer are dropped")
+    save_every: Count = Field(500, description="optimizer steps between checkpoints, for --resume")
     trainer: dict[str, Any] = Field({}, description="handed to trl.RewardConfig as it is")
 
 
-class RewardSource(Section):
-    """One term of the PPO reward: exactly one of `run` and `python`."""
+class Length(Section):
+    """Bounds of an answer's length; one may be left out."""
 
-    run: Annotated[str | None, Relative("model")] = Field(None, description="a reward run")
+    min: Annotated[int, Field(ge=0)] = Field(0, description="tokens at least, the end token included")
+    max: Count | None = Field(None, description="tokens at most, the end token included")
+
+
+class Rule(Section):
+    """A rule on the answer: 1 where it keeps it, 0 where it does not. Exactly one of the fields."""
+
+    length: Length | None = Field(None, description="bounds in tokens")
+    pattern: str | None = Field(None, description="regular expression that is found in the answer (re.search)")
+    forbidden: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="words of which the answer has none, in small or capital letters"
+    )
+
+
+class RewardSource(Section):
+    """One term of the PPO reward: exactly one of `run`, `model`, `python`, `http` and `rule`."""
+
+    run: Annotated[str | None, Relative("model")] = Field(None, description="a reward run on the recipe's base")
+    model: Annotated[str | None, Relative("model")] = Field(
+        None, description="hub id or folder of a whole reward model, with its own tokenizer and chat template"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub `model`; null: main")
     python: Annotated[str | None, Relative("function")] = Field(
         None, description="file.py:function of (prompts, completions, **columns) -> list[float]"
     )
+    http: str | None = Field(
+        None, description="URL that takes {prompts, completions, …columns} as JSON and answers a list of numbers"
+    )
+    timeout: Positive | None = Field(None, description="seconds for one answer of `http`; null: 60")
+    batch_size: Count | None = Field(None, description="answers in one request to `http`; null: 64")
+    retries: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="further tries where `http` fails, after 1, 2, 4, … seconds; null: 4"
+    )
+    rule: Rule | None = Field(None, description="a built-in rule: {length: {min, max}}, {pattern} or {forbidden}")
     weight: float = Field(1.0, description="factor of this term in the sum")
 
 
@@ -211,7 +244,10 @@ class Kl(Section):
     coef: Annotated[float, Field(ge=0)] = Field(0.05, description="reward per nat; with a target, its first value")
     target: Positive | None = Field(None, description="nats a sequence that an adaptive coefficient aims at")
     horizon: Count = Field(10_000, description="episodes over which the adaptive coefficient acts")
-    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="per-token estimator inside the reward")
+    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="per-token estimator")
+    apply_to: Literal["reward", "loss"] = Field(
+        "reward", description="where KL is charged: in each token's reward, or as a term of the policy's loss"
+    )
     abort: Positive | None = Field(None, description="nats a sequence at which the run ends with exit code 7")
 
 
@@ -224,8 +260,12 @@ class Ppo(Section):
     reward: list[RewardSource] = Field([RewardSource(run="reward")], min_length=1, description="summed with weights")
     iterations: Count = Field(200, description="rollouts, each followed by its updates")
     rollout_batch_size: Count = Field(128, description="prompts an iteration")
+    samples_per_prompt: Count = Field(1, description="answers to each prompt of an iteration")
     max_prompt_length: Count = Field(512, description="tokens; longer prompts are dropped")
     max_new_tokens: Count = Field(256, description="tokens an answer at most")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="strings that end an answer, as the tokenizer's end tokens do; cut from its text"
+    )
     temperature: Positive = Field(1.0, description="of sampling and of every log-probability")
     epochs: Count = Field(4, description="passes over one rollout")
     minibatches: Count = Field(4, description="optimizer steps a pass")
@@ -234,12 +274,24 @@ class Ppo(Section):
     critic: Critic = Field(Critic(), description="the value function")
     kl: Kl = Field(Kl(), description="distance from the reference")
     clip: Positive = Field(0.2, description="of the probability ratio, on both sides of 1")
+    clip_high: Positive | None = Field(None, description="of the ratio above 1, where it is not `clip`")
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="ratio at which the loss of a token with a negative advantage stops growing"
+    )
+    entropy_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="bonus for entropy, loss per nat a token")
     value_clip: Positive = Field(0.2, description="of the value's change since the rollout")
     target_kl: Positive | None = Field(None, description="approx. KL (nats a token) that ends an iteration's updates")
     gamma: Share = Field(1.0, description="discount a token")
     lam: Share = Field(0.95, description="GAE's lambda")
+    normalize_reward: bool = Field(
+        False, description="bring rewards to mean 0 and deviation 1, by all rewards of the run so far"
+    )
+    reward_clip: Positive | None = Field(None, description="bound on a reward's size, after it was normalized")
     missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="reward taken from an answer without end token"
+        None, description="reward taken from an answer without end, after normalizing and clipping"
+    )
+    ptx_coef: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the loss on demonstrations from data.sft, mixed into every minibatch (PPO-ptx)"
     )
     save_every: Count = Field(20, description="iterations between checkpoints of the policy")
     trainer: dict[str, Any] = Field(

@@ -23,6 +23,7 @@ from rlhf_cli.evaluation.comparison import Answers, Metrics
 from rlhf_cli.models import base
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.ppo import experience, rewards, rollout
+from rlhf_cli.ppo.stops import Stops
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe, Sources
 from rlhf_cli.runs.run import Result, Run
@@ -177,7 +178,7 @@ def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -
     metrics: Metrics = {}
     for role, side in sides.items():
         suffix = "" if role == OF else ".against"
-        figures = comparison.figures(side, template.stop_ids(bench.tokenizer))
+        figures = comparison.figures(side)
         metrics |= {f"{name}{suffix}": value for name, value in figures.items()}
     if AGAINST in sides:
         metrics |= _kl(bench, ids, sides[OF].responses)
@@ -190,18 +191,19 @@ def _answer(
     bench: Bench, role: str, functions: Functions, prompts: Sequence[PromptRow], ids: list[list[int]]
 ) -> Answers:
     settings = bench.recipe.eval
+    stops = Stops(bench.tokenizer, bench.recipe.ppo.stop)
     torch.manual_seed(bench.recipe.seed)  # the same draws for both sides
     with bench.bank.use(role) as model:
         responses = rollout.generate(
             model,
             ids,
             pad_id=bench.tokenizer.pad_token_id,
-            stop_ids=template.stop_ids(bench.tokenizer),
+            stops=stops,
             max_new_tokens=settings.max_new_tokens or bench.recipe.ppo.max_new_tokens,
             temperature=settings.temperature,
             batch_size=settings.batch_size,
         )
-    texts = [template.decode(bench.tokenizer, response) for response in responses]
+    texts = [stops.text(response) for response in responses]
     whole = [prompt + response for prompt, response in zip(ids, responses, strict=True)]
     scores = _scores(bench, whole) if settings.reward is not None else []
     said = [rewards.as_completion(row.prompt, content) for row, content in zip(prompts, texts, strict=True)]
@@ -209,7 +211,7 @@ def _answer(
     columns = {**answered.columns, "completion_ids": responses, "prompt_ids": ids}  # as PPO hands them over
     judged = {name: rewards.call(function, answered.prompts, said, columns) for name, function in functions.items()}
     _check_finite({name: sum(values) for name, values in judged.items()})
-    return Answers(responses, texts, scores, judged)
+    return Answers(responses, texts, scores, judged, [stops.is_truncated(response) for response in responses])
 
 
 def _kl(bench: Bench, prompts: list[list[int]], responses: list[list[int]]) -> Metrics:

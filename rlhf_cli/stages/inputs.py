@@ -14,6 +14,10 @@ from rlhf_cli.runs import layout
 from rlhf_cli.runs.layout import Entry
 from rlhf_cli.runs.manifest import FILE, damage, digest, read_manifest, sha256
 from rlhf_cli.stages import STAGES, hub
+from rlhf_cli.stages.neighbours import neighbours
+
+# Of a reward source: how it is reached changes nothing of what it says; a revision counts as the commit that it names.
+ASIDE = ("revision", "timeout", "batch_size", "retries")
 
 
 class Input(NamedTuple):
@@ -37,9 +41,8 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
     resolver = _Resolver(stage, recipe.name, runs_dir, smoke)
     found: list[Input] = []
     faults: list[Fault] = []
-    for role, ref, stages in _references(stage, recipe):
+    for role, ref, stages, revision in _references(stage, recipe):
         try:
-            revision = recipe.base.revision if role == "base" else "main"
             found.append(resolver.model(role, ref, stages, revision))
         except RecipeError as error:
             faults += error.faults
@@ -51,7 +54,8 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
                 faults += error.faults
     if faults:
         raise RecipeError(faults)
-    found += [_code(role, spec) for role, spec in _functions(stage, recipe)]
+    for role, spec in _functions(stage, recipe):
+        found += _code(role, spec)
     if stage == "export":
         found += _evaluation(found, recipe.name, runs_dir, smoke)
     if STAGES[stage].adapts_base:
@@ -89,10 +93,7 @@ def pinned(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
     fields: dict[str, Any] = {name: _explicit(by_role.get(name), getattr(section, name)) for name in row.runs}
     if stage == "ppo":
         terms: list[RewardSource] = recipe.ppo.reward
-        fields["reward"] = [
-            term.model_copy(update={"run": _explicit(by_role.get(f"ppo.reward.{i}"), term.run)})
-            for i, term in enumerate(terms)
-        ]
+        fields["reward"] = [_pinned_term(term, by_role.get(f"ppo.reward.{i}")) for i, term in enumerate(terms)]
     changed[row.section] = section.model_copy(update=fields)
     base = by_role.get("start" if stage == "pretrain" else "base")  # pretrain reads its start as its base
     if base is not None and base.kind == "hub":
@@ -112,6 +113,12 @@ def _explicit(item: Input | None, ref: str | None) -> str | None:
     if item is None or item.kind != "run" or os.path.isabs(item.ref):
         return ref
     return "{}/{}@{}".format(*Path(item.path).parts[-3:])
+
+
+def _pinned_term(term: RewardSource, item: Input | None) -> RewardSource:
+    if item is not None and item.kind == "hub":
+        return term.model_copy(update={"revision": item.version})
+    return term.model_copy(update={"run": _explicit(item, term.run)})
 
 
 def _pinned_source(source: Source, item: Input) -> Source:
@@ -156,6 +163,8 @@ def _settings(section: Section) -> dict[str, Any]:
     """A section's values without the folders of its files, whose contents count among the inputs."""
     settings: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
+        if isinstance(section, RewardSource) and name in ASIDE:
+            continue
         value = getattr(section, name)
         is_place = any(isinstance(item, Relative) for item in field.metadata)
         values = [
@@ -173,26 +182,28 @@ def _word(place: str | None) -> str | None:
     return place.rpartition(":")[2] if ".py:" in place else "…"
 
 
-def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Role, reference, and the stages that may stand there, of each model that `stage` reads."""
+def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+    """Role, reference, the stages that may stand there, and the hub revision, of each model that `stage` reads."""
     if STAGES[stage].adapts_base:
-        yield "base", recipe.base.model, ("pretrain",)
+        yield "base", recipe.base.model, ("pretrain",), recipe.base.revision
     section = getattr(recipe, STAGES[stage].section)
     for field in STAGES[stage].runs:
         ref = getattr(section, field)
         if ref in (None, "base", "scratch"):
             continue
         wanted = ("reward",) if field == "reward" else ("sft", "reward") if stage == "reward" else ("sft", "ppo")
-        yield field, ref, ("pretrain",) if stage == "pretrain" else wanted
+        yield field, ref, ("pretrain",) if stage == "pretrain" else wanted, "main"
     if stage == "ppo":
         for index, term in enumerate(recipe.ppo.reward):
             if term.run is not None:
-                yield f"ppo.reward.{index}", term.run, ("reward",)
+                yield f"ppo.reward.{index}", term.run, ("reward",), "main"
+            elif term.model is not None:
+                yield f"ppo.reward.{index}", term.model, (), term.revision or "main"
 
 
 def referred(stage: str, recipe: Recipe) -> list[str]:
     """The runs and models that `stage` refers to, as the recipe has them."""
-    return [ref for _, ref, _ in _references(stage, recipe)]
+    return [ref for _, ref, _, _ in _references(stage, recipe)]
 
 
 def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -203,8 +214,12 @@ def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield from ((f"eval.python.{i}", spec) for i, spec in enumerate(recipe.eval.python))
 
 
-def _code(role: str, spec: str) -> Input:
-    return _file(role, spec.rpartition(":")[0])._replace(ref=spec)
+def _code(role: str, spec: str) -> Iterator[Input]:
+    """A function's file, and those that it imports from its folder."""
+    path = Path(spec.rpartition(":")[0])
+    yield _file(role, str(path))._replace(ref=spec)
+    for other in neighbours(path):
+        yield _file(f"{role}/{other.relative_to(path.parent).as_posix()}", str(other))
 
 
 def _file(role: str, path: str) -> Input:

@@ -1,4 +1,4 @@
-"""PPO: the policy learns from its own answers, judged by reward runs and Python functions."""
+"""PPO: the policy learns from its own answers, judged by the recipe's reward sources."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from rlhf_cli.models import base
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.ppo import optimization, rewards, roles
 from rlhf_cli.ppo.trainer import Prompts, Trainer
+from rlhf_cli.ppo.update import Demonstrations
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.stages import encoding, training
 
 WATCHED = 4  # held-out prompts whose answers are kept as training goes
 REPORTED = (  # of the last iterations, in the result
@@ -34,14 +36,24 @@ def run(recipe: Recipe, run: Run) -> Result:
     """Train the policy for `ppo.iterations`; the final policy is the run's model, the critic lies beside it."""
     settings = recipe.ppo
     asked = optimization.arguments(settings.trainer, run.path)
-    terms = rewards.terms(settings.reward)
+    terms = rewards.terms(settings.reward, run.say)
     trackers = optimization.Trackers(asked, settings.model_dump(mode="json"))
     tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
     template.prepare(tokenizer, recipe.base.chat_template)
     train, watched = _prompts(recipe, run, tokenizer)
+    demonstrations = _demonstrations(recipe, run, tokenizer) if settings.ptx_coef else None
+    for index, source in enumerate(settings.reward):
+        if source.run is not None:
+            where = f"ppo.reward.{index}"
+            rewards.check_tokenizer(tokenizer, run.model_of(source.run), train.rows, where=where)
+    rewards.prepare(terms, train.rows, recipe.base, smoke=run.smoke)
     cast = _cast(recipe, run, terms)
+    if asked.activation_checkpointing:
+        cast.bank.recompute_activations()
     parts = optimization.build(settings, asked, cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE))
-    trainer = Trainer(settings, cast, terms, tokenizer, train, watched, parts, trackers, run, recipe.seed)
+    trainer = Trainer(
+        settings, cast, terms, tokenizer, train, watched, demonstrations, parts, trackers, run, recipe.seed
+    )
     history = trainer.train()
     trainer.save(run.model_dir, run.path / "critic")
     return Result(_summary(history))
@@ -76,6 +88,24 @@ def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tu
     held_out = _fitting(tokenizer, rows.held_out[: 4 * WATCHED], longest)
     source = held_out if held_out.rows else train
     return train, Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
+
+
+def _demonstrations(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Demonstrations:
+    """The rows that sft trains on, cut as there."""
+    assert recipe.data.sft is not None  # the recipe was checked
+    limit = smoke.ROWS if run.smoke else None
+    rows = sources.load(recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=limit)
+    columns, counts = encoding.sft_columns(tokenizer, rows.train, recipe.sft.max_length)
+    training.tell_counts(run, "demonstrations", rows, counts)
+    found = Demonstrations([], [])
+    for part in columns:
+        for ids, labels in zip(part["input_ids"], part["labels"], strict=True):
+            start = next(at for at, label in enumerate(labels) if label != encoding.IGNORED)
+            found.prompts.append(ids[:start])
+            found.completions.append(ids[start:])
+    if not found.prompts:
+        raise DataError("no demonstration is left to mix in.", where="data.sft", mend="Raise sft.max_length.")
+    return found
 
 
 def _fitting(tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], longest: int) -> Prompts:

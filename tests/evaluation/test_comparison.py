@@ -6,12 +6,12 @@ import pytest
 
 from rlhf_cli.evaluation.comparison import Answers, figures, gains, ranking
 
-OF = Answers([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]})
-AGAINST = Answers([[7, 2], [8, 2]], ["c", "d"], [2.0, 1.0], {"gold": [0.5, 0.0]})
+OF = Answers([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]}, [False, True])
+AGAINST = Answers([[7, 2], [8, 2]], ["c", "d"], [2.0, 1.0], {"gold": [0.5, 0.0]}, [False, False])
 
 
 def test_figures_of_one_side() -> None:
-    found = figures(OF, stop_ids=(2,))
+    found = figures(OF)
     assert found == {
         "response_length": 4.0,
         "truncation_rate": 0.5,
@@ -23,7 +23,7 @@ def test_figures_of_one_side() -> None:
 
 
 def test_without_a_judge_there_is_no_reward() -> None:
-    found = figures(OF._replace(scores=[], judged={}), stop_ids=(2,))
+    found = figures(OF._replace(scores=[], judged={}))
     assert "policy.reward" not in found
     assert not any(name.startswith("win_rate") for name in gains(OF._replace(scores=[]), AGAINST, seed=0))
 

@@ -1,10 +1,10 @@
-"""Repetition, variety and truncation, counted by hand."""
+"""Repetition and variety, counted by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from rlhf_cli.evaluation.text import distinct_ngram_rate, repeated_ngram_rate, truncation_rate
+from rlhf_cli.evaluation.text import distinct_ngram_rate, repeated_ngram_rate
 
 
 def test_a_loop_repeats_its_4_grams() -> None:
@@ -29,7 +29,3 @@ def test_variety_is_over_all_responses() -> None:
 def test_responses_too_short_for_an_ngram_give_zero() -> None:
     assert repeated_ngram_rate([[1, 2, 3], []]) == 0.0
     assert distinct_ngram_rate([[1]]) == 0.0
-
-
-def test_an_end_token_in_the_last_place_is_no_truncation() -> None:
-    assert truncation_rate([[5, 5, 2], [5, 5, 5], [2], [5, 9]], stop_ids=(2, 9)) == 0.25

@@ -43,9 +43,10 @@ def take_steps(bank: Bank, name: str, batch: dict, steps: int = 3) -> None:
     optimizer = torch.optim.SGD(bank.parameters(name), lr=1.0)
     for _ in range(steps):
         hidden = bank.hidden(name, **batch)
-        loss = (
-            bank.heads[name](hidden).square().mean() if name in bank.heads else bank.logits(name, hidden)[..., 3].mean()
-        )
+        if name in bank.heads:
+            loss = bank.heads[name](hidden).square().mean()
+        else:
+            loss = bank.output_head(name)(hidden)[..., 3].mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -59,7 +60,7 @@ def test_policy_gives_the_logits_of_its_adapter_alone(
     with torch.no_grad():
         expected = alone(**padded[side]).logits
         assert torch.equal(logits(bank, "policy", padded[side]), expected)
-        assert torch.equal(bank.logits("policy", bank.hidden("policy", **padded[side])), expected)
+        assert torch.equal(bank.output_head("policy")(bank.hidden("policy", **padded[side])), expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
+from rlhf_cli.data import template
+from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.models.base import quiet
-from rlhf_cli.ppo import roles
-from rlhf_cli.recipe.schema import Adapter, Base, Critic
+from rlhf_cli.ppo import optimization, rewards, roles
+from rlhf_cli.ppo.trainer import Prompts, Trainer
+from rlhf_cli.recipe.schema import Adapter, Base, Critic, Ppo
 from rlhf_cli.runs.run import Run
 
 PAD, BOS, EOS = 0, 1, 2
@@ -132,3 +137,54 @@ def ragged() -> tuple[list[list[int]], list[list[int]]]:
     prompts = [ids(n) for n in (5, 1, 9, 3, 7, 2, 4, 6)]
     responses = [[*ids(n), EOS] for n in (3, 6, 0, 9, 1, 4, 5)]
     return prompts, [*responses, ids(10)]
+
+
+def share_of_w5(completions):
+    """The share of the answer's words that are w5."""
+    words = [completion.split() for completion in completions]
+    return [w.count("w5") / max(len(w), 1) for w in words]
+
+
+class Says:
+    """A judge that is a function of the completions."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def check(self, rows): ...
+
+    def score(self, answered, *, max_tokens):
+        return self.function(answered.completions)
+
+
+def small(**fields):
+    """Two iterations of four prompts each."""
+    given = {"iterations": 2, "rollout_batch_size": 4, "max_new_tokens": 5, "epochs": 2, "minibatches": 2}
+    return Ppo(**{**given, "micro_batch_tokens": 60, "temperature": 0.7, "learning_rate": 1e-3, **fields})
+
+
+def lines(run, file):
+    return [json.loads(line) for line in (run.path / file).read_text().splitlines()]
+
+
+@pytest.fixture
+def make_trainer(make_cast, make_run, base_folder):
+    def make(settings, start=None, reward=None, function=share_of_w5, demonstrations=None, run=None):
+        cast = make_cast(start, reward, settings.critic.kind)
+        terms = [rewards.Term("reward", 1.0, "reward", None)] if reward else []
+        terms += [rewards.Term("share", 1.0, None, Says(function))]
+        tokenizer = AutoTokenizer.from_pretrained(base_folder)
+        template.prepare(tokenizer, "auto")
+        rows = [PromptRow(f"w{i} w{(3 * i) % 28}", {}) for i in range(16)]
+        prompts = Prompts(rows, template.encode_prompts(tokenizer, [row.prompt for row in rows]))
+        watched = Prompts(prompts.rows[:2], prompts.ids[:2])
+        run = run or make_run()
+        asked = optimization.arguments(settings.trainer, run.path)
+        trackers = optimization.Trackers(asked, {})
+        parts = optimization.build(
+            settings, asked, cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE)
+        )
+        torch.manual_seed(0)
+        return Trainer(settings, cast, terms, tokenizer, prompts, watched, demonstrations, parts, trackers, run, seed=0)
+
+    return make

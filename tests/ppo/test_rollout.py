@@ -4,14 +4,24 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from rlhf_cli.data import template
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.ppo import rollout
+from rlhf_cli.ppo.stops import Stops
 
 from .conftest import EOS, PAD, VOCABULARY
 
-OPTIONS = {"pad_id": PAD, "stop_ids": [EOS], "max_new_tokens": 6, "batch_size": 3}
+
+class Ids(Stops):
+    """End tokens without a tokenizer."""
+
+    def __init__(self, *ids):
+        self.ids, self.strings = ids, ()
+
+
+OPTIONS = {"pad_id": PAD, "stops": Ids(EOS), "max_new_tokens": 6, "batch_size": 3}
 NEARLY_GREEDY = 1e-4
 
 
@@ -40,27 +50,76 @@ def test_a_response_ends_with_the_first_of_several_stop_ids(model, ragged):
     prompts, _ = ragged
     free = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
     stops = [free[0][2], free[3][1]]  # tokens that come up in the middle
-    stopped = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "stop_ids": stops})
-    assert stopped == [rollout.cut(greedy(model, prompt, stops, 6), stops) for prompt in prompts]
+    stopped = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "stops": Ids(*stops)})
+    assert stopped == [Ids(*stops).cut(greedy(model, prompt, stops, 6)) for prompt in prompts]
     assert any(len(s) < 6 and s[-1] in stops for s in stopped)
 
 
 def test_end_token_is_kept_where_pad_is_the_end_token_and_in_the_last_slot():
-    assert rollout.cut([5, 6, EOS, EOS, EOS], [EOS]) == [5, 6, EOS]
-    assert rollout.cut([5, 6, EOS], [EOS]) == [5, 6, EOS]
-    assert not rollout.is_truncated([5, 6, EOS], [EOS])
-    assert rollout.is_truncated([5, 6, 7], [EOS])
+    assert Ids(EOS).cut([5, 6, EOS, EOS, EOS]) == [5, 6, EOS]
+    assert Ids(EOS).cut([5, 6, EOS]) == [5, 6, EOS]
+    assert not Ids(EOS).is_truncated([5, 6, EOS])
+    assert Ids(EOS).is_truncated([5, 6, 7])
 
 
 def test_pad_equal_to_end_token_generates_the_same(model, ragged):
     prompts, _ = ragged
     stop = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)[0][1]
     found = [
-        rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "pad_id": pad, "stop_ids": [stop]})
+        rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "pad_id": pad, "stops": Ids(stop)})
         for pad in (PAD, stop)
     ]
     assert found[0] == found[1]
     assert any(len(response) < 6 for response in found[0])
+
+
+def test_answers_are_the_same_however_many_rows_have_left_the_batch(model, ragged, monkeypatch):
+    """Rows that ended leave; the others go on from a cache that lost those rows, left padding and all."""
+    prompts = ragged[0] * 3
+    free = [greedy(model, prompt, [], 12) for prompt in prompts]
+    stops = Ids(*{free[0][1], free[1][4], free[2][8]})  # answers of many lengths
+    expected = [greedy(model, prompt, stops.ids, 12) for prompt in prompts]
+    assert len({len(e) for e in expected}) > 3
+    widths = []
+    sample = model.generate
+    monkeypatch.setattr(model, "generate", lambda **kw: widths.append(len(kw["input_ids"])) or sample(**kw))
+    options = {**OPTIONS, "stops": stops, "max_new_tokens": 12, "batch_size": 24}
+    assert rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **options) == expected
+    assert widths[0] == 24
+    assert len(widths) > 1
+    assert widths[1] <= 12
+
+
+@pytest.fixture
+def words(base_folder):
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    template.prepare(tokenizer, "auto")
+    return tokenizer
+
+
+def test_an_answer_ends_where_its_text_holds_a_stop_string(model, words, ragged):
+    prompts, _ = ragged
+    free = [greedy(model, prompt, [EOS], 8) for prompt in prompts]
+    row, at = next(
+        (i, j) for i, ids in enumerate(free) for j in range(1, 6) if ids[j] != ids[j - 1] and min(ids[: j + 2]) > 3
+    )
+    phrase = words.decode(free[row][at : at + 2])  # two words in the middle of an answer
+    stops = Stops(words, [phrase])
+    options = {**OPTIONS, "stops": stops, "max_new_tokens": 8, "batch_size": 8}
+    found = rollout.generate(model, prompts, temperature=NEARLY_GREEDY, **options)
+    assert found[row] == free[row][: at + 2]
+    assert stops.text(found[row]).strip() == words.decode(free[row][:at])
+    assert not stops.is_truncated(found[row])
+    for answer, whole in zip(found, free, strict=True):
+        if phrase not in words.decode(whole):
+            assert answer == whole
+            assert stops.is_truncated(answer) == (whole[-1] != EOS)
+
+
+def test_a_stop_string_that_the_prompt_began_is_none(words):
+    """`w1 w2` is looked for in the answer alone."""
+    assert Stops(words, ["w1 w2"]).cut([6, 7, 5, 6]) == [6, 7, 5, 6]  # w2 w3 w1 w2: only the last two are it
+    assert Stops(words, ["w1 w2"]).cut([6, 7, 8]) == [6, 7, 8]
 
 
 def test_the_models_own_generation_config_changes_nothing(model, ragged):

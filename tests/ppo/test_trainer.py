@@ -1,19 +1,14 @@
 """The loop: what an iteration does to the models, what it logs, when it stops, and that it learns."""
 
-import json
-
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from rlhf_cli.data import template
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
-from rlhf_cli.ppo import experience, optimization, rewards, roles
-from rlhf_cli.ppo.trainer import Prompts, Trainer
+from rlhf_cli.ppo import experience, rewards, roles
 from rlhf_cli.recipe.schema import Critic, Kl, Ppo
 
-from .conftest import EOS, PAD
+from .conftest import EOS, PAD, Says, lines, small
 
 LOGGED = {
     *("reward", "reward.std", "reward.share", "kl", "kl.token", "kl.k3", "kl.coef", "entropy"),
@@ -23,45 +18,6 @@ LOGGED = {
     *("learning_rate", "learning_rate.critic", "grad_norm.policy", "grad_norm.critic", "optimizer_steps", "episodes"),
     *("seconds.rollout", "seconds.scoring", "seconds.update", "tokens_per_second", "memory_peak_bytes"),
 }
-
-
-def share_of_w5(completions):
-    """The share of the answer's words that are w5."""
-    words = [completion.split() for completion in completions]
-    return [w.count("w5") / max(len(w), 1) for w in words]
-
-
-def small(**fields):
-    """Two iterations of four prompts each."""
-    given = {"iterations": 2, "rollout_batch_size": 4, "max_new_tokens": 5, "epochs": 2, "minibatches": 2}
-    return Ppo(**{**given, "micro_batch_tokens": 60, "temperature": 0.7, "learning_rate": 1e-3, **fields})
-
-
-@pytest.fixture
-def make_trainer(make_cast, make_run, base_folder):
-    def make(settings, start=None, reward=None, function=share_of_w5):
-        cast = make_cast(start, reward, settings.critic.kind)
-        terms = [rewards.Term("reward", 1.0, "reward", None)] if reward else []
-        terms += [rewards.Term("share", 1.0, None, function)]
-        tokenizer = AutoTokenizer.from_pretrained(base_folder)
-        template.prepare(tokenizer, "auto")
-        rows = [PromptRow(f"w{i} w{(3 * i) % 28}", {}) for i in range(16)]
-        prompts = Prompts(rows, template.encode_prompts(tokenizer, [row.prompt for row in rows]))
-        watched = Prompts(prompts.rows[:2], prompts.ids[:2])
-        run = make_run()
-        asked = optimization.arguments(settings.trainer, run.path)
-        trackers = optimization.Trackers(asked, {})
-        parts = optimization.build(
-            settings, asked, cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE)
-        )
-        torch.manual_seed(0)
-        return Trainer(settings, cast, terms, tokenizer, prompts, watched, parts, trackers, run, seed=0)
-
-    return make
-
-
-def lines(run, file):
-    return [json.loads(line) for line in (run.path / file).read_text().splitlines()]
 
 
 def test_every_rollout_gets_epochs_times_minibatches_optimizer_steps(make_trainer):
@@ -117,9 +73,9 @@ def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_th
     trainer = make_trainer(small(missing_eos_penalty=3.0), function=lambda completions: [1.0] * len(completions))
     rows, responses = [PromptRow("w1", {})] * 3, [[5, 6, 7, 8, EOS], [5, 6, 7, 8, 9], [EOS]]
     answered = rewards.Answered(rows, [[5]] * 3, responses, ["x"] * 3)
-    total, _ = trainer._rewards(answered)
+    total = trainer.scorer.earned(answered).shaped
     assert total.tolist() == [1.0, -2.0, 1.0]
-    scored = trainer._score(answered)
+    scored = trainer.scorer.score(answered, trainer.coefficient)
     assert scored.metrics["truncation_rate"] == pytest.approx(1 / 3)
     assert scored.experience.mask.sum(dim=1).tolist() == [5, 5, 1]
 
@@ -127,12 +83,13 @@ def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_th
 def test_a_sources_mean_is_over_what_it_judged(make_trainer):
     trainer = make_trainer(small(), function=lambda completions: [None, 4.0, 8.0])
     answered = rewards.Answered([PromptRow("w1", {})] * 3, [[5]] * 3, [[6, EOS]] * 3, ["x"] * 3)
-    total, by_source = trainer._rewards(answered)
+    total, _, by_source = trainer.scorer.earned(answered)
     assert total.tolist() == [0.0, 4.0, 8.0]
     assert by_source == {"reward.share": 6.0}
-    trainer.terms[0] = trainer.terms[0]._replace(function=lambda completions: [None] * 3)
-    assert trainer._rewards(answered)[1] == {}
-    assert trainer._score(answered).metrics["reward"] == 0.0
+    terms = trainer.scorer.terms
+    terms[0] = terms[0]._replace(judge=Says(lambda completions: [None] * 3))
+    assert trainer.scorer.earned(answered).by_source == {}
+    assert trainer.scorer.score(answered, trainer.coefficient).metrics["reward"] == 0.0
 
 
 def test_score_and_kl_reach_the_returns(make_trainer, sft_folder):
@@ -141,7 +98,7 @@ def test_score_and_kl_reach_the_returns(make_trainer, sft_folder):
     for p in trainer.bank.parameters(roles.POLICY):
         p.data += 0.01 * torch.randn_like(p)  # away from the reference
     rows, prompts, responses = [PromptRow("w1", {})] * 2, [[5, 6], [7]], [[8, 9, EOS], [10, EOS]]
-    scored = trainer._score(rewards.Answered(rows, prompts, responses, ["x", "y"]))
+    scored = trainer.scorer.score(rewards.Answered(rows, prompts, responses, ["x", "y"]), 0.5)
     limits = {"pad_id": PAD, "temperature": 0.7, "max_tokens": 60}
     pairs = zip(
         *(experience.token_logprobs(trainer.bank, r, prompts, responses, **limits) for r in ("policy", "reference")),
