@@ -20,7 +20,7 @@ def shrink(recipe: Recipe) -> Recipe:
     changed: dict[str, Any] = {}
     for stage in ("pretrain", "sft", "reward"):
         section = getattr(recipe, stage)
-        update = {"epochs": None, "max_steps": STEPS, "batch_size": 2, "micro_batch_size": 1}
+        update = {"epochs": None, "max_steps": STEPS, "batch_size": 2, "micro_batch_size": 1, "save_every": 1}
         length = min(section.max_length, TOKENS)
         changed[stage] = section.model_copy(
             update={**update, "max_length": length, "start": _start(section.start, stage)}

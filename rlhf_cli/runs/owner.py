@@ -18,17 +18,31 @@ from rlhf_cli.runs.manifest import sync
 LOCK, ORIGIN = ".lock", "started.json"
 
 
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    """In a child made by fork, such as a data loader's worker: it must not hold the lock when its owner is dead."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class Lock:
     """An flock, held until `release` or the end of the process, however that comes."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor: int | None = descriptor
+        self.descriptor = descriptor
+        _held.add(descriptor)
 
     def release(self) -> None:
         """Let go; a second time is nothing."""
-        if self.descriptor is not None:
+        if self.descriptor in _held:
+            _held.remove(self.descriptor)
             os.close(self.descriptor)
-            self.descriptor = None
 
 
 def take(folder: Path) -> Lock:

@@ -25,7 +25,7 @@ from rlhf_cli.models import base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Architecture, Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import training
+from rlhf_cli.stages import saving, training
 
 END, PAD = "<|end|>", "<|pad|>"
 
@@ -64,7 +64,7 @@ def run(recipe: Recipe, run: Run) -> Result:
         processing_class=tokenizer,
         callbacks=[journal],
     )
-    metrics = training.train(trainer, journal, "pretrain")
+    metrics = saving.train(trainer, journal, run, section.save_every)
     if rows.held_out:
         held_out = pack(tokenizer, [row.text for row in rows.held_out], section.max_length)
         metrics["pretrain.nll"] = trainer.evaluate(held_out)["eval_loss"]

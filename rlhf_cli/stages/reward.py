@@ -13,7 +13,7 @@ from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, training
+from rlhf_cli.stages import encoding, saving, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -45,7 +45,7 @@ def run(recipe: Recipe, run: Run) -> Result:
         processing_class=tokenizer,
         callbacks=[journal],
     )
-    metrics = training.train(trainer, journal, "reward")
+    metrics = saving.train(trainer, journal, run, section.save_every)
     training.save(trainer, tokenizer, run)
     return Result(metrics)
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft import PeftModel
 from transformers import (
     PreTrainedTokenizerBase,
-    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -35,7 +33,6 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
     on_gpu = torch.cuda.is_available()
     defaults = {
         "report_to": "none",
-        "logging_steps": 1,
         # TRL's default, True, trades time for GPU memory; a CPU has the memory and lacks the time.
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
@@ -43,7 +40,9 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
     steps = section.max_steps
     owned = {
         "output_dir": str(run.path),
-        "save_strategy": "no",  # the run saves
+        "save_strategy": "no",  # the run saves, after any step; so each one's loss is logged by itself
+        "logging_strategy": "steps",
+        "logging_steps": 1,
         "seed": seed,
         "learning_rate": section.learning_rate,
         "per_device_train_batch_size": section.micro_batch_size,
@@ -89,15 +88,27 @@ class Journal(TrainerCallback):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.tokens = 0.0
+        self.tokens = 0.0  # that were trained on so far
+        self.tokens_before = 0.0  # those before a resume, of which the trainer does not know
+        self.losses = 0.0  # sum over the steps
+        self.seconds = 0.0  # of training, before a resume
         self.since = time.perf_counter()
         self.started = self.since
+
+    def state(self) -> dict[str, float]:
+        """For `restore`, in another process."""
+        return {"tokens": self.tokens, "losses": self.losses, "seconds": self._seconds()}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from `state`."""
+        self.tokens = self.tokens_before = state["tokens"]
+        self.losses, self.seconds = state["losses"], state["seconds"]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tell the run how many optimizer steps are to come."""
-        self.run.begin(state.max_steps, "steps")
+        self.run.begin(state.max_steps, "steps", heeds_signals=True)
         self.started = self.since = time.perf_counter()
 
     def on_log(
@@ -112,10 +123,12 @@ class Journal(TrainerCallback):
         if not logs or "loss" not in logs:
             return  # the summary at the end, and evaluations
         now = time.perf_counter()
-        tokens = float(logs.get("num_tokens", 0.0))
+        tokens = self.tokens_before + float(logs.get("num_tokens", 0.0))
         speed = (tokens - self.tokens) / max(now - self.since, 1e-9)
         self.tokens, self.since = tokens, now
         numbers = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+        numbers["num_tokens"] = tokens
+        self.losses += numbers["loss"]
         self.run.log(state.global_step, {**numbers, "tokens_per_second": speed})
         # In float16 an overflow is routine: the scaler skips that step and goes on.
         for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
@@ -124,28 +137,18 @@ class Journal(TrainerCallback):
                 message = f"{name} is {value} at step {state.global_step}."
                 raise DivergedError(message, where=self.run.stage, mend="Lower the learning rate, or check the data.")
 
-    def summary(self, stage: str, train_loss: float, steps: int) -> dict[str, float]:
+    def summary(self, stage: str, steps: int) -> dict[str, float]:
         """The figures that end up in the manifest; seconds are of training alone."""
-        seconds = time.perf_counter() - self.started
+        seconds = self._seconds()
         return {
-            f"{stage}.train_loss": train_loss,
+            f"{stage}.train_loss": self.losses / steps,
             f"{stage}.steps": float(steps),
             f"{stage}.tokens_per_second": self.tokens / seconds,
             f"{stage}.train_seconds": seconds,
         }
 
-
-def train(trainer: Trainer, journal: Journal, stage: str) -> dict[str, float]:
-    """Train, and give back the figures for the manifest. TRL's own printing of its log is taken away."""
-    trainer.remove_callback(PrinterCallback)
-    # On a quantized base TRL casts what is trained to bfloat16: too coarse for Adam's small steps, and on a CPU, where
-    # nothing is cast back, a score head that no longer fits its input. The optimizer is made after this.
-    if isinstance(trainer.model, PeftModel):
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    outcome = trainer.train()
-    return journal.summary(stage, outcome.training_loss, trainer.state.global_step)
+    def _seconds(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
 
 
 def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
