@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "ppo": {
         *("torch", "transformers", "peft", "accelerate", "rlhf_cli.errors", "rlhf_cli.recipe.schema", "rlhf_cli.runs"),
         *("rlhf_cli.data", "rlhf_cli.models", "safetensors"),
+        "jinja2",  # the errors of a reward model's own chat template
         "rlhf_cli.evaluation.text",  # how much an answer repeats itself: the same figure in training and in eval
     },
     "evaluation": {"numpy", "scipy", "rlhf_cli.recipe.schema", "rlhf_cli.errors"},

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -32,6 +33,7 @@ from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.recipe.schema import Base
 
 ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 NEW_HEADS = ("score.weight",)  # what a scorer may lack when it starts from a causal model
 
 
@@ -71,9 +73,10 @@ def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or folder, as it is stored. Raises ModelError where there is none."""
-    _check_folder(source)
+    if not (Path(source) / TOKENIZER_CONFIG).is_file():  # an adapter's folder may have one, and no config of a model
+        _check_folder(source)
     with _told(source):
-        return AutoTokenizer.from_pretrained(source, revision=revision)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def load_causal_lm(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
@@ -92,21 +95,49 @@ def load_scorer(base: Base, source: str, *, smoke: bool = False) -> PreTrainedMo
     return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, num_labels=1)
 
 
-def _load(model_class: Any, base: Base, source: str, *, smoke: bool, **kwargs: Any) -> PreTrainedModel:
+def reward_model_config(source: str, revision: str) -> PreTrainedConfig:
+    """The config of somebody's whole reward model. Raises ModelError where it is no scorer of one label."""
+    if (Path(source) / ADAPTER_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
+        mend = "A reward run on the recipe's base goes under `run`; merge another one into its model."
+        raise ModelError("this is an adapter, not a whole reward model.", where=source, mend=mend)
+    _check_folder(source)
+    with _told(source):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    if config.num_labels != 1:
+        name = ", ".join(config.architectures or [config.model_type])
+        found = f"{name} with {config.num_labels} labels; a reward model gives one score (num_labels: 1)."
+        raise ModelError(found, where=source, mend="Name a sequence classifier that was trained as a reward model.")
+    return config
+
+
+def load_reward_model(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
+    """Somebody's whole reward model at `source`, head included; `smoke` as in `load_causal_lm`.
+
+    `base`: its revision, dtype, attention and quantization.
+    """
+    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, whole=True)
+
+
+def _load(
+    model_class: Any, base: Base, source: str, *, smoke: bool, whole: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """`whole`: the stored model is of this very class, and has its head; else it is a causal language model."""
     quiet()
     _check_folder(source)
+    new = () if whole else NEW_HEADS
     if not smoke:
-        return _from_pretrained(model_class, base, source, **kwargs)
+        return _from_pretrained(model_class, base, source, new, **kwargs)
     # Through a folder, so that quantization and everything else takes the very path of a real load.
     with tempfile.TemporaryDirectory(prefix="rlhf-smoke-") as folder:
-        _save_tiny(source, base.revision, folder)
-        model = _from_pretrained(model_class, base, folder, **kwargs)
+        _save_tiny(model_class if whole else AutoModelForCausalLM, source, base.revision, folder)
+        model = _from_pretrained(model_class, base, folder, new, **kwargs)
     # PEFT writes this name into adapter_config.json; the temporary folder is gone by then.
     model.name_or_path = model.config.name_or_path = source
     return model
 
 
-def _from_pretrained(model_class: Any, base: Base, source: str, **kwargs: Any) -> PreTrainedModel:
+def _from_pretrained(model_class: Any, base: Base, source: str, new: Sequence[str], **kwargs: Any) -> PreTrainedModel:
+    """`new`: tensors that the weights may lack."""
     device = default_device()
     dtype = compute_dtype(base, device)
     if base.attention != "auto":
@@ -121,6 +152,7 @@ def _from_pretrained(model_class: Any, base: Base, source: str, **kwargs: Any) -
                 dtype=dtype,
                 device_map={"": device},
                 use_safetensors=True,
+                trust_remote_code=False,  # None would ask at a terminal
                 output_loading_info=True,
                 **kwargs,
             )
@@ -131,12 +163,12 @@ def _from_pretrained(model_class: Any, base: Base, source: str, **kwargs: Any) -
             where="base",
             mend="Set `base.quantize: none` or `base.attention: auto`, or take a smaller model.",
         ) from error
-    missing = sorted(set(info["missing_keys"]) - set(NEW_HEADS))
+    missing = sorted(set(info["missing_keys"]) - set(new))
     if missing:  # transformers would go on with random weights there
         raise ModelError(
             f"the weights lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}",
             where=source,
-            mend="Check that the download is complete and that it is a causal language model.",
+            mend="Check that the download is complete, and that it is such a model.",
         )
     if base.quantize == "nf4" and device.type == "cpu":
         _use_exact_kernels(model)
@@ -170,20 +202,20 @@ def _use_exact_kernels(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _save_tiny(source: str, revision: str, folder: str) -> None:
+def _save_tiny(model_class: Any, source: str, revision: str, folder: str) -> None:
     """Write random weights of the shrunk architecture of `source` to `folder`, the same ones at every call."""
     with _told(source):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     _shrink(config)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = model_class.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise ModelError(
             f"the architecture {config.model_type} cannot be made tiny for --smoke: {_first_line(error)}",
             where=source,
-            mend="Smoke with another base of the same family: `--set base.model=…`.",
+            mend="Smoke with another model of the same family: `--set base.model=…`, or that of ppo.reward.",
         ) from error
     model.save_pretrained(folder)
 
@@ -203,6 +235,7 @@ def _shrink(config: Any) -> None:
         "moe_intermediate_size": 128,
         "ffn_dim": 128,
         "word_embed_proj_dim": 64,
+        "pooler_hidden_size": 64,
     }
     if kinds := getattr(text, "layer_types", None):  # one layer of each of two kinds, where there are two
         sizes["layer_types"] = (list(dict.fromkeys(kinds)) * 2)[:2]
@@ -250,9 +283,7 @@ def _told(source: str) -> Iterator[None]:
         if Path(source).is_dir():
             mend = "It has to be a complete transformers folder with *.safetensors weights."
         else:
-            mend = (
-                f"Check the id and `base.revision`; `hf auth login` for a gated model; offline: `hf download {source}`."
-            )
+            mend = f"Check the id and its revision; `hf auth login` for a gated model; offline: `hf download {source}`."
         raise ModelError(f"cannot be loaded: {_first_line(error)}", where=source, mend=mend) from error
 
 

@@ -18,6 +18,7 @@ from rlhf_cli.recipe.document import Document, Dumper, Key, Place, read, scalar,
 from rlhf_cli.recipe.schema import Recipe, Relative, Section
 
 SOURCE_KEYS = ("path", "hub", "run")
+_SECRET_URL = re.compile(r"://\S*[@?]\S*")  # may hold a password, which no terminal and no log is to show
 _PLACEHOLDERS: dict[Key, object] = {("name",): "unnamed", ("base",): {"model": "unnamed"}, ("base", "model"): "unnamed"}
 
 
@@ -100,7 +101,7 @@ def _merge(document: Document, values: dict[str, Any], places: dict[Key, Place],
 
 def _override(document: Document, text: str) -> None:
     name, equals, value_text = text.partition("=")
-    where = f"--set {text}"
+    where = f"--set {_SECRET_URL.sub('://…', text)}"
     if not equals or not all(name.split(".")):
         document.faults.append(Fault("is not KEY=VALUE.", where, "Write --set ppo.kl.coef=0.1."))
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_cli.errors import RecipeError
 from rlhf_cli.recipe.check import named_stages
 from rlhf_cli.recipe.load import load
 from rlhf_cli.recipe.trainer_keys import RUNS_OWN, SET_BY, known_keys
@@ -44,8 +45,30 @@ def files(write: Write, tmp_path: Path) -> None:
         ("pretrain: {architecture: {hidden_size: 100, heads: 4}}", 45, "does not give each of 4 heads an even width"),
         ("pretrain: {architecture: {heads: 4, kv_heads: 3}}", 37, "4 heads cannot share 3 kv_heads."),
         ("pretrain: {max_length: 600}", 12, "pretrain.max_length: 600 is more than architecture.context 512."),
-        ("ppo: {reward: [{run: reward, python: 'f.py:given'}]}", 16, "exactly one of run and python. Keep one of them"),
-        ("ppo: {reward: [{run: reward}, {weight: 2}]}", 31, "ppo.reward.1: needs exactly one of run and python. Set"),
+        ("ppo: {reward: [{run: reward, python: 'f.py:given'}]}", 16, "found run and python. Keep one of them"),
+        ("ppo: {reward: [{run: reward}, {weight: 2}]}", 31, "run, model, python, http and rule; none is set. Set one"),
+        ("ppo: {reward: [{model: ./gone}]}", 17, "ppo.reward.0.model: there is no folder gone."),
+        ("ppo: {reward: [{model: reward}]}", 17, "ppo.reward.0.model: reward is a run. Write {run: …} for it."),
+        ("ppo: {reward: [{run: reward, revision: v1}]}", 30, "ppo.reward.0.revision: belongs to model."),
+        ("ppo: {reward: [{run: reward, timeout: 5}]}", 30, "ppo.reward.0.timeout: belongs to http."),
+        ("ppo: {reward: [{run: reward, batch_size: 5}]}", 30, "ppo.reward.0.batch_size: belongs to http."),
+        ("ppo: {reward: [{run: reward, retries: 5}]}", 30, "ppo.reward.0.retries: belongs to http."),
+        ("ppo: {reward: [{http: 'ftp://host/x'}]}", 17, "ppo.reward.0.http: is no URL of http or https."),
+        ("ppo: {reward: [{http: 'http:///score'}]}", 17, "is no URL of http or https. Write https://host:port/path."),
+        ("ppo: {reward: [{http: 'http://host:port/x'}]}", 17, "ppo.reward.0.http: is no URL: ValueError."),
+        ("ppo: {reward: [{http: 'http://host/a b'}]}", 17, "is no URL of http or https."),
+        ("ppo: {reward: [{http: 'http://hóst/a'}]}", 17, "is no URL of http or https."),
+        ("ppo: {reward: [{rule: {}}]}", 17, "ppo.reward.0.rule: needs exactly one of length, pattern and forbidden;"),
+        ("ppo: {reward: [{rule: {pattern: x, forbidden: [y]}}]}", 17, "found pattern and forbidden. Keep one of them."),
+        (
+            "ppo: {reward: [{rule: {pattern: '(x'}}]}",
+            24,
+            "ppo.reward.0.rule.pattern: is no regular expression: missing",
+        ),
+        ("ppo: {reward: [{rule: {forbidden: [x, ' ']}}]}", 39, "ppo.reward.0.rule.forbidden.1: is empty."),
+        ("ppo: {reward: [{rule: {forbidden: []}}]}", 24, "expected at least one item"),
+        ("ppo: {reward: [{rule: {length: {}}}]}", 24, "ppo.reward.0.rule.length: keeps every answer."),
+        ("ppo: {reward: [{rule: {length: {min: 5, max: 4}}}]}", 24, "at least 5 tokens and at most 4."),
         (
             "ppo: {reward: [{run: rewards}]}",
             17,
@@ -89,6 +112,10 @@ def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str
         "data: {sft: {hub: a/b, config: c, revision: r}}",
         "pretrain: {max_length: 600, start: org/model}",
         "ppo: {reward: [{python: 'f.py:given'}, {python: 'f.py:root'}, {python: 'f.py:made'}, {run: ./folder}]}",
+        "ppo: {reward: [{model: ./folder}, {model: org/scorer, revision: v1}, {http: 'https://h:8000/score?model=a'}]}",
+        "ppo: {reward: [{http: 'http://[::1]/x', timeout: 0.5, batch_size: 1, retries: 0}]}",
+        "ppo: {reward: [{rule: {length: {min: 5}}}, {rule: {length: {max: 5}}}, {rule: {length: {min: 5, max: 5}}}]}",
+        "ppo: {reward: [{rule: {pattern: '(?i)thank'}, weight: -1}, {rule: {forbidden: [as an AI]}}]}",
         "ppo: {iterations: 5, critic: {warmup_iterations: 4}}",
         "eval: {gates: [{metric: a, max: 0}], of: base, against: null, reward: null}",
         "sft: {start: ./folder, trainer: {optim: sgd}}",
@@ -97,6 +124,33 @@ def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str
 )
 def test_what_comes_close_is_taken(write: Write, text: str) -> None:
     load(write(text), stages=())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ann:hunter2@host/score",
+        "https://hunter2@host",
+        "http://host/x?api_key=hunter2",
+        "http://host?Token=hunter2",
+        "http://ann:hunter2/@host",
+    ],
+)
+def test_a_url_with_a_password_is_refused_and_not_repeated(write: Write, faults_of: FaultsOf, url: str) -> None:
+    (fault,) = faults_of(f"ppo: {{reward: [{{http: '{url}'}}]}}")
+    with pytest.raises(RecipeError) as raised:
+        load(write("ppo: {reward: [{http: 'http://host'}]}"), [f"ppo.reward.0.http={url}"], stages=())
+    for told in (fault, *raised.value.faults):
+        assert "ppo.reward.0.http: " in told.message
+        assert "hunter2" not in str(told)
+    assert "RLHF_REWARD_TOKEN" in fault.mend or "Write https://host" in fault.mend
+
+
+def test_a_run_of_another_name_is_no_reward_model_to_load(write: Write, tmp_path: Path, faults_of: FaultsOf) -> None:
+    (tmp_path / "v0001").mkdir()
+    (tmp_path / "v0001" / "manifest.json").touch()
+    (fault,) = faults_of("ppo: {reward: [{model: ./v0001}]}")
+    assert (fault.message, fault.mend) == ("ppo.reward.0.model: v0001 is a run.", "Write {run: …} for it.")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])

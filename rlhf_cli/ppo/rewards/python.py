@@ -1,0 +1,169 @@
+"""Rewards from a Python function with TRL's signature, `(prompts, completions, **columns) -> list[float]`.
+
+It is called by keyword with what it asks for, so one file serves both. A text prompt comes with a text completion, a
+conversation with `[{"role": "assistant", "content": …}]`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import numbers
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.data.rows import PromptRow, Text
+from rlhf_cli.errors import DivergedError, RecipeError
+from rlhf_cli.ppo.rewards.judge import Answered, content, short
+
+Function = Callable[..., Any]
+TOKENS = ("prompt_ids", "completion_ids")  # offered beside prompts, completions and the data's columns
+
+
+class PythonJudge:
+    """The function that `file.py:function` names."""
+
+    def __init__(self, spec: str) -> None:
+        self.function = load_function(spec)
+
+    def check(self, rows: Sequence[PromptRow]) -> None:
+        """Raise RecipeError where the function asks for what there is not. It is not called."""
+        columns = Answered(rows[:1], [], [], []).columns
+        _accepted(self.function, [*columns, *TOKENS, "prompts", "completions"])
+
+    def score(self, answered: Answered, *, max_tokens: int) -> list[float | None]:
+        """What the function gives; None says, as in TRL, that it does not judge this response."""
+        ids = dict(zip(TOKENS, (answered.prompt_ids, answered.responses), strict=True))
+        return _judge(self.function, answered.prompts, answered.completions, {**answered.columns, **ids})
+
+
+def load_function(spec: str) -> Function:
+    """The function that `file.py:function` names. Runs the file; a file is run once, however many functions it gives.
+
+    Raises:
+        RecipeError: no such file or function, or the file fails as it is run.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise RecipeError(f"there is no file {file}.", where=spec, mend="Write file.py:function.")
+    module_name = f"rlhf_reward_{path.resolve()}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        loader = importlib.util.spec_from_file_location(module_name, path)
+        assert loader is not None
+        assert loader.loader is not None
+        module = importlib.util.module_from_spec(loader)
+        sys.modules[module_name] = module  # dataclasses look their module up while it is run
+        sys.path.insert(0, str(path.parent))  # its own imports, as if it were run as a script
+        try:
+            loader.loader.exec_module(module)
+        except (Exception, SystemExit) as error:  # sys.exit() would end rlhf, and with 0
+            del sys.modules[module_name]
+            raise RecipeError(f"it fails as it is loaded: {_told(error)}.", where=spec) from error
+        finally:
+            sys.path.remove(str(path.parent))
+    function = getattr(module, name, None)
+    if not callable(function):
+        mend = "Name a function that the file defines."
+        raise RecipeError(f"{path.name} has no function {name}.", where=spec, mend=mend)
+    return function
+
+
+def call(
+    function: Function, prompts: list[Text], completions: list[Text], columns: Mapping[str, Sequence[Any]]
+) -> list[float]:
+    """Call a reward function as TRL does, by keyword, with what its signature takes; a number a completion.
+
+    Raises:
+        RecipeError: it asks for a column that the data does not have.
+        DivergedError: it raises, or gives something other than one number a completion.
+    """
+    values = _judge(function, prompts, completions, columns)
+    given = [value for value in values if value is not None]
+    if len(given) < len(values):
+        raise _not_a_number(function, values.index(None), None, completions)
+    return given
+
+
+def _judge(
+    function: Function, prompts: list[Text], completions: list[Text], columns: Mapping[str, Sequence[Any]]
+) -> list[float | None]:
+    """`call`, with None for the completions that the function does not judge."""
+    where = _where(function)
+    offered = {**columns, "prompts": prompts, "completions": completions}
+    given = _accepted(function, offered)
+    try:
+        result = function(**{name: offered[name] for name in given})
+        values = result.tolist() if hasattr(result, "tolist") else list(result)
+    except (Exception, SystemExit) as error:
+        told = f"it raised {_told(error)} (first completion: {short(content(completions[0]))})"
+        raise DivergedError(f"{told}.", where=where, mend="Mend the function.") from error
+    if not isinstance(values, list) or len(values) != len(completions):
+        gave = f"{len(values)} numbers" if isinstance(values, list) else "one number"
+        raise DivergedError(
+            f"it gave {gave} for {len(completions)} completions.", where=where, mend="Give one for each."
+        )
+    for index, value in enumerate(values):
+        if hasattr(value, "item"):
+            values[index] = value = value.item()
+        if value is not None and not isinstance(value, numbers.Real):
+            raise _not_a_number(function, index, value, completions)
+    return [None if value is None else _float(value) for value in values]
+
+
+def _float(value: numbers.Real) -> float:
+    """As float() has it, but infinite where float() overflows: what is not finite is told where it is summed."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _not_a_number(function: Function, index: int, value: object, completions: Sequence[Text]) -> DivergedError:
+    told = f"completion {index} got {value!r}, which is not a number: {short(content(completions[index]))}"
+    return DivergedError(f"{told}.", where=_where(function), mend="Return a float for every completion.")
+
+
+def _accepted(function: Function, offered: Iterable[str]) -> list[str]:
+    """The names of `offered` that the function takes; all of them where it has **kwargs.
+
+    Raises:
+        RecipeError: it asks for another one.
+    """
+    names = list(offered)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in ones
+        mend = "Write a function of your own around it."
+        raise RecipeError("its parameters cannot be told.", where=_where(function), mend=mend) from None
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        wanted = {p.name for p in parameters}
+        names = [name for name in names if name in wanted]
+    required = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise RecipeError(
+            f"it asks for {', '.join(missing)}, and there is {', '.join(offered)}.",
+            where=_where(function),
+            mend="A parameter is prompts, completions or a column of the prompts' data; give others a default.",
+        )
+    return names
+
+
+def _where(function: Function) -> str:
+    code = inspect.unwrap(function)
+    try:
+        file = Path(inspect.getsourcefile(code) or "?").name
+    except TypeError:  # built in, or an object that can be called
+        file = "?"
+    return f"{file}:{getattr(code, '__name__', type(code).__name__)}"
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
