@@ -13,8 +13,9 @@ from rlhf_cli.errors import ModelError, RecipeError
 from rlhf_cli.recipe.load import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
-from rlhf_cli.runs.manifest import FILE
-from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of
+from rlhf_cli.runs.manifest import FILE, sha256
+from rlhf_cli.stages.inputs import Input, fingerprint, inputs_of, pinned
+from rlhf_cli.stages.neighbours import neighbours
 
 TEXT = """
 name: bot
@@ -160,6 +161,99 @@ def test_a_further_file_in_a_folder_changes_it(key: FindKey, world: Path) -> Non
     before = key("reward")
     (world / "rows" / "c.jsonl").touch()
     assert key("reward") != before
+
+
+IMPORTING = """
+import os, json, words.lists as lists
+from tone import polite
+def score(): from late import later
+"""
+
+
+@pytest.mark.parametrize("stage", ["ppo", "eval"])
+@pytest.mark.parametrize(
+    "imported", ["words/__init__.py", "words/lists.py", "words/more.py", "words/deep/there.py", "tone.py", "late.py"]
+)
+def test_what_a_reward_file_imports_from_its_folder_changes_it(
+    key: FindKey, world: Path, stage: str, imported: str
+) -> None:
+    (world / "words" / "deep").mkdir(parents=True)
+    (world / "f.py").write_text(IMPORTING)
+    (world / "tone.py").write_text("import f  # a circle\n")
+    for name in ("words/__init__.py", "words/more.py", "words/deep/there.py", "late.py", "unused.py"):
+        (world / name).touch()
+    (world / "words" / "lists.py").write_text("from . import more\nfrom .deep import there\nfrom .... import x\n")
+    before = key(stage)
+    (world / "unused.py").write_text("1")
+    assert key(stage) == before
+    (world / imported).write_text((world / imported).read_text() + "\n")
+    assert key(stage) != before
+
+
+@pytest.mark.usefixtures("key")
+def test_each_file_of_a_reward_function_is_an_input_with_its_hash(world: Path, runs: Path) -> None:
+    (world / "f.py").write_text("import tone\ndef score(): ...\n")
+    (world / "tone.py").write_text("1")
+    found = by_role("ppo", load(world / "r.yaml", (), ("ppo",)), runs)
+    assert found["ppo.reward.1"].ref == f"{world}/f.py:score"
+    assert found["ppo.reward.1/tone.py"].sha256 == sha256(world / "tone.py")
+
+
+def test_a_reward_file_that_is_no_python_is_told_when_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def (:")
+    assert neighbours(tmp_path / "f.py") == []
+
+
+@pytest.fixture
+def scorer(world: Path) -> Path:
+    """A recipe with a reward model, a server and a rule."""
+    (world / "scorer").mkdir()
+    (world / "scorer" / "weights").write_text("s")
+    other = [{"model": "./scorer"}, {"http": "http://host/score"}, {"rule": {"pattern": "x"}}]
+    (world / "r.yaml").write_text(TEXT.replace("[{run: reward}", f"[{{run: reward}}, {json.dumps(other)[1:-1]}"))
+    return world
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["ppo.reward.2.http=http://other/score", "ppo.reward.3.rule.pattern=y", "ppo.reward.1.weight=2", "weights"],
+)
+def test_what_a_reward_source_says_changes_it(key: FindKey, scorer: Path, override: str) -> None:
+    before = key("ppo")
+    if override == "weights":
+        (scorer / "scorer" / "weights").write_text("others")
+    assert key("ppo", *([] if override == "weights" else [override])) != before
+
+
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize("field", ["timeout=3", "batch_size=3", "retries=0"])
+def test_how_a_reward_server_is_reached_does_not(key: FindKey, field: str) -> None:
+    """So a run that a server's failure ended may go on with more patience."""
+    assert key("ppo", f"ppo.reward.2.{field}") == key("ppo")
+
+
+@pytest.mark.usefixtures("key")
+def test_a_hub_reward_model_is_pinned_to_its_commit(
+    scorer: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, key: FindKey
+) -> None:
+    asked = []
+
+    def commit_of(kind: str, repo: str, revision: str) -> str:
+        asked.append((kind, repo, revision))
+        return f"{revision}-commit"
+
+    monkeypatch.setattr("rlhf_cli.stages.hub.commit_of", commit_of)
+    overrides = ["ppo.reward.1.model=org/scorer", "ppo.reward.1.revision=v1"]
+    recipe = load(scorer / "r.yaml", overrides, ("ppo",))
+    inputs = inputs_of("ppo", recipe, runs, smoke=False)
+    found = next(item for item in inputs if item.role == "ppo.reward.1")
+    assert (found.kind, found.version, found.sha256) == ("hub", "v1-commit", "v1-commit")
+    terms = pinned("ppo", recipe, inputs).ppo.reward
+    assert [(term.model, term.revision) for term in terms[:2]] == [(None, None), ("org/scorer", "v1-commit")]
+    assert terms[0].run == "bot/reward@v0001"
+    key("ppo", overrides[0])
+    assert asked == [("model", "org/scorer", "v1"), ("model", "org/scorer", "main")]
+    assert key("ppo", *overrides) != key("ppo", overrides[0])
 
 
 @pytest.mark.parametrize(("stage", "field"), [("ppo", "ppo.reward.1.python"), ("eval", "eval.python.0")])
