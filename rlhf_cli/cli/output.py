@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_cli.runs.lineage import Ancestor, Verdict, name_of
+from rlhf_cli.runs.unfinished import state
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -138,13 +141,13 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
     for entry in entries:
         manifest, name = entry.manifest, f"{entry.name}/{entry.stage}@{entry.version}"
         if manifest is None:
-            table.add_row(name, "damaged" if entry.damage else "incomplete", "", "", entry.damage)
+            table.add_row(name, "damaged" if entry.damage else "incomplete", "", "", entry.damage or state(entry.path))
             continue
         shown = dict(figures(manifest["metrics"]))
         headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
-        state = "smoke" if manifest["smoke"] else "complete"
+        kind = "smoke" if manifest["smoke"] else "complete"
         started = manifest["started"][:16].replace("T", " ")
-        table.add_row(name, state, started, clock(manifest["seconds"]), headline)
+        table.add_row(name, kind, started, clock(manifest["seconds"]), headline)
     out.print(table)
 
 
@@ -157,7 +160,8 @@ def print_run(content: Mapping[str, Any]) -> None:
     )
     out.print(f"  {content['path']}", markup=False)
     if manifest is None:
-        out.print(f"  last step: {content['last_step'] or 'none logged'}", markup=False)
+        last = content["last_step"]
+        out.print(f"  {content['detail']}; last step logged: {last['step'] if last else 'none'}", markup=False)
         return
     out.print(f"  {manifest['started']}  {clock(manifest['seconds'])}  {manifest['device']}", markup=False)
     for title, lines in (
@@ -183,6 +187,40 @@ def _sample(row: Mapping[str, Any]) -> Iterator[str]:
     for name, value in row.items():
         yield f"{name:<16} {value}"
     yield ""
+
+
+def print_verdicts(verdicts: Sequence[tuple[Entry, Verdict]]) -> None:
+    """A line a run that is as it was written; what is not is told as faults."""
+    out = console()
+    for entry, verdict in verdicts:
+        if not verdict.faults:
+            what = "whole" if entry.manifest else "incomplete, its checkpoints whole"
+            out.print(f"{name_of(entry)}  {what}: {verdict.files:,} files, {verdict.bytes:,} bytes", markup=False)
+
+
+def print_lineage(entry: Entry, found: Sequence[Ancestor]) -> None:
+    """A line an input, further in the further it is away."""
+    out = console()
+    out.print(name_of(entry), style="bold", markup=False)
+    for one in found:
+        gone = "  (removed)" if one.missing else ""
+        out.print(f"{'    ' * one.depth}  {one.role:<16} {one.what}  {one.content[:12]}{gone}", markup=False)
+
+
+def print_differences(names: Sequence[str], found: Mapping[str, Sequence[Any]]) -> None:
+    """A line a thing that two runs have not in common."""
+    from rich import box
+    from rich.table import Table
+
+    out = console()
+    if not found:
+        out.print(f"{names[0]} and {names[1]} are alike", markup=False)
+        return
+    table = Table("", *names, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, sides in found.items():
+        shown = ["" if s is None else _number(s) if isinstance(s, float) else str(s) for s in sides]
+        table.add_row(name, *map(escaped, shown))
+    out.print(table)
 
 
 def print_check(recipe: Path, stages: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -274,13 +312,14 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     """A run in a listing."""
     manifest = entry.manifest or {}
     made = "smoke" if manifest.get("smoke") else "complete"
-    state = "damaged" if entry.damage else "incomplete" if entry.manifest is None else made
+    incomplete = entry.manifest is None and not entry.damage
     return {
         "name": entry.name,
         "stage": entry.stage,
         "version": entry.version,
         "path": str(entry.path),
-        "state": state,
+        "state": "damaged" if entry.damage else "incomplete" if incomplete else made,
+        "detail": state(entry.path) if incomplete else entry.damage,
         "started": manifest.get("started"),
         "seconds": manifest.get("seconds"),
         "metrics": manifest.get("metrics", {}),

@@ -46,11 +46,13 @@ class Plain:
         self.quiet = quiet
         self.name = ""
         self.total = 1
+        self.done_before = 0  # steps, where the run was resumed
         self.next = 0.0  # the step at which the next line is due
         self.started = time.monotonic()
 
     def stage(self, stage: str, run: Run) -> None:
         self.name = stage
+        self.done_before = run.resumed_step
         self.say(f"{run.name} · {run.version}{' · smoke' if run.smoke else ''}")
 
     def begin(self, total: int, unit: str) -> None:
@@ -63,7 +65,7 @@ class Plain:
         if step >= self.next or step == self.total:  # not every step is logged
             self.next = step + self.total / PLAIN_LINES
             spent = time.monotonic() - self.started
-            left = spent / max(step, 1) * (self.total - step)
+            left = spent / max(step - self.done_before, 1) * (self.total - step)
             self.say(f"{step}/{self.total}  {_live(metrics)}  {clock(left)} left")
 
     def say(self, text: str) -> None:
@@ -104,16 +106,18 @@ class Terminal:
         )
         self.task: Any = None
         self.name = ""
+        self.done_before = 0
 
     def stage(self, stage: str, run: Run) -> None:
         self.name = stage
+        self.done_before = run.resumed_step
         smoke = "  [yellow]smoke[/]" if run.smoke else ""
         self.out.print(f"[bold cyan]{stage}[/]  {run.name} · {run.version}{smoke}")
         self.progress.start()
         self.task = self.progress.add_task(stage, total=None, live="loading")
 
     def begin(self, total: int, unit: str) -> None:
-        self.progress.reset(self.task, total=total, live=unit)
+        self.progress.reset(self.task, total=total, completed=self.done_before, live=unit)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self.progress.update(self.task, completed=step, live=_live(metrics))

@@ -1,4 +1,4 @@
-"""`rlhf runs`: look at what was made."""
+"""`rlhf runs`: look at what was made, prove that it is whole, and take away what is not needed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from rlhf_cli.cli import options, output
-from rlhf_cli.errors import RecipeError
-from rlhf_cli.runs import layout
+from rlhf_cli.errors import Fault, ModelError, RecipeError
+from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.manifest import read_manifest
 
-runs = typer.Typer(help="List runs, and show what one did.", no_args_is_help=True)
+runs = typer.Typer(help="List, show, verify, compare and remove runs.", no_args_is_help=True)
 
 
 @runs.command("list")
@@ -33,14 +33,11 @@ def _references(incomplete: str) -> list[str]:
     return [text for text in found if text.startswith(incomplete)]
 
 
+Run = Annotated[str, typer.Argument(help="name/stage, name/stage@v0003, or its folder.", autocompletion=_references)]
+
+
 @runs.command()
-def show(
-    run: Annotated[
-        str, typer.Argument(help="name/stage, name/stage@v0003, or its folder.", autocompletion=_references)
-    ],
-    runs_dir: options.RunsDir = options.RUNS,
-    json: options.Json = False,
-) -> None:
+def show(run: Run, runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
     """Show one run: its figures, inputs, files, and the last samples."""
     entry = _find(run, runs_dir.absolute())
     content: dict[str, Any] = {**output.entry_json(entry), "manifest": entry.manifest}
@@ -50,6 +47,83 @@ def show(
         output.write_json({"status": "ok", "stage": "runs show", "run": content})
     else:
         output.print_run(content)
+
+
+@runs.command()
+def verify(
+    run: Annotated[
+        str | None, typer.Argument(help="A run; all where none is named.", autocompletion=_references)
+    ] = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    json: options.Json = False,
+) -> None:
+    """Read every byte of runs and checkpoints, and hold it against what was written; exit 4 names what differs."""
+    entries = [_find(run, runs_dir.absolute())] if run else list(layout.all_runs(runs_dir.absolute()))
+    verdicts = [(entry, lineage.verify(entry)) for entry in entries]
+    faults = [fault for _, verdict in verdicts for fault in verdict.faults]
+    if not json:
+        output.print_verdicts(verdicts)
+    if faults:
+        mend = "Run its stage again, or restore the file."
+        raise ModelError([Fault(f.message, f.where, f.mend or mend) for f in faults])
+    if json:
+        found = [
+            {"run": lineage.name_of(entry), "files": verdict.files, "bytes": verdict.bytes}
+            for entry, verdict in verdicts
+        ]
+        output.write_json({"status": "ok", "stage": "runs verify", "runs": found})
+
+
+@runs.command("lineage")
+def lineage_(run: Run, runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
+    """Show what a run is made of, back to the base and the data."""
+    entry = _find(run, runs_dir.absolute())
+    found = list(lineage.ancestors(entry))
+    if json:
+        made_of = [ancestor._asdict() for ancestor in found]
+        output.write_json({"status": "ok", "stage": "runs lineage", "run": lineage.name_of(entry), "made_of": made_of})
+    else:
+        output.print_lineage(entry, found)
+
+
+@runs.command()
+def diff(a: Run, b: Run, runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
+    """Show where two runs differ: settings, inputs, packages, figures."""
+    sides = [_find(text, runs_dir.absolute()) for text in (a, b)]
+    found = lineage.differences(*(lineage.facts(entry, _recipe(entry.path)) for entry in sides))
+    names = [lineage.name_of(entry) for entry in sides]
+    if json:
+        output.write_json({"status": "ok", "stage": "runs diff", "a": names[0], "b": names[1], "differs": found})
+    else:
+        output.print_differences(names, found)
+
+
+@runs.command()
+def rm(
+    run: Run,
+    force: Annotated[bool, typer.Option("--force", help="Also where other runs are made of it.")] = False,
+    runs_dir: options.RunsDir = options.RUNS,
+    json: options.Json = False,
+) -> None:
+    """Remove one version of a run; refused where other runs are made of it."""
+    entry = _find(run, runs_dir.absolute())
+    if not run.endswith(entry.version):
+        raise RecipeError(f"{run} does not name a version.", mend=f"Write {lineage.name_of(entry)}.")
+    lineage.remove(runs_dir.absolute(), entry, force=force)
+    if json:
+        output.write_json({"status": "ok", "stage": "runs rm", "run": lineage.name_of(entry)})
+    else:
+        typer.echo(f"removed {lineage.name_of(entry)}")
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run."""
+    import yaml
+
+    try:
+        return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ModelError(f"the recipe cannot be read: {error}.", where=str(folder / "recipe.yaml")) from None
 
 
 def _find(text: str, runs_dir: Path) -> layout.Entry:

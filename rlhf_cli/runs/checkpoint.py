@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import DiskError
+from rlhf_cli.runs import disk
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
 
+AGAIN = "Run the same command with --resume to go on."
 KEPT = 2  # the newest, so that one that is damaged has a predecessor
 _NAME = re.compile(r"step-\d{6,}")
 
@@ -43,7 +44,11 @@ def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Ite
         DiskError: before anything is written, where the disk has not that much left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(target.parent, size)
+    for left in target.parent.glob(".tmp-*"):  # of a process that was killed: a run has one owner
+        shutil.rmtree(left, ignore_errors=True)
+    last = next(reversed(checkpoints(target.parent)), None)
+    needed = size if last is None else max(size, sum(p.stat().st_size for p in last.rglob("*") if p.is_file()))
+    disk.check_free(target.parent, needed, saved=last, mend=f"Free space. {AGAIN}" if last else disk.ELSEWHERE)
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
@@ -63,14 +68,3 @@ def remove(folder: Path) -> None:
     gone = folder.with_name(f".tmp-{secrets.token_hex(4)}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def _check_space(parent: Path, size: int) -> None:
-    last = checkpoints(parent)[-1:]
-    needed = max(size, sum(p.stat().st_size for folder in last for p in folder.rglob("*") if p.is_file()))
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        message = f"a checkpoint takes {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free."
-        kept = f" What was saved before is whole: {last[0]}." if last else ""
-        mend = "Free space, and run the same command with --resume." if last else "Free space, or set --runs-dir."
-        raise DiskError(message + kept, where=str(parent), mend=mend)

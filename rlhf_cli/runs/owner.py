@@ -45,15 +45,15 @@ class Lock:
             os.close(self.descriptor)
 
 
-def take(folder: Path) -> Lock:
-    """Own the run in `folder`, and write there who does.
+def take(folder: Path, *, new: bool = False) -> Lock:
+    """Own the run in `folder`, and write there who does. A `new` run has no owner, and at most others who look.
 
     Raises:
         BlockingIOError: a living process owns it.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, fcntl.LOCK_EX | (0 if new else fcntl.LOCK_NB))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     except BaseException:
@@ -69,7 +69,7 @@ def of(folder: Path) -> str:
     except OSError:  # complete, or of another user
         return ""
     try:
-        _lock(descriptor, fcntl.LOCK_SH)
+        _lock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
     finally:
@@ -79,7 +79,7 @@ def of(folder: Path) -> str:
 
 def _lock(descriptor: int, kind: int) -> None:
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind)
     except BlockingIOError:
         raise
     except OSError:  # a file system without locks: two writers of one run are not found out there

@@ -16,12 +16,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli.errors import StoppedError
-from rlhf_cli.runs import layout, owner
-from rlhf_cli.runs.checkpoint import checkpoints, committed, path_of, step_of
+from rlhf_cli.runs import disk, layout, owner
+from rlhf_cli.runs.checkpoint import AGAIN, checkpoints, committed, path_of, step_of
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
 from rlhf_cli.runs.unfinished import JOURNALS, Unfinished, newest_checkpoint, rewind
-
-AGAIN = "Run the same command with --resume to go on."
 
 
 class Result(NamedTuple):
@@ -78,9 +76,9 @@ class Run:
             DiskError: where its folder cannot be made.
         """
         path = layout.claim(runs_dir, name, stage)
-        lock = owner.take(path)
-        run = cls(stage, name, path, runs_dir, smoke, base, reporter, lock)
-        owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
+        with disk.told(path):
+            run = cls(stage, name, path, runs_dir, smoke, base, reporter, owner.take(path, new=True))
+            owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
         return run
 
     @classmethod
@@ -158,12 +156,17 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tell the person, and `log.txt`."""
-        self._log(text)
+        self.note(text)
         self.reporter.say(text)
+
+    def note(self, text: str) -> None:
+        """Tell `log.txt` alone."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as out:
+            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
     def warn(self, text: str) -> None:
         """Tell the person, `log.txt` and the manifest."""
-        self._log(f"warning: {text}")
+        self.note(f"warning: {text}")
         self.warnings.append(text)
         self.reporter.warn(text)
 
@@ -245,10 +248,6 @@ class Run:
     def _append(self, file: str, row: Mapping[str, object]) -> None:
         with (self.path / file).open("a", encoding="utf-8") as out:
             out.write(json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n")
-
-    def _log(self, text: str) -> None:
-        with (self.path / "log.txt").open("a", encoding="utf-8") as out:
-            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
 
 def _jsonable(value: Any) -> Any:

@@ -106,8 +106,6 @@ def rewind(path: Path, checkpoint: Path) -> None:
     for folder in checkpoints(path / "checkpoints"):
         if step_of(folder) > step_of(checkpoint):
             remove(folder)
-    for left in (path / "checkpoints").glob(".tmp-*"):
-        shutil.rmtree(left)
     if (path / "model").is_dir():
         shutil.rmtree(path / "model")
     for name in JOURNALS:

@@ -7,7 +7,6 @@ is judged on a run that is complete.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import subprocess
@@ -21,9 +20,10 @@ from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.load import dump
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs import layout, signals, unfinished
+from rlhf_cli.runs import disk, layout, signals, unfinished
+from rlhf_cli.runs.checkpoint import AGAIN
 from rlhf_cli.runs.manifest import Manifest, digest
-from rlhf_cli.runs.run import AGAIN, Reporter, Run
+from rlhf_cli.runs.run import Reporter, Run
 from rlhf_cli.stages import STAGES, origin, run_card
 from rlhf_cli.stages.inputs import Input, check_undamaged, fingerprint, inputs_of, pinned, referred
 
@@ -111,9 +111,9 @@ def run_stage(
     base = _base(stage, inputs)
     notes: list[str] = []
     if resume:
-        run, notes = _resumed(
-            unfinished.take(runs_dir, recipe.name, stage, smoke=smoke), made_of, base=base, reporter=reporter
-        )
+        with disk.told(runs_dir):
+            taken = unfinished.take(runs_dir, recipe.name, stage, smoke=smoke)
+            run, notes = _resumed(taken, made_of, base=base, reporter=reporter)
     else:
         run = Run.create(
             runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter, origin={"made_of": made_of}
@@ -189,7 +189,7 @@ def _told(run: Run) -> Iterator[None]:
     except KeyboardInterrupt:
         if run.discard_if_empty():
             raise StoppedError("stopped by a signal; nothing was made.", where=run.stage) from None
-        run.say("stopped by a signal")
+        run.note("stopped by a signal")
         saved = run.checkpoints()
         if not saved:
             raise StoppedError(f"stopped by a signal; incomplete: {run.path}", where=run.stage) from None
@@ -197,14 +197,15 @@ def _told(run: Run) -> Iterator[None]:
             f"stopped by a signal; what was last saved is {saved[-1]}.", where=run.stage, mend=AGAIN
         ) from None
     except StoppedError as error:
-        run.say(str(error))
+        run.note(str(error))
         raise
     except RlhfError as error:
         if not run.discard_if_empty():
-            run.warn(f"failed: {error}")
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                run.warn(f"failed: {error}")
         raise
     except Exception as error:
-        with contextlib.suppress(OSError):  # the disk may be what failed
+        with contextlib.suppress(OSError):
             run.warn(f"failed: {type(error).__name__}: {error}")
         ours = _of_the_machine(error, run)
         if ours is not None:
@@ -220,10 +221,11 @@ def _of_the_machine(error: Exception, run: Run) -> RlhfError | None:
         less = "ppo.micro_batch_tokens" if run.stage == "ppo" else "micro_batch_size and max_length"
         mend = f"Lower {less}, or set base.quantize: nf4."
         return HardwareError(f"out of memory; incomplete: {run.path}", where=run.stage, mend=mend)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        place = str(error.filename or run.path)
-        mend = "Free space, or choose another place with --runs-dir."
-        return DiskError(f"{error.strerror}; incomplete: {run.path}", where=place, mend=mend)
+    failure = disk.failure(error)
+    if failure is not None:
+        place = str(getattr(error, "filename", None) or run.path)
+        mend = f"Free space. {AGAIN}" if run.checkpoints() else disk.ELSEWHERE
+        return DiskError(f"{failure}; incomplete: {run.path}", where=place, mend=mend)
     return None
 
 
