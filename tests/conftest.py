@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.reward_server import Server
 
 # Before anything imports torch, transformers or huggingface_hub, which read these once.
 os.environ.update(
@@ -16,7 +19,7 @@ os.environ.update(
     NO_COLOR="1",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for _name in ("RLHF_RUNS", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
+for _name in ("RLHF_RUNS", "RLHF_REWARD_TOKEN", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
     os.environ.pop(_name, None)
 
 SENTENCES = (
@@ -24,6 +27,14 @@ SENTENCES = (
     "User: What is two and three? Assistant: Two and three is five.",
     "The cat said: please, thank you, and good night.",
 )
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A reward server, which gives an answer's length."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server().running() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     gates.check_names(recipe.eval.gates, promised)
     functions = {names.function_name(spec): rewards.load_function(spec) for spec in recipe.eval.python}
     rows = _held_out(recipe, run)
-    bench = _bench(recipe, run)
+    bench = _bench(recipe, run, rows)
     parts: list[Callable[[], Metrics]] = []
     if rows.sft:
         parts.append(lambda: _demonstrations(bench, rows.sft))
@@ -108,7 +108,7 @@ def _held_out(recipe: Recipe, run: Run) -> HeldOut:
     )
 
 
-def _bench(recipe: Recipe, run: Run) -> Bench:
+def _bench(recipe: Recipe, run: Run, rows: HeldOut) -> Bench:
     source = run.base_source()
     tokenizer = base.load_tokenizer(source, recipe.base.revision)
     template.prepare(tokenizer, recipe.base.chat_template)
@@ -118,6 +118,10 @@ def _bench(recipe: Recipe, run: Run) -> Bench:
         for role, reference in references.items()
         if reference is not None
     }
+    judge = roles.get(JUDGE)
+    if judge is not None:
+        prompts = [*(row.prompt for row in rows.prompts), *(row.prompt for row in rows.preferences)]
+        rewards.check_tokenizer(tokenizer, judge, prompts, where="eval.reward")
     bank = Bank.load(recipe.base, recipe.adapter, source, roles, smoke=run.smoke)
     if JUDGE in roles and JUDGE not in bank.heads:
         mend = "Name a run of the reward stage, or null."

@@ -45,7 +45,8 @@ def run(recipe: Recipe, run: Run) -> Result:
     for index, source in enumerate(settings.reward):
         if source.run is not None:
             where = f"ppo.reward.{index}"
-            rewards.check_tokenizer(tokenizer, run.model_of(source.run), train.rows, where=where)
+            prompts = (row.prompt for row in train.rows)
+            rewards.check_tokenizer(tokenizer, run.model_of(source.run), prompts, where=where)
     rewards.prepare(terms, train.rows, recipe.base, smoke=run.smoke)
     cast = _cast(recipe, run, terms)
     if asked.activation_checkpointing:

@@ -61,6 +61,24 @@ def test_a_column_that_the_data_lacks_is_told(tmp_path):
         call(tmp_path, "def score(completions, answer): return [0.0, 0.0]", {"level": [1, 2]})
 
 
+def test_a_column_that_the_data_lacks_is_told_without_calling_the_function(tmp_path):
+    judge = rewards.terms([RewardSource(python=write(tmp_path, "def score(prompts, answer, prompt_ids): 1 / 0"))])[
+        0
+    ].judge
+    judge.check([PromptRow("p", {"answer": 3})])
+    with pytest.raises(RecipeError, match=r"asks for answer, and there is level, prompt_ids, completion_ids, prompts,"):
+        judge.check([PromptRow("p", {"level": 3})])
+
+
+def test_a_function_whose_parameters_cannot_be_told_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="its parameters cannot be told"):
+        call(tmp_path, "score = max")
+
+
+def test_an_integer_beyond_floats_is_not_finite(tmp_path):
+    assert call(tmp_path, "def score(completions): return [10**400, 1]") == [float("inf"), 1.0]
+
+
 def test_a_file_that_is_absent_or_broken_or_lacks_the_function_is_told(tmp_path):
     with pytest.raises(RecipeError, match=r"no file .*absent\.py"):
         rewards.load_function(f"{tmp_path}/absent.py:score")

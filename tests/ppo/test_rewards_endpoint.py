@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -16,60 +13,9 @@ from rlhf_cli.ppo import rewards
 from rlhf_cli.ppo.rewards import endpoint
 from rlhf_cli.ppo.rewards.endpoint import Endpoint
 from rlhf_cli.recipe.schema import RewardSource
+from tests.reward_server import Server, ok
 
-Reply = tuple[int, bytes, dict[str, str]]
 TOKEN = "s3cret-token"
-
-
-class Server:
-    """Answers with the lengths of the completions, or with `replies` in turn, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.replies: list[Reply | Callable[[Any], None]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
-                outer.headers.append(dict(self.headers))
-                outer.paths.append(self.path)
-                reply = outer.replies.pop(0) if outer.replies else ok([len(c) for c in body["completions"]])
-                if callable(reply):
-                    reply(self)
-                    return
-                status, data, headers = reply
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/score"
-
-
-def ok(value: object) -> Reply:
-    return 200, json.dumps(value).encode(), {}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv(endpoint.TOKEN, raising=False)
-    made = Server()
-    thread = threading.Thread(target=made.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield made
-    made.http.shutdown()
-    thread.join()
-    made.http.server_close()
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_cli.data import template
-from rlhf_cli.data.rows import PromptRow
+from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
 from rlhf_cli.ppo import rewards
 
-TEXT = [PromptRow("w1 w2", {})]
-CONVERSATION = [PromptRow("w1", {}), PromptRow([{"role": "user", "content": "w1"}], {})]
+TEXT: list[Text] = ["w1 w2"]
+CONVERSATION: list[Text] = ["w1", [{"role": "user", "content": "w1"}]]
 
 
 @pytest.fixture
@@ -24,28 +24,28 @@ def tokenizer(base_folder: Path) -> PreTrainedTokenizerBase:
     return made
 
 
-def check(tokenizer: PreTrainedTokenizerBase, folder: Path, rows: list[PromptRow]) -> None:
-    rewards.check_tokenizer(tokenizer, folder, rows, where="ppo.reward.0")
+def check(tokenizer: PreTrainedTokenizerBase, folder: Path, prompts: list[Text]) -> None:
+    rewards.check_tokenizer(tokenizer, folder, prompts, where="ppo.reward.0")
 
 
-@pytest.mark.parametrize("rows", [TEXT, CONVERSATION])
+@pytest.mark.parametrize("prompts", [TEXT, CONVERSATION])
 def test_the_tokenizer_that_a_reward_run_saves_is_taken(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, rows: list[PromptRow]
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, prompts: list[Text]
 ) -> None:
-    check(tokenizer, tmp_path, rows)  # a folder without one says nothing
+    check(tokenizer, tmp_path, prompts)  # a folder without one says nothing
     tokenizer.save_pretrained(tmp_path)
-    check(tokenizer, tmp_path, rows)
+    check(tokenizer, tmp_path, prompts)
 
 
-@pytest.mark.parametrize("rows", [TEXT, CONVERSATION])
+@pytest.mark.parametrize("prompts", [TEXT, CONVERSATION])
 def test_another_vocabulary_is_refused(
-    tokenizer: PreTrainedTokenizerBase, base_folder: Path, tmp_path: Path, rows: list[PromptRow]
+    tokenizer: PreTrainedTokenizerBase, base_folder: Path, tmp_path: Path, prompts: list[Text]
 ) -> None:
     text = (base_folder / "tokenizer.json").read_text()
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text(text.replace('"w1"', '"first"').replace('"w2"', '"w1"'))
     with pytest.raises(ModelError) as raised:
-        check(tokenizer, tmp_path, rows)
+        check(tokenizer, tmp_path, prompts)
     (fault,) = raised.value.faults
     assert f"({tmp_path}, 32 tokens) is not the policy's" in fault.message
     assert "2 of these are not the same there" in fault.message

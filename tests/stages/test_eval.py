@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,24 @@ def test_prompts_that_are_all_too_long_are_told(world: Path, tmp_path: Path) -> 
 def test_a_policy_as_judge_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no reward model"):
         evaluate(tmp_path, world, reward=str(world / "sft"))
+
+
+def test_a_judge_that_was_trained_with_another_template_is_refused(world: Path, tmp_path: Path) -> None:
+    judge = shutil.copytree(world / "reward", tmp_path / "reward")
+    tokenizer = tokenizer_of(world)
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    tokenizer.save_pretrained(judge)
+    assert "win_rate" in evaluate(tmp_path / "text", world, reward=str(judge))[0]
+    for kind in ("prompts", "preferences"):
+        pair = {
+            "chosen": [{"role": "assistant", "content": "w1"}],
+            "rejected": [{"role": "assistant", "content": "w2"}],
+        }
+        rows = [{"prompt": [{"role": "user", "content": p}], **pair} for p in PROMPTS]
+        write(tmp_path / "rows.jsonl", rows)
+        data = {kind: {"path": str(tmp_path / "rows.jsonl"), "eval_fraction": 0.5}}
+        with pytest.raises(ModelError, match="trained with another chat template"):
+            evaluate(tmp_path / kind, world, data=data, reward=str(judge))
 
 
 def test_a_figure_that_is_not_finite_is_named(world: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,15 +17,19 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
-from rlhf_cli.errors import DataError, ModelError, RecipeError
+from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
 from rlhf_cli.models.base import quiet
 from rlhf_cli.models.heads import load_score_head
+from rlhf_cli.recipe.load import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import ppo
+from rlhf_cli.stages.dispatch import Outcome, run_stage
+from tests.reward_server import Server, ok
 
 VOCABULARY = 32
 
@@ -203,3 +209,116 @@ def test_what_cannot_work_is_told(world: Path, new_run: Run) -> None:
         ppo.run(recipe(world, max_prompt_length=1), new_run)
     with pytest.raises(ModelError, match="no reward model"):
         ppo.run(recipe(world, reward=[{"run": str(world / "sft")}]), new_run)
+
+
+@pytest.fixture(scope="module")
+def scorer(world: Path) -> Path:
+    """A reward model of another shape than the base, whose tokenizer has the words in another order."""
+    folder = world / "scorer"
+    names = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in reversed(range(40)))]
+    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(names),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+        initializer_range=0.5,
+        pad_token_id=0,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_all_kinds_of_reward_train_together_and_are_logged_apart(
+    world: Path, scorer: Path, server: Server, new_run: Run
+) -> None:
+    weights = {"reward": 1.0, "by_level": 0.5, "scorer": 2.0, "http": 0.25, "length": -1.0}
+    sources = [
+        {"run": str(world / "reward")},
+        {"python": f"{world}/judge.py:by_level", "weight": 0.5},
+        {"model": str(scorer), "weight": 2.0},
+        {"http": server.url, "batch_size": 3, "weight": 0.25},
+        {"rule": {"length": {"max": 3}}, "weight": -1.0},
+    ]
+    result = ppo.run(recipe(world, reward=sources), new_run)
+    for row in (*lines(new_run.path / "metrics.jsonl"), {k.removeprefix("ppo."): v for k, v in result.metrics.items()}):
+        assert {n for n in row if n.startswith("reward.") and not n.endswith((".std", ".too_long"))} == {
+            f"reward.{name}" for name in weights
+        }
+        assert row["reward"] == pytest.approx(sum(w * row[f"reward.{name}"] for name, w in weights.items()), abs=1e-5)
+        assert row["reward.scorer.too_long"] == 0.0
+    # once before anything is loaded; four watched prompts before and after; four answers an iteration
+    assert [len(asked["prompts"]) for asked in server.asked] == [1, 3, 1, 3, 1, 3, 1, 3, 1]
+    assert all(len(asked["level"]) == len(asked["completions"]) for asked in server.asked)
+
+
+def test_a_server_that_fails_leaves_the_last_good_policy(world: Path, server: Server, new_run: Run) -> None:
+    replies = [ok([0.0]), ok([0.0] * 4), ok([0.5] * 4)]  # the check, the watched prompts, the first iteration
+    server.replies = [*replies, (200, b"oops", {})]
+    with pytest.raises(DivergedError, match=r"answered what is not JSON: 'oops'.*The last good policy is in") as raised:
+        ppo.run(recipe(world, reward=[{"http": server.url}], iterations=9, save_every=9), new_run)
+    assert raised.value.code == 7
+    (folder,) = (new_run.path / "checkpoints").iterdir()
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "base"), folder / "model")
+    assert [row["reward.http"] for row in lines(new_run.path / "metrics.jsonl")] == [0.5]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_that_cannot_judge_is_told_before_a_model_is_loaded(
+    world: Path, server: Server, new_run: Run, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo, "Bank", None)
+    server.replies = [(status, b"", {})]
+    with pytest.raises(DivergedError, match=f"answered {status}"):
+        ppo.run(recipe(world, reward=[{"http": server.url, "retries": 0}]), new_run)
+
+
+def test_a_reward_run_with_another_tokenizer_is_refused(
+    world: Path, scorer: Path, tmp_path: Path, new_run: Run
+) -> None:
+    shutil.copytree(world / "reward", tmp_path / "reward")
+    shutil.copy(scorer / "tokenizer.json", tmp_path / "reward")
+    shutil.copy(scorer / "tokenizer_config.json", tmp_path / "reward")
+    with pytest.raises(ModelError, match="is not the policy's") as raised:
+        ppo.run(recipe(world, reward=[{"run": str(world / "reward")}, {"run": str(tmp_path / "reward")}]), new_run)
+    assert raised.value.faults[0].where == "ppo.reward.1"
+
+
+def test_a_function_that_asks_for_what_there_is_not_is_told_before_a_model_is_loaded(
+    world: Path, new_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world / "asks.py").write_text("def asks(completions, tone):\n    return [0.0 for _ in completions]\n")
+    monkeypatch.setattr(ppo, "Bank", None)
+    with pytest.raises(RecipeError, match=r"asks\.py:asks.*asks for tone, and there is level"):
+        ppo.run(recipe(world, reward=[{"python": f"{world}/asks.py:asks"}]), new_run)
+
+
+class Telling(Quiet):
+    """What dispatch tells of stages, too."""
+
+    def stage(self, stage: str, run: Run) -> None: ...
+    def done(self, outcome: Outcome) -> None: ...
+
+
+def test_smoke_calls_the_server_and_makes_a_stand_in_of_the_model(
+    world: Path, scorer: Path, server: Server, tmp_path: Path
+) -> None:
+    sources = [{"model": str(scorer)}, {"http": server.url, "retries": 0}, {"rule": {"pattern": "w1"}}]
+    made = run_stage(
+        "ppo", recipe(world, start="base", reward=sources), tmp_path / "runs", smoke=True, reporter=Telling()
+    )
+    assert made.manifest["smoke"]
+    assert {"ppo.reward.scorer", "ppo.reward.http", "ppo.reward.pattern"} <= set(made.manifest["metrics"])
+    assert len(server.asked) > 2
+    inputs = {item["role"]: item for item in made.manifest["inputs"]}
+    assert (inputs["ppo.reward.0"]["kind"], len(inputs["ppo.reward.0"]["sha256"])) == ("folder", 64)
+    again = load(made.path / "recipe.yaml", stages=("ppo",))
+    assert again.ppo.reward[1].http == server.url

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_cli.data.rows import PromptRow
+from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import base
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, rows: Iterable[PromptRow], *, where: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, prompts: Iterable[Text], *, where: str) -> None:
     """Hold the policy's tokenizer, prepared as for training, against the one beside a reward model.
 
     A chat template counts where there are conversations; text does not go through it. A folder without a tokenizer,
@@ -39,7 +39,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, rows: Iter
         if getattr(own, name) != getattr(tokenizer, name):
             message = f"the reward model was trained with {name} {getattr(own, name)}, the policy has "
             raise ModelError(f"{message}{getattr(tokenizer, name)} ({folder}).", where=where, mend=mend)
-    if own.chat_template != tokenizer.chat_template and any(not isinstance(row.prompt, str) for row in rows):
+    if own.chat_template != tokenizer.chat_template and any(not isinstance(prompt, str) for prompt in prompts):
         message = f"the reward model ({folder}) was trained with another chat template than base.chat_template gives."
         mend = "Set base.chat_template to the reward run's (model/chat_template.jinja), or train it again."
         raise ModelError(message, where=where, mend=mend)

@@ -1,0 +1,61 @@
+"""A reward server on the loopback, in a thread: what a recipe's `http` source is held against."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = tuple[int, bytes, dict[str, str]]  # status, body, headers
+
+
+def ok(value: object) -> Reply:
+    return 200, json.dumps(value).encode(), {}
+
+
+class Server:
+    """Answers with the lengths of the completions, or with `replies` in turn, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.replies: list[Reply | Callable[[Any], None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body)
+                outer.headers.append(dict(self.headers))
+                outer.paths.append(self.path)
+                reply = outer.replies.pop(0) if outer.replies else ok([len(c) for c in body["completions"]])
+                if callable(reply):
+                    reply(self)
+                    return
+                status, data, headers = reply
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: object) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/score"
+
+    @contextmanager
+    def running(self) -> Iterator[Server]:
+        thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.http.shutdown()
+            thread.join()
+            self.http.server_close()
