@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlhf_cli import distributed
+from rlhf_cli.errors import DivergedError
 from rlhf_cli.evaluation import text
 from rlhf_cli.ppo import algorithm, experience, figures, rewards, update
 from rlhf_cli.ppo.roles import POLICY, REFERENCE, VALUE, Cast
@@ -20,7 +23,23 @@ class Earned(NamedTuple):
 
     raw: Tensor  # (B,) the weighted sum of the sources
     shaped: Tensor  # (B,) after normalizing, clipping and the penalty: what PPO learns from
-    by_source: dict[str, float]  # each source's mean over the responses that it judged
+    by_source: dict[str, list[float]]  # each source's scores, unweighted; NaN where it did not judge
+
+
+class Rows(NamedTuple):
+    """A rollout by rows, as processes exchange it: lists of B; tensors are (R_i,), in main memory."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    reward: list[float]  # the weighted sum of the sources
+    by_source: list[dict[str, float]]
+    entropy: list[Tensor]
+    logprobs: list[Tensor]
+    ref_logprobs: list[Tensor]
+    values: list[Tensor]
+    whitened: list[Tensor]
+    returns: list[Tensor]
+    advantages: list[Tensor]
 
 
 class Scored(NamedTuple):
@@ -53,12 +72,20 @@ class Scorer:
         if settings.missing_eos_penalty is not None:
             cut_off = [self.stops.is_truncated(response) for response in answered.responses]
             shaped = shaped - settings.missing_eos_penalty * torch.tensor(cut_off, device=shaped.device)
-        judged = {name: score[~score.isnan()] for name, score in scores.items()}
-        means = {f"reward.{name}": float(score.mean()) for name, score in judged.items() if len(score)}
-        return Earned(raw, shaped, means)
+        return Earned(raw, shaped, {name: score.tolist() for name, score in scores.items()})
 
     def score(self, answered: rewards.Answered, coefficient: float) -> Scored:
-        """Everything that the update needs. `coefficient`: of KL, in reward per nat."""
+        """Everything that the update needs, of all processes' answers. `coefficient`: of KL, in reward per nat."""
+        rows = self._local(answered, coefficient)
+        parts = distributed.everyones(rows)
+        if len(parts) > 1:  # one process's rows after the other's would sort the prompts by process
+            rows = Rows(
+                *([x for group in zip(*lists, strict=True) for x in group] for lists in zip(*parts, strict=True))
+            )
+        return Scored(_experience(rows, self.bank.device), self._metrics(rows, coefficient))
+
+    def _local(self, answered: rewards.Answered, coefficient: float) -> Rows:
+        """This process's answers, scored; advantages are whitened over all processes'."""
         settings, prompts, responses = self.settings, answered.prompt_ids, answered.responses
         limits: dict[str, Any] = {"pad_id": self.pad_id, "max_tokens": settings.micro_batch_tokens}
         shared = VALUE if self.cast.is_shared else None
@@ -74,28 +101,47 @@ class Scorer:
             value_list = experience.token_values(self.bank, self.cast.trunk, VALUE, prompts, responses, **limits)
         earned = self.earned(answered)
         logprobs, ref_logprobs = experience.pad([p.logprobs for p in policy]), experience.pad(reference)  # (B, R)
-        values = experience.pad(value_list)
-        lengths = torch.tensor([len(response) for response in responses], device=values.device)
-        mask = torch.arange(values.shape[1], device=values.device) < lengths[:, None]  # (B, R)
+        values, mask = experience.pad(value_list), _mask(responses, logprobs.device)
         kl = algorithm.kl_estimate(logprobs, ref_logprobs, settings.kl.estimator)
         charged = coefficient if settings.kl.apply_to == "reward" else 0.0
         shaped = algorithm.shape_rewards(kl, earned.shaped, mask, charged)
         advantages, returns = algorithm.gae(shaped, values, mask, settings.gamma, settings.lam)
-        metrics = {
-            "reward": float(earned.raw.mean()),
-            "reward.std": float(earned.raw.std(correction=0)),
-            **earned.by_source,
-            **figures.distance(logprobs, ref_logprobs, mask),
+        whitened = algorithm.whiten(advantages, mask)
+        judged = [dict(zip(earned.by_source, row, strict=True)) for row in zip(*earned.by_source.values(), strict=True)]
+        tensors = (logprobs, ref_logprobs, values, whitened, returns, advantages)
+        ragged = ([row[: len(r)].cpu() for row, r in zip(x, responses, strict=True)] for x in tensors)
+        return Rows(prompts, responses, earned.raw.tolist(), judged, [p.entropy.cpu() for p in policy], *ragged)
+
+    def _metrics(self, rows: Rows, coefficient: float) -> dict[str, float]:
+        raw, responses = torch.tensor(rows.reward), rows.responses
+        pad, mask = experience.pad, _mask(responses, torch.device("cpu"))
+        sources = {
+            name: [row[name] for row in rows.by_source if not math.isnan(row[name])] for name in rows.by_source[0]
+        }
+        return {
+            "reward": float(raw.mean()),
+            "reward.std": float(raw.std(correction=0)),
+            **{f"reward.{name}": sum(scores) / len(scores) for name, scores in sources.items() if scores},
+            **figures.distance(pad(rows.logprobs), pad(rows.ref_logprobs), mask),
             "kl.coef": coefficient,
-            "entropy": float(torch.cat([p.entropy for p in policy]).mean()),
-            "explained_variance": float(algorithm.explained_variance(values, returns, mask)),
-            "advantage.mean": float(advantages[mask].mean()),
-            "return.mean": float(returns[mask].mean()),
+            "entropy": float(torch.cat(rows.entropy).mean()),
+            "explained_variance": float(algorithm.explained_variance(pad(rows.values), pad(rows.returns), mask)),
+            "advantage.mean": float(torch.cat(rows.advantages).mean()),
+            "return.mean": float(torch.cat(rows.returns).mean()),
             "response_length": sum(map(len, responses)) / len(responses),
             "truncation_rate": sum(map(self.stops.is_truncated, responses)) / len(responses),
             "repeated_4gram_rate": text.repeated_ngram_rate(responses, 4),
             "distinct_2": text.distinct_ngram_rate(responses, 2),
         }
-        whitened = algorithm.whiten(advantages, mask)
-        ready = update.Experience(prompts, responses, mask, logprobs, ref_logprobs, values, whitened, returns)
-        return Scored(ready, metrics)
+
+
+def _experience(rows: Rows, device: torch.device) -> update.Experience:
+    tensors = (rows.logprobs, rows.ref_logprobs, rows.values, rows.whitened, rows.returns)
+    mask = _mask(rows.responses, device)
+    return update.Experience(rows.prompts, rows.responses, mask, *(experience.pad(x).to(device) for x in tensors))
+
+
+def _mask(responses: Sequence[list[int]], device: torch.device) -> Tensor:
+    """(B, R), True on the responses' own tokens."""
+    lengths = torch.tensor([len(response) for response in responses], device=device)
+    return torch.arange(max(map(len, responses)), device=device) < lengths[:, None]

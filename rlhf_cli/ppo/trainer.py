@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_cli import distributed
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError, ModelError
 from rlhf_cli.ppo import algorithm, figures, rewards, rollout, update
@@ -109,9 +110,10 @@ class Trainer:
                 is_due = iteration % settings.save_every == 0
                 if is_due or iteration == settings.iterations:
                     self._sample(iteration)  # before it is saved: a resume goes on behind both
-                if is_due or run.stopping:
+                is_stopped = any(distributed.everyones(run.stopping))
+                if is_due or is_stopped:
                     self._save(iteration, state=True)
-                if run.stopping:
+                if is_stopped:
                     raise run.stopped(iteration)
         except DivergedError as error:
             if self.good is None:
@@ -134,6 +136,7 @@ class Trainer:
     def _iterate(self, iteration: int) -> dict[str, float]:
         begin = time.perf_counter()
         chosen = [i for i in self.order.take(self.settings.rollout_batch_size) for _ in range(self._samples)]
+        chosen = chosen[distributed.rank() :: distributed.world_size()]
         answered = self._answer(Prompts([self.prompts.rows[i] for i in chosen], [self.prompts.ids[i] for i in chosen]))
         rolled_out = time.perf_counter()
         scored = self.scorer.score(answered, self.coefficient)
@@ -142,20 +145,20 @@ class Trainer:
             self._check(scored.metrics)
             self.good = None  # so that there is one copy at a time
             self.good = Good(iteration - 1, copied(self.cast))
-            learned = self._learn(scored.experience, policy_too=iteration > self.settings.critic.warmup_iterations)
+            learned = self._learn(scored.experience, iteration)
         except DivergedError:
             self._log(iteration, scored.metrics)  # what it died of is to be seen
             raise
         end = time.perf_counter()
         if self.adaptive is not None:
-            self.adaptive.update(scored.metrics["kl"], n=len(chosen))
+            self.adaptive.update(scored.metrics["kl"], n=len(scored.experience.responses))
         return {
             **scored.metrics,
             **learned,
             "seconds.rollout": rolled_out - begin,
             "seconds.scoring": scoring_done - rolled_out,
             "seconds.update": end - scoring_done,
-            "tokens_per_second": sum(map(len, answered.responses)) / (end - begin),  # response tokens
+            "tokens_per_second": sum(map(len, scored.experience.responses)) / (end - begin),  # response tokens
             "memory_peak_bytes": figures.memory_peak(self.bank.device),
             "episodes": float(self.order.served * self._samples),
         }
@@ -195,16 +198,18 @@ class Trainer:
                 mend="Raise kl.coef, or lower the learning rate.",
             )
 
-    def _learn(self, scored: update.Experience, *, policy_too: bool) -> dict[str, float]:
+    def _learn(self, scored: update.Experience, iteration: int) -> dict[str, float]:
         """`epochs` passes over the rollout in shuffled minibatches, fewer where target_kl is reached."""
         settings = self.settings
+        policy_too = iteration > settings.critic.warmup_iterations
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)  # the same in every process
         steps: list[update.Step] = []
         norms: list[tuple[float, float]] = []
         imitations: list[float] = []
         rates = [float(group["lr"]) for group in self.optimization.optimizer.param_groups]
         stopped = False
         for _ in range(settings.epochs):
-            for rows in torch.randperm(len(scored.responses)).tensor_split(settings.minibatches):
+            for rows in torch.randperm(len(scored.responses), generator=shuffle).tensor_split(settings.minibatches):
                 found = update.gradients(
                     self.cast,
                     settings,
@@ -267,7 +272,7 @@ class Trainer:
             "weights": copied(self.cast),
             "optimizer": self.optimization.optimizer.state_dict(),
             "schedule": self.optimization.schedule.state_dict(),
-            "generators": generators(),
+            "generators": distributed.everyones(generators()),
             "prompts": self.order.served,
             "demonstrations": None if self.imitated is None else self.imitated.served,
             "kl_coef": self.coefficient,
@@ -293,7 +298,7 @@ class Trainer:
             self.adaptive.coef = tree["kl_coef"]
         moments = self.scorer.moments
         moments.count, moments.mean, moments.squares = tree["moments"]
-        restore_generators(tree["generators"])
+        restore_generators(tree["generators"][distributed.rank()])
         self.saved.add(self.run.resumed_step)
         return self.run.logged()
 
@@ -306,4 +311,4 @@ class Trainer:
         scores = self.scorer.earned(answered, learn=False).raw.tolist()
         for prompt, completion, score in zip(answered.prompts, answered.completions, scores, strict=True):
             said = completion if isinstance(completion, str) else completion[-1]["content"]
-            self.run.sample({"step": iteration, "prompt": prompt, "response": said, "score": score})
+            self.run.sample({"step": iteration, "prompt": prompt, "response": said, "reward": score})

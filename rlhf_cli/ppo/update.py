@@ -4,9 +4,9 @@ Each micro-batch's loss is weighted by its share of the minibatch's response tok
 changes nothing but rounding. Policy and critic run their forward and backward passes one after the other (unless they
 share a trunk): no more than one graph is in memory.
 
-Room for several devices: `count` below becomes the sum over processes, and gradients are summed over processes once,
-behind the loop. Wrapping models for that (DDP) would need equal numbers of backward passes everywhere, which token
-budgets do not give.
+Of several processes each takes its share of a minibatch's rows, and gradients and figures are summed once, behind the
+loop. A model wrapped for that (DistributedDataParallel) would need equal numbers of backward passes everywhere, which
+token budgets do not give.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlhf_cli import distributed
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.ppo import algorithm
 from rlhf_cli.ppo.experience import MicroBatch, micro_batches, token_hidden, token_scores
@@ -70,16 +71,19 @@ def gradients(
     kl_coef: float,
     policy_too: bool = True,
 ) -> Step:
-    """Add the minibatch's gradients to the parameters'. `policy_too=False`: the critic's alone.
+    """Add this process's part of the minibatch's gradients to the parameters'; `step` sums them up.
 
-    `kl_coef`: in loss per nat a token, where KL is charged in the loss.
+    The minibatch is `rows` of the experience, which every process holds whole. `policy_too=False`: the critic's
+    gradients alone. `kl_coef`: in loss per nat a token, where KL is charged in the loss.
     """
+    count = sum(len(experience.responses[i]) for i in rows)
+    rows = rows[distributed.rank() :: distributed.world_size()]
     prompts, responses = [experience.prompts[i] for i in rows], [experience.responses[i] for i in rows]
-    count = sum(map(len, responses))
-    means: list[Tensor] = []  # (6,) a micro-batch, weighted
-    ranges: list[Tensor] = []  # (2,)
+    device = cast.bank.device
+    means = [torch.zeros(6, device=device)]  # (6,) a micro-batch, weighted
+    ranges = [torch.tensor([torch.inf, -torch.inf], device=device)]  # (2,)
     for batch in micro_batches(
-        prompts, responses, pad_id=pad_id, max_tokens=settings.micro_batch_tokens, device=cast.bank.device
+        prompts, responses, pad_id=pad_id, max_tokens=settings.micro_batch_tokens, device=device
     ):
         share = len(batch.tokens) / count
         old = _flat(experience, [rows[i] for i in batch.rows])
@@ -89,16 +93,25 @@ def gradients(
         means.append(share * torch.stack([*figures, stats.approx_kl, stats.ratio_mean]))
         ranges.append(torch.stack([stats.ratio_min, stats.ratio_max]))
     low, high = torch.stack(ranges).unbind(dim=1)
-    whole = torch.cat([torch.stack(means).sum(dim=0), low.amin(dim=0, keepdim=True), high.amax(dim=0, keepdim=True)])
-    return Step(*whole.tolist())  # one wait for the device
+    own = torch.cat([torch.stack(means).sum(dim=0), low.amin(dim=0, keepdim=True), high.amax(dim=0, keepdim=True)])
+    *means_of, lows, highs = zip(*distributed.everyones(own.tolist()), strict=True)  # one wait for the device
+    return Step._make([*map(sum, means_of), min(lows), max(highs)])
 
 
 def imitate(cast: Cast, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> float:
-    """Add the gradients of ptx_coef · (−log p of the completions, a mean over their tokens); gives that mean, nats."""
+    """Add the gradients of ptx_coef · (−log p of the completions, a mean over their tokens); gives that mean, nats.
+
+    As in `gradients`, each process adds its part.
+    """
     count = sum(map(len, rows.completions))
+    mine = slice(distributed.rank(), None, distributed.world_size())
     total = 0.0
     for batch in micro_batches(
-        rows.prompts, rows.completions, pad_id=pad_id, max_tokens=settings.micro_batch_tokens, device=cast.bank.device
+        rows.prompts[mine],
+        rows.completions[mine],
+        pad_id=pad_id,
+        max_tokens=settings.micro_batch_tokens,
+        device=cast.bank.device,
     ):
         with cast.bank.use(POLICY):
             hidden = token_hidden(cast.bank, POLICY, batch)
@@ -106,16 +119,18 @@ def imitate(cast: Cast, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> 
             loss = -logprobs.sum() / count
             (settings.ptx_coef * loss).backward()
         total += float(loss.detach())
-    return total
+    return sum(distributed.everyones(total))
 
 
 def step(optimization: Optimization) -> tuple[float, float]:
-    """Clip policy and critic, each by its own norm, and step. Gives both norms, before clipping.
+    """Sum gradients over processes, clip policy and critic, each by its own norm, and step. Gives both norms, before
+    clipping.
 
     Raises:
         DivergedError: a gradient is not finite. The weights are still those of the step before.
     """
     optimizer = optimization.optimizer
+    _add_up([p for group in optimizer.param_groups for p in group["params"]])
     norms = [_clip(group["params"], optimization.max_grad_norm) for group in optimizer.param_groups]
     for name, norm in zip(("policy", "critic"), norms, strict=True):
         if not norm < float("inf"):
@@ -193,6 +208,18 @@ def _flat(experience: Experience, rows: list[int]) -> Experience:
     names = ("logprobs", "ref_logprobs", "values", "advantages", "returns")
     flat = {name: getattr(experience, name)[rows][mask][None] for name in names}
     return experience._replace(mask=mask[mask][None], **flat)
+
+
+def _add_up(parameters: Sequence[nn.Parameter]) -> None:
+    """Give every process the sum of all gradients; one that had no rows has none of its own."""
+    if distributed.world_size() == 1:
+        return
+    has_one = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+    distributed.add_up([has_one])
+    moved = [p for p, count in zip(parameters, has_one.tolist(), strict=True) if count]
+    for p in moved:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    distributed.add_up([p.grad for p in moved if p.grad is not None])
 
 
 def _clip(parameters: Sequence[nn.Parameter], max_norm: float) -> float:

@@ -29,7 +29,7 @@ def test_rewards_are_normalized_by_all_of_the_run_so_far_then_clipped_then_punis
     seen = [1, 2, 9, 4, 4, 100]
     own = (4 - statistics.mean(seen)) / statistics.stdev(seen)
     assert second.shaped.tolist() == pytest.approx([own, own - 3.0, 1.5])
-    assert second.by_source == {"reward.share": 36.0}  # as the source gave them
+    assert second.by_source == {"share": [4.0, 4.0, 100.0]}  # as the source gave them
 
 
 def test_watched_samples_move_no_running_mean(make_trainer):
