@@ -168,8 +168,8 @@ def equal(found: Outcome, expected: Outcome) -> None:
 def test_killed_in_the_middle_of_an_accumulation_and_of_an_epoch(unbroken: tuple[Stage, Outcome]) -> None:
     stage, expected = unbroken
     runs = f"killed {expected.path.parents[2].name}"
-    stage.killed(runs, lambda: at_pass(6 * ACCUMULATED + 2, die))
-    assert stage.saved(runs) == ["step-000004"]
+    stage.killed(runs, lambda: at_pass(9 * ACCUMULATED + 2, die))  # in the second epoch, as is what was saved
+    assert stage.saved(runs) == ["step-000004", "step-000008"]
     equal(stage.run(runs, resume=True), expected)
 
 
