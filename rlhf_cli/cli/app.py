@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -68,25 +68,24 @@ def _stage_command(stage: str) -> Callable[..., None]:
         json: options.Json = False,
         quiet: options.Quiet = False,
     ) -> None:
-        loaded = _load(recipe, set_, [stage])
-        if dry_run:
-            _dry_run(loaded, [stage], runs_dir, smoke=smoke, json=json)
-            return
-        from rlhf_cli.stages.dispatch import run_stage
-        from rlhf_cli.stages.preview import check_rows
+        with _recipe(recipe, set_, [stage]) as loaded:
+            if dry_run:
+                _dry_run(loaded, [stage], runs_dir, smoke=smoke, json=json)
+                return
+            _check(loaded, [stage], runs_dir, smoke=smoke)
+            from rlhf_cli.stages.dispatch import run_stage
 
-        check_rows(loaded, [stage])
-        with progress.reporter(json=json, quiet=quiet) as reporter:
-            outcome = run_stage(
-                stage,
-                loaded,
-                runs_dir.absolute(),
-                smoke=smoke,
-                reporter=reporter,
-                skip_if_done=skip_if_done,
-                resume=resume,
-            )
-        _finish(output.outcome_json(outcome), outcome.failed_gates, json=json)
+            with progress.reporter(json=json, quiet=quiet) as reporter:
+                outcome = run_stage(
+                    stage,
+                    loaded,
+                    runs_dir.absolute(),
+                    smoke=smoke,
+                    reporter=reporter,
+                    skip_if_done=skip_if_done,
+                    resume=resume,
+                )
+            _finish(output.outcome_json(outcome), outcome.failed_gates, json=json)
 
     command.__doc__ = STAGES[stage].help
     return command
@@ -109,25 +108,24 @@ def run_(
     quiet: options.Quiet = False,
 ) -> None:
     """Run the recipe's stages in one process; what is up to date is skipped."""
-    loaded = _load(recipe, set_, stages or None)
-    wanted = _chain(loaded, stages)
-    if dry_run:
-        _dry_run(loaded, wanted, runs_dir, smoke=smoke, json=json)
-        return
-    from rlhf_cli.stages.dispatch import run_chain
-    from rlhf_cli.stages.preview import check_rows
+    with _recipe(recipe, set_, stages or None) as loaded:
+        wanted = _chain(loaded, stages)
+        if dry_run:
+            _dry_run(loaded, wanted, runs_dir, smoke=smoke, json=json)
+            return
+        _check(loaded, wanted, runs_dir, smoke=smoke, thorough=True)
+        from rlhf_cli.stages.dispatch import run_chain
 
-    check_rows(loaded, wanted)  # a broken row of the last stage's data is told before the first stage trains
-    outcomes = []
-    try:
-        with progress.reporter(json=json, quiet=quiet) as reporter:
-            chain = run_chain(loaded, wanted, runs_dir.absolute(), smoke=smoke, reporter=reporter, resume=resume)
-            for outcome in chain:
-                outcomes.append(outcome)
-    finally:
-        if len(outcomes) > 1 and not json:
-            output.print_chain(outcomes)
-    _finish(output.chain_json(outcomes), outcomes[-1].failed_gates, json=json)
+        outcomes = []
+        try:
+            with progress.reporter(json=json, quiet=quiet) as reporter:
+                chain = run_chain(loaded, wanted, runs_dir.absolute(), smoke=smoke, reporter=reporter, resume=resume)
+                for outcome in chain:
+                    outcomes.append(outcome)
+        finally:
+            if len(outcomes) > 1 and not json:
+                output.print_chain(outcomes)
+        _finish(output.chain_json(outcomes), outcomes[-1].failed_gates, json=json)
 
 
 @app.command(rich_help_panel="Chain")
@@ -135,14 +133,13 @@ def check(
     recipe: options.Recipe,
     stages: Annotated[list[StageName] | None, typer.Argument(help="Stages to check for.")] = None,
     set_: options.Set = None,
+    runs_dir: options.RunsDir = options.RUNS,
     json: options.Json = False,
 ) -> None:
-    """Check the recipe and its data files; train nothing, load no model."""
-    loaded = _load(recipe, set_, stages or None)
-    wanted = _chain(loaded, stages)
-    from rlhf_cli.stages.preview import check_rows
-
-    counts = check_rows(loaded, wanted)
+    """Check the recipe, its data files and what it refers to; train nothing, load no model."""
+    with _recipe(recipe, set_, stages or None) as loaded:
+        wanted = _chain(loaded, stages)
+        counts = _check(loaded, wanted, runs_dir)
     if json:
         output.write_json({"status": "ok", "stage": "check", "recipe": str(recipe), "stages": wanted, "data": counts})
     else:
@@ -152,10 +149,27 @@ def check(
 app.add_typer(runs, name="runs", rich_help_panel="Runs")
 
 
-def _load(recipe: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Recipe:
-    from rlhf_cli.recipe.load import load
+@contextlib.contextmanager
+def _recipe(path: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Iterator[Recipe]:
+    """The recipe; inside, a fault that names one of its keys is told with that key's line."""
+    from rlhf_cli.recipe.load import read_recipe
 
-    return load(recipe, overrides or (), stages)
+    loaded = read_recipe(path, overrides or (), stages)
+    try:
+        yield loaded.recipe
+    except RlhfError as error:
+        error.faults = tuple(loaded.located(fault) for fault in error.faults)
+        raise
+
+
+def _check(
+    recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool = False, thorough: bool = False
+) -> dict[str, dict[str, int]]:
+    """What is told before the first stage trains; counts of rows. `thorough`: of later stages too."""
+    from rlhf_cli.stages.preflight import check_references, check_rows
+
+    check_references(recipe, stages, runs_dir.absolute(), smoke=smoke, thorough=thorough)
+    return check_rows(recipe, stages)
 
 
 def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
@@ -177,8 +191,10 @@ def _finish(result: dict[str, Any], failed_gates: Sequence[Fault], *, json: bool
 
 
 def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
+    from rlhf_cli.stages.preflight import check_references
     from rlhf_cli.stages.preview import preview
 
+    check_references(loaded, stages, runs_dir.absolute(), smoke=smoke, thorough=len(stages) > 1)
     previews = [
         preview(stage, loaded, runs_dir.absolute(), smoke=smoke, earlier=stages[:index])
         for index, stage in enumerate(stages)

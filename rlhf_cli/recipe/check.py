@@ -104,9 +104,13 @@ def _source(source: Source, key: Key) -> Iterator[Problem]:
 
 
 def _near(path: Path) -> str:
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {near[0]}?" if near else "Paths are relative to the recipe's own folder."
+    """What is there that the first missing part of `path` may stand for."""
+    missing = next(p for p in [*reversed(path.parents), path] if not p.exists())
+    names = [p.name for p in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    near = difflib.get_close_matches(missing.name, names, n=1)
+    if not near:
+        return "A relative path begins at its recipe's own folder, in --set at the working folder."
+    return f"Did you mean {near[0] if missing == path else show(missing.with_name(near[0]))}?"
 
 
 def _architecture(recipe: Recipe) -> Iterator[Problem]:

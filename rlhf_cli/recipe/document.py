@@ -68,9 +68,9 @@ class Document:
 
 
 def show(path: Path) -> str:
-    """`path` as a person would write it here: relative to the working folder where that is shorter."""
+    """`path` as a person would write it here: as it was given, or relative where it lies below the working folder."""
     relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
+    return str(path) if relative.startswith("..") or not path.is_absolute() else relative
 
 
 def read(path: Path) -> Document:

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -19,10 +19,30 @@ from rlhf_cli.recipe.schema import Recipe, Relative, Section
 
 SOURCE_KEYS = ("path", "hub", "run")
 _SECRET_URL = re.compile(r"://\S*[@?]\S*")  # may hold a password, which no terminal and no log is to show
+_DOTTED = re.compile(r"[a-z_]+(\.\w+)+")  # a key inside a section; a section's bare name is also its stage's
 _PLACEHOLDERS: dict[Key, object] = {("name",): "unnamed", ("base",): {"model": "unnamed"}, ("base", "model"): "unnamed"}
 
 
+class Loaded(NamedTuple):
+    """A recipe, and where its keys were written."""
+
+    recipe: Recipe
+    document: Document
+
+    def located(self, fault: Fault) -> Fault:
+        """`fault`, found later, at the line of the key that its `where` names; as it is where it names none."""
+        if not _DOTTED.fullmatch(fault.where) or fault.where.partition(".")[0] not in Recipe.model_fields:
+            return fault
+        key: Key = tuple(int(part) if part.isdecimal() else part for part in fault.where.split("."))
+        return _fault(self.document, key, f"{fault.where}: {fault.message}", fault.mend)
+
+
 def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None = None) -> Recipe:
+    """The recipe alone of `read_recipe`."""
+    return read_recipe(path, overrides, stages).recipe
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None = None) -> Loaded:
     """Read the recipe at `path`, apply `overrides` (`KEY=VALUE`), and check it for `stages` (None: those it names).
 
     Raises:
@@ -41,7 +61,7 @@ def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None
                 faults.append(_fault(document, *problem))
     if faults or recipe is None:
         raise RecipeError(sorted(dict.fromkeys(faults), key=_position))
-    return recipe
+    return Loaded(recipe, document)
 
 
 def _follows(key: Key, wrong: Iterable[Key]) -> bool:

@@ -36,7 +36,8 @@ class Relative:
         if is_run_reference(text) or text in ("base", "scratch"):
             return text
         path = _under(folder, text)
-        return path if text.startswith((".", "/", "~")) or os.path.isdir(path) else text
+        is_path = text.startswith((".", "/", "~")) or text.count("/") > 1  # a hub id is owner/name
+        return path if is_path or os.path.isdir(path) else text
 
 
 def _under(folder: Path, text: str) -> str:

@@ -124,13 +124,14 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, where: str = "") 
         damaged = next((e for e in reversed(begun) if e.damage), None)
         if damaged is not None:
             raise ModelError(damaged.damage, where=where, mend="Remove this version, and run the stage again.")
-        only = "only smoke runs" if any(e.manifest for e in begun) else "none complete" if begun else "none"
-        message = f"there is no {reference.stage} run of {reference.name} in {runs_dir}: {only}."
+        only = ", only smoke runs" if any(e.manifest for e in begun) else ", only incomplete ones" if begun else ""
+        message = f"there is no {reference.stage} run of {reference.name} in {runs_dir}{only}."
         raise RecipeError(message, where=where, mend=f"Run `rlhf {reference.stage}` first.")
     path = runs_dir / reference.name / reference.stage / reference.version
     manifest = read_manifest(path)
     if manifest is None:
-        have = [e.version for e in versions(runs_dir, reference.name, reference.stage) if e.manifest]
+        found = versions(runs_dir, reference.name, reference.stage)
+        have = [e.version for e in found if e.manifest and e.manifest["smoke"] == smoke]
         state = "is incomplete" if path.is_dir() else "does not exist"
         mend = f"Complete are: {', '.join(have)}." if have else f"Run `rlhf {reference.stage}` first."
         raise RecipeError(f"the run {text} {state}.", where=where, mend=mend)

@@ -12,8 +12,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 10  # seconds
 
 
-def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str) -> str:
+def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str, *, where: str = "") -> str:
     """The commit that `revision` names, from the hub or, where it cannot be reached, from the local cache.
+
+    `where`: the recipe's key that names it.
 
     Raises:
         ModelError, DataError: the hub has no such repository or revision, or wants a token; or it cannot be reached
@@ -24,7 +26,9 @@ def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str) -> st
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    failure = ModelError if kind == "model" else DataError
+    failure, instead = (
+        (ModelError, "a folder as ./folder") if kind == "model" else (DataError, "`path:`, a file or folder")
+    )
     why = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
@@ -33,15 +37,17 @@ def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str) -> st
             return found
         except GatedRepoError:
             mend = f"Accept its terms on https://huggingface.co/{repo} and set HF_TOKEN."
-            raise failure(f"{repo} is gated on the hub.", mend=mend) from None
+            raise failure(f"{repo} is gated on the hub.", where=where, mend=mend) from None
         except RepositoryNotFoundError:
-            mend = "Check the id, or give a folder as ./folder. A private one needs HF_TOKEN."
-            raise failure(f"there is no {kind} {repo} on the hub.", mend=mend) from None
+            mend = f"Check the id, or give {instead}. A private one needs HF_TOKEN."
+            raise failure(f"there is no {kind} {repo} on the hub.", where=where, mend=mend) from None
         except RevisionNotFoundError:
-            raise failure(f"{repo} has no revision {revision}.", mend="Name a branch, tag or commit.") from None
+            mend = "Name a branch, tag or commit."
+            raise failure(f"{repo} has no revision {revision}.", where=where, mend=mend) from None
         except HFValidationError:
-            mend = "Write owner/name, or give a folder as ./folder."
-            raise failure(f"{repo} is neither a folder nor the id of a {kind} on the hub.", mend=mend) from None
+            mend = f"Write owner/name, or give {instead}."
+            message = f"{repo} is neither a folder nor the id of a {kind} on the hub."
+            raise failure(message, where=where, mend=mend) from None
         except OSError as error:  # what every failure of the network is to huggingface_hub's client …
             why = f"the hub cannot be reached ({type(error).__name__})"
         except Exception as error:  # … but for those of the transport below it, which share no public class
@@ -51,5 +57,5 @@ def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str) -> st
     cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
     if cached.is_file():
         return cached.read_text().strip()
-    mend = "Go online once, or give a folder as ./folder."
-    raise failure(f"{repo} is not in the local cache, and {why}.", mend=mend)
+    mend = f"Go online once, or give {instead}."
+    raise failure(f"{repo} is not in the local cache, and {why}.", where=where, mend=mend)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhf_cli.errors import Fault, ModelError, RecipeError
-from rlhf_cli.recipe.schema import Recipe, Relative, RewardSource, Section, Source, is_run_reference
+from rlhf_cli.recipe.schema import Recipe, Relative, RewardSource, Section, Source
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.layout import Entry
 from rlhf_cli.runs.manifest import FILE, damage, digest, read_manifest, sha256
 from rlhf_cli.stages import STAGES, hub
 from rlhf_cli.stages.neighbours import neighbours
+from rlhf_cli.stages.references import Found, Reference, find, is_checkpoint, references, rows_of
 
 # Of a reward source: how it is reached changes nothing of what it says; a revision counts as the commit that it names.
 ASIDE = ("revision", "timeout", "batch_size", "retries")
@@ -38,22 +39,25 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
         RecipeError: with one fault for every run that is absent, incomplete or of the wrong kind.
         ModelError: where a run stands on another base than the recipe's.
     """
-    resolver = _Resolver(stage, recipe.name, runs_dir, smoke)
     found: list[Input] = []
+    runs_of_rows: list[Entry] = []
     faults: list[Fault] = []
-    for role, ref, stages, revision in _references(stage, recipe):
+    for reference in references(stage, recipe):
         try:
-            found.append(resolver.model(role, ref, stages, revision))
+            one = find(reference, recipe.name, runs_dir, smoke=smoke)
+            if reference.is_of_rows:
+                assert one.entry is not None
+                runs_of_rows.append(one.entry)
+            else:
+                found.append(model_input(reference, one))
         except RecipeError as error:
             faults += error.faults
-    for kind in _rows(stage, recipe):
-        for source in getattr(recipe.data, kind) or []:
-            try:
-                found.append(resolver.rows(f"data.{kind}", source))
-            except RecipeError as error:
-                faults += error.faults
     if faults:
         raise RecipeError(faults)
+    waiting = iter(runs_of_rows)
+    for kind in rows_of(stage, recipe):
+        for source in getattr(recipe.data, kind) or []:
+            found.append(_source(f"data.{kind}", source, next(waiting) if source.run else None))
     for role, spec in _functions(stage, recipe):
         found += _code(role, spec)
     if stage == "export":
@@ -61,22 +65,27 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
     if STAGES[stage].adapts_base:
         if recipe.base.chat_template != "auto":
             found.append(_file("base.chat_template", recipe.base.chat_template))
-        _same_base(found)
+        check_base(stage, found)
     return found
 
 
 def check_undamaged(inputs: list[Input]) -> None:
-    """Hold the models of the runs among `inputs` against their manifests, every byte of them.
+    """Hold the models of the runs and checkpoints among `inputs` against their manifests, every byte of them.
 
     Raises:
         ModelError: with one fault for each file that is missing, cut short or changed.
     """
     faults = []
-    for path in dict.fromkeys(item.path for item in inputs if item.kind == "run"):
-        manifest = read_manifest(Path(path))
+    for path in dict.fromkeys(Path(item.path) for item in inputs if item.kind == "run"):
+        manifest = read_manifest(path)
         if manifest is not None:
             mend = f"Run `rlhf {manifest['stage']}` again, or restore the file."
-            faults += [Fault(f.message, f.where, mend) for f in damage(Path(path) / "model", manifest, _file_hash)]
+            faults += [Fault(f.message, f.where, mend) for f in damage(path / "model", manifest, _file_hash)]
+    for path in dict.fromkeys(Path(item.path).parent for item in inputs if item.kind == "folder"):
+        manifest = read_manifest(path) if is_checkpoint(path) else None
+        if manifest is not None:
+            mend = "Name another checkpoint, or restore the file."
+            faults += [Fault(f.message, f.where, mend) for f in damage(path, manifest, _file_hash)]
     if faults:
         raise ModelError(faults)
 
@@ -99,7 +108,7 @@ def pinned(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
     if base is not None and base.kind == "hub":
         changed["base"] = recipe.base.model_copy(update={"revision": base.version})
     data: dict[str, Any] = {}
-    for kind in _rows(stage, recipe):
+    for kind in rows_of(stage, recipe):
         found = [item for item in inputs if item.role == f"data.{kind}"]
         sources: list[Source] = getattr(recipe.data, kind) or []
         data[kind] = [_pinned_source(source, item) for source, item in zip(sources, found, strict=True)] or None
@@ -127,12 +136,6 @@ def _pinned_source(source: Source, item: Input) -> Source:
     return source.model_copy(update={"run": _explicit(item, source.run)})
 
 
-def _rows(stage: str, recipe: Recipe) -> tuple[str, ...]:
-    """The data that the stage reads. PPO reads demonstrations where it mixes them in."""
-    more = ("sft",) if stage == "ppo" and recipe.ppo.ptx_coef else ()
-    return STAGES[stage].rows + more
-
-
 def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool) -> str:
     """Equal exactly where running `stage` again would do the same: its settings, its inputs' contents, the seed."""
     contents = [[item.role, item.sha256 or item.ref] for item in inputs]
@@ -153,7 +156,7 @@ def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
     if stage == "eval":
         settings["max_new_tokens"] = recipe.eval.max_new_tokens or recipe.ppo.max_new_tokens
         settings["max_length"] = [recipe.sft.max_length, recipe.reward.max_length, recipe.ppo.max_prompt_length]
-    for kind in _rows(stage, recipe):
+    for kind in rows_of(stage, recipe):
         sources: list[Source] = getattr(recipe.data, kind) or []
         settings[f"data.{kind}"] = [_settings(source) for source in sources]
     return settings
@@ -182,28 +185,9 @@ def _word(place: str | None) -> str | None:
     return place.rpartition(":")[2] if ".py:" in place else "…"
 
 
-def _references(stage: str, recipe: Recipe) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """Role, reference, the stages that may stand there, and the hub revision, of each model that `stage` reads."""
-    if STAGES[stage].adapts_base:
-        yield "base", recipe.base.model, ("pretrain",), recipe.base.revision
-    section = getattr(recipe, STAGES[stage].section)
-    for field in STAGES[stage].runs:
-        ref = getattr(section, field)
-        if ref in (None, "base", "scratch"):
-            continue
-        wanted = ("reward",) if field == "reward" else ("sft", "reward") if stage == "reward" else ("sft", "ppo")
-        yield field, ref, ("pretrain",) if stage == "pretrain" else wanted, "main"
-    if stage == "ppo":
-        for index, term in enumerate(recipe.ppo.reward):
-            if term.run is not None:
-                yield f"ppo.reward.{index}", term.run, ("reward",), "main"
-            elif term.model is not None:
-                yield f"ppo.reward.{index}", term.model, (), term.revision or "main"
-
-
 def referred(stage: str, recipe: Recipe) -> list[str]:
     """The runs and models that `stage` refers to, as the recipe has them."""
-    return [ref for _, ref, _, _ in _references(stage, recipe)]
+    return [reference.ref for reference in references(stage, recipe)]
 
 
 def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -226,55 +210,37 @@ def _file(role: str, path: str) -> Input:
     return Input(role, path, "file", path, None, sha256(Path(path)))
 
 
-class _Resolver(NamedTuple):
-    stage: str
-    name: str
-    runs_dir: Path
-    smoke: bool
+def model_input(reference: Reference, found: Found) -> Input:
+    """What was found, with its hash; of a hub model the commit.
 
-    def where(self, role: str) -> str:
-        """The recipe's key of a role."""
-        if role == "base":
-            return "base.model"
-        return f"{STAGES[self.stage].section}.{role}" if role in STAGES[self.stage].runs else role
+    Raises:
+        ModelError: the hub has no such model, or cannot be reached.
+    """
+    role, ref = reference.role, reference.ref
+    if found.entry is not None:
+        return _run(role, ref, found.entry)
+    if found.kind == "folder":
+        return Input(role, ref, "folder", found.path, None, _folder_hash(Path(found.path)))
+    commit = hub.commit_of("model", ref, reference.revision, where=reference.where)
+    return Input(role, ref, "hub", ref, commit, commit)
 
-    def model(self, role: str, ref: str, stages: tuple[str, ...], revision: str) -> Input:
-        if is_run_reference(ref):
-            return self._run(role, ref, stages)
-        if os.path.isabs(ref):
-            folder = Path(ref).resolve()  # `latest` is the version that it is now
-            manifest = read_manifest(folder)
-            if manifest is None:
-                return Input(role, ref, "folder", ref, None, _folder_hash(folder))
-            if manifest["smoke"] and not self.smoke:
-                message = f"{ref} is a smoke run, of random weights."
-                raise RecipeError(message, where=self.where(role), mend="Name a real run.")
-            entry = Entry(manifest["name"], manifest["stage"], folder.name, folder, manifest)
-            return self._entry(role, ref, stages, entry)
-        commit = hub.commit_of("model", ref, revision)
-        return Input(role, ref, "hub", ref, commit, commit)
 
-    def rows(self, role: str, source: Source) -> Input:
-        if source.run is not None:
-            return self._run(role, source.run, ())
-        if source.hub is not None:
-            commit = hub.commit_of("dataset", source.hub, source.revision or "main")
-            return Input(role, source.hub, "hub", source.hub, commit, commit)
-        assert source.path is not None
-        path = Path(source.path)
-        if path.is_dir():
-            return Input(role, source.path, "folder", source.path, None, _folder_hash(path))
-        return _file(role, source.path)
+def _run(role: str, ref: str, entry: Entry) -> Input:
+    return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / FILE))
 
-    def _run(self, role: str, ref: str, stages: tuple[str, ...]) -> Input:
-        entry = layout.find(self.runs_dir, ref, self.name, smoke=self.smoke, where=self.where(role))
-        return self._entry(role, ref, stages, entry)
 
-    def _entry(self, role: str, ref: str, stages: tuple[str, ...], entry: Entry) -> Input:
-        if stages and entry.stage not in stages:
-            message = f"{ref} is a {entry.stage} run, expected {' or '.join(stages)}."
-            raise RecipeError(message, where=self.where(role), mend="Name another run.")
-        return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / FILE))
+def _source(role: str, source: Source, entry: Entry | None) -> Input:
+    """`entry`: the run that the source names, where it names one."""
+    if entry is not None:
+        return _run(role, str(source.run), entry)
+    if source.hub is not None:
+        commit = hub.commit_of("dataset", source.hub, source.revision or "main", where=role)
+        return Input(role, source.hub, "hub", source.hub, commit, commit)
+    assert source.path is not None
+    path = Path(source.path)
+    if path.is_dir():
+        return Input(role, source.path, "folder", source.path, None, _folder_hash(path))
+    return _file(role, source.path)
 
 
 def _folder_hash(folder: Path) -> str:
@@ -304,18 +270,21 @@ def _evaluation(found: list[Input], name: str, runs_dir: Path, smoke: bool) -> l
     return []
 
 
-def _same_base(inputs: list[Input]) -> None:
+def check_base(stage: str, inputs: Sequence[Input]) -> None:
     """An adapter fits any base of its shape without a word; refuse one that was trained on another base.
 
     Raises:
-        ModelError: naming each run whose base is not this one.
+        ModelError: with one fault for each run whose base is not this one.
     """
     base = next(item for item in inputs if item.role == "base")
+    faults = []
     for item in inputs:
         manifest = read_manifest(Path(item.path)) if item.kind == "run" and item.role != "base" else None
         theirs = next((i for i in manifest["inputs"] if i["role"] == "base"), None) if manifest else None
-        if theirs is not None and theirs["sha256"] != base.sha256:
-            stage = manifest["stage"] if manifest else ""
+        if manifest is not None and theirs is not None and theirs["sha256"] != base.sha256:
             message = f"{item.ref} ({item.version}) was trained on another base: {theirs['ref']}, not {base.ref}."
-            mend = f"Run `rlhf {stage}` again on this base, or name a run of this base."
-            raise ModelError(message, where=item.role, mend=mend)
+            mend = f"Run `rlhf {manifest['stage']}` again on this base, or name a run of this base."
+            where = f"{stage}.{item.role}" if item.role in STAGES[stage].runs else item.role
+            faults.append(Fault(message, where, mend))
+    if faults:
+        raise ModelError(faults)

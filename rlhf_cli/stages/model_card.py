@@ -16,6 +16,7 @@ from rlhf_cli.recipe.schema import Recipe, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.manifest import FILE, Manifest, read_manifest, sha256
 from rlhf_cli.runs.run import Run
+from rlhf_cli.stages.references import is_checkpoint, owner_of
 
 PROBE, ANSWER = "rlhfquestion", "rlhfanswer"  # text that no template holds
 
@@ -32,14 +33,14 @@ def write(
 ) -> None:
     """Write README.md into `folder`, and for a merged model Ollama's Modelfile."""
     merged = recipe.export.form == "merged"
-    policy = run.find(recipe.export.of)
+    policy = owner_of(run.find(recipe.export.of))
     ancestors = _ancestors(policy)
     form = f"merged into its base, {recipe.export.dtype}" if merged else "a LoRA adapter"
     parts = [
         _front_matter(recipe, run),
         f"# {recipe.name}\n\n`{_base_name(recipe, run)}` adapted with rlhf; {form}. "
         "The licence of the base and of the data applies.",
-        _lineage(ancestors),
+        _lineage(ancestors, policy),
         _evaluation(run, policy),
         f"## Verified\n\nLoaded again after it was written: every tensor as saved, mean KL {kl:.1e} nats a token "
         "against the model as it was trained.",
@@ -68,7 +69,7 @@ def _front_matter(recipe: Recipe, run: Run) -> str:
 
 
 def _ancestors(policy: Path) -> list[Ancestor]:
-    """Every run that the policy comes from, itself last; none where it is a plain folder."""
+    """Every run that the policy comes from, its own last; none where it is a plain folder, or its run incomplete."""
     found: dict[Path, Ancestor] = {}
 
     def visit(path: Path) -> None:
@@ -80,18 +81,19 @@ def _ancestors(policy: Path) -> list[Ancestor]:
                 visit(Path(item["path"]))
         found[path] = Ancestor(path, manifest)
 
-    visit(policy)
+    visit(policy.parents[1] if is_checkpoint(policy) else policy)
     return list(found.values())
 
 
-def _lineage(ancestors: list[Ancestor]) -> str:
+def _lineage(ancestors: list[Ancestor], policy: Path) -> str:
     if not ancestors:
         return ""
+    which = f"The model is the checkpoint {policy.name} of the last of these runs.\n\n" if is_checkpoint(policy) else ""
     runs = [
         (m["stage"], f"{m['name']}/{m['stage']}@{m['version']}", str(m["seed"]), f"`{sha256(path / FILE)}`")
         for path, m in ancestors
     ]
-    text = "## Lineage\n\n" + _table(("stage", "run", "seed", "sha256 of its manifest"), runs)
+    text = f"## Lineage\n\n{which}" + _table(("stage", "run", "seed", "sha256 of its manifest"), runs)
     inputs = sorted(set(_outside_inputs(ancestors)))
     return f"{text}\n\n{_table(('input', 'read by', 'role', 'sha256 or commit'), inputs)}" if inputs else text
 
@@ -112,7 +114,7 @@ def _evaluation(run: Run, policy: Path) -> str:
         manifest = entry.manifest
         if manifest is None or manifest["smoke"] != run.smoke:
             continue
-        if any(item["role"] == "of" and Path(item["path"]) == policy for item in manifest["inputs"]):
+        if any(item["role"] == "of" and Path(item["path"]) in (policy, policy / "model") for item in manifest["inputs"]):
             figures: Mapping[str, Any] = manifest["metrics"]
             rows = [(f"`{name}`", "–" if value is None else f"{value:.4g}") for name, value in sorted(figures.items())]
             against = next((item["ref"] for item in manifest["inputs"] if item["role"] == "against"), None)

@@ -1,4 +1,4 @@
-"""`rlhf check` and `--dry-run`: what the data holds and what a stage would train on, without a model's weights."""
+"""`--dry-run`: what the data holds and what a stage would train on, without a model's weights."""
 
 from __future__ import annotations
 
@@ -7,40 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data import sources
-from rlhf_cli.errors import DataError, Fault
-from rlhf_cli.evaluation import gates, names
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
 from rlhf_cli.stages import encoding
-from rlhf_cli.stages.inputs import inputs_of, referred
-
-
-def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Read every data set that `stages` train on, and count its rows; look whether the gates' metrics will exist.
-
-    Raises:
-        RecipeError: with every gate on a metric that the evaluation does not give.
-        DataError: with every faulty row of every data set.
-    """
-    if "eval" in stages:
-        gates.check_names(recipe.eval.gates, names.metric_names(recipe))
-    counted: dict[str, dict[str, int]] = {}
-    faults: list[Fault] = []
-    for stage in stages:
-        kind: Any = ROWS.get(stage)
-        if kind is None or any(source.path is None for source in getattr(recipe.data, kind)):
-            continue  # runs were checked when they were written; the hub is asked when the stage loads
-        try:
-            split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=Path)
-        except DataError as error:
-            faults += error.faults
-        else:
-            counted[kind] = dict(split.counts)
-    if faults:
-        raise DataError(faults)
-    return counted
+from rlhf_cli.stages.inputs import inputs_of
+from rlhf_cli.stages.preflight import check_rows
+from rlhf_cli.stages.references import awaited, references
 
 
 def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier: Sequence[str] = ()) -> dict[str, Any]:
@@ -50,15 +24,16 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
     """
     if smoke:
         recipe = smoke_recipe.shrink(recipe)
-    awaited = [
-        ref
-        for ref in referred(stage, recipe)
-        if ref in earlier and not layout.newest(runs_dir, recipe.name, ref, smoke=smoke)
+    coming = [awaited(reference, recipe.name) for reference in references(stage, recipe)]
+    waits_for = [
+        made
+        for made in coming
+        if made is not None and made in earlier and not layout.newest(runs_dir, recipe.name, made, smoke=smoke)
     ]
-    if awaited:
+    if waits_for:
         counts = check_rows(recipe, [stage])
         rows = {f"{kind}: rows {name}": number for kind, found in counts.items() for name, number in found.items()}
-        return {"stage": stage, "facts": {"waits for": ", ".join(dict.fromkeys(awaited)), **rows}}
+        return {"stage": stage, "facts": {"waits for": ", ".join(dict.fromkeys(waits_for)), **rows}}
     inputs = inputs_of(stage, recipe, runs_dir, smoke=smoke)
     facts: dict[str, Any] = {item.role: f"{item.path} {item.version or ''}".strip() for item in inputs}
     kind: Any = ROWS.get(stage)

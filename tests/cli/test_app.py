@@ -220,6 +220,26 @@ def test_what_a_stage_prints_does_not_stand_beside_the_object(rlhf: Rlhf, set_st
     assert "a reward function talks" in ended.err
 
 
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("words", [("check",), ("run",), ("run", "--dry-run")])
+def test_a_reference_that_leads_nowhere_is_told_at_its_line_before_a_stage_runs(
+    rlhf: Rlhf, recipe_file: Path, calls: list[str], words: tuple[str, ...]
+) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("ppo:\n", "ppo:\n  start: sft@v0003\n"))
+    ended = rlhf(*words, "-r", "r.yaml", "--json")
+    assert ended.code == 2
+    (error,) = ended.json["errors"]
+    assert (error["where"], error["message"]) == ("r.yaml:6:3", "ppo.start: the run sft@v0003 does not exist.")
+    assert calls == []
+
+
+@pytest.mark.usefixtures("chain_is_there")
+def test_check_looks_for_runs_where_they_are_written(rlhf: Rlhf) -> None:
+    assert rlhf("check", "-r", "r.yaml", "ppo").code == 0
+    ended = rlhf("check", "-r", "r.yaml", "ppo", "--runs-dir", "elsewhere")
+    assert (ended.code, "there is no sft run of bot in" in ended.err) == (2, True)
+
+
 def test_every_fault_of_every_data_file_is_told_in_one_go(rlhf: Rlhf, recipe_file: Path) -> None:
     (recipe_file.parent / "bad1.jsonl").write_text("{\n")
     (recipe_file.parent / "bad2.jsonl").write_text('{"prompt": 3}\n')

@@ -38,7 +38,7 @@ def files(write: Write, tmp_path: Path) -> None:
         ("data: {sft: {weight: 2}}", 8, "data.sft: needs exactly one of path, hub and run; none is set. Set one"),
         ("data: {sft: [{path: rows.jsonl}, {weight: 2}]}", 34, "data.sft.1: needs exactly one of path, hub and run"),
         ("data: {sft: {path: row.jsonl}}", 14, "data.sft.path: there is no row.jsonl. Did you mean rows.jsonl?"),
-        ("data: {sft: {path: /nowhere/row.jsonl}}", 14, "there is no /nowhere/row.jsonl. Paths are relative to the"),
+        ("data: {sft: {path: /nowhere/row.jsonl}}", 14, "there is no /nowhere/row.jsonl. A relative path begins at"),
         ("data: {sft: {path: rows.jsonl, config: c}}", 32, "data.sft.config: belongs to a hub data set."),
         ("data: {sft: {path: rows.jsonl, revision: c}}", 32, "data.sft.revision: belongs to a hub data set."),
         ("data: {sft: {hub: a/b, eval_split: t, eval_fraction: 0.1}}", 24, "eval_split and eval_fraction are both"),
@@ -93,6 +93,8 @@ def files(write: Write, tmp_path: Path) -> None:
         ("eval: {reward: base}", 8, "eval.reward: base is neither a run nor a folder."),
         ("export: {of: base}", 10, "export.of: base is neither a run nor a folder."),
         ("pretrain: {start: ./gone}", 12, "pretrain.start: there is no folder gone."),
+        ("ppo: {start: runs/x/sft}", 7, "ppo.start: there is no folder runs/x/sft. A relative path begins at"),
+        ("ppo: {start: foldr/x/sft}", 7, "ppo.start: there is no folder foldr/x/sft. Did you mean folder?"),
     ],
 )
 def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str, column: int, says: str) -> None:
@@ -227,6 +229,18 @@ def test_a_chat_template_must_be_a_file(faults_of: FaultsOf) -> None:
 def test_the_base_given_as_a_path_must_be_a_folder(faults_of: FaultsOf) -> None:
     (fault,) = faults_of("name: x\nbase: {model: ./gone}", bare=True)
     assert "there is no folder gone" in fault.message
+
+
+def test_what_has_too_many_parts_for_a_hub_id_is_a_folder(faults_of: FaultsOf) -> None:
+    (fault,) = faults_of("name: x\nbase: {model: runs/demo/pretrain}", bare=True)
+    assert fault.message == "base.model: there is no folder runs/demo/pretrain."
+
+
+def test_a_path_outside_the_working_folder_is_shown_whole(faults_of: FaultsOf, tmp_path: Path) -> None:
+    (tmp_path.parent / "models").mkdir(exist_ok=True)
+    (fault,) = faults_of(f"name: x\nbase: {{model: {tmp_path.parent}/modls/small}}", bare=True)
+    assert fault.message == f"base.model: there is no folder {tmp_path.parent}/modls/small."
+    assert fault.mend == f"Did you mean {tmp_path.parent}/models?"
 
 
 def test_functions_are_looked_for_without_running_their_file(write: Write, tmp_path: Path) -> None:

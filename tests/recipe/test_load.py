@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf_cli.errors import Fault, RecipeError
-from rlhf_cli.recipe.load import dump, load
+from rlhf_cli.recipe.load import dump, load, read_recipe
 from rlhf_cli.recipe.schema import STAGES, Recipe, Section
 from tests.recipe.conftest import FaultsOf, Write
 
@@ -379,3 +379,30 @@ def test_the_resolved_recipe_has_every_default_and_the_stage_that_ran(write: Wri
     text = dump(recipe, "export")
     assert "dtype: bfloat16" in text
     assert "ppo:" not in text
+
+
+# --- faults found later --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ("ppo.start", "r.yaml:4:3"),
+        ("ppo.reward.1", "r.yaml:5:27"),
+        ("ppo.reward.1.run", "r.yaml:5:28"),
+        ("ppo.kl.abort", "r.yaml:3:1"),  # not written: the section that it belongs to
+        ("export.of", "r.yaml"),
+        ("eval.of", "--set eval.of=sft"),
+    ],
+)
+def test_a_fault_found_later_is_told_at_the_line_of_its_key(write: Write, where: str, place: str) -> None:
+    path = write("ppo:\n  start: sft\n  reward: [{run: reward}, {run: ./folder}]\n")
+    path.with_name("folder").mkdir()
+    loaded = read_recipe(Path("r.yaml"), ["eval.of=sft"], ())
+    assert loaded.located(Fault("is wrong.", where, "Mend it.")) == Fault(f"{where}: is wrong.", place, "Mend it.")
+
+
+@pytest.mark.parametrize("where", ["ppo", "data.jsonl:3", "/a/ppo.start", "gate win_rate.low", "numpy.ndarray", ""])
+def test_a_place_that_is_no_key_stays(write: Write, where: str) -> None:
+    fault = Fault("is wrong.", where)
+    assert read_recipe(write("ppo:\n"), stages=()).located(fault) == fault

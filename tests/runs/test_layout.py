@@ -113,9 +113,10 @@ def test_a_reference_finds_the_newest_complete_run_or_the_one_it_names(
     ("text", "says"),
     [
         ("ppo", "there is no ppo run of bot"),
-        ("sft", "none complete. Run `rlhf sft` first."),
+        ("sft", "only incomplete ones. Run `rlhf sft` first."),
         ("sft@v0001", "is incomplete. Run `rlhf sft` first."),
         ("sft@v0007", "does not exist. Run `rlhf sft` first."),
+        ("reward@v0009", "does not exist. Run `rlhf reward` first."),  # a smoke run is no way out
         ("reward", "only smoke runs. Run `rlhf reward` first."),
         ("reward@v0001", "is a smoke run, of random weights. Name a real run."),
         ("pretrain@v0002", "does not exist. Complete are: v0001."),

@@ -55,7 +55,7 @@ def stand_ins(set_stage: SetStage, calls: list[str]) -> None:
 def recipe_file(tmp_path: Path) -> Path:
     """A recipe with all stages but pretrain, on a folder that stands for a base."""
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "weights").touch()
+    (tmp_path / "base" / "config.json").touch()
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}\n')
     path = tmp_path / "r.yaml"
     path.write_text(

@@ -26,6 +26,7 @@ from transformers import (
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import quiet
 from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.runs import owner
 from rlhf_cli.runs.manifest import sha256
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import export
@@ -129,16 +130,16 @@ def run_export(base_folder: Path, tmp_path: Path) -> Export:
         }
         settings["export"] = {"of": str(of), **settings.get("export", {})}
         recipe = Recipe(**settings)
-        path = tmp_path / "runs" / "bot" / "export" / "v0001"
-        path.mkdir(parents=True)
-        run = Run("export", "bot", path, tmp_path / "runs", False, recipe.base.model, Silent())
+        base = recipe.base.model
+        run = Run.create(tmp_path / "runs", "bot", "export", smoke=False, base=base, reporter=Silent())
         return dict(export.run(recipe, run).metrics), run
 
     return call
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Their names; what there is while a run is incomplete aside."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (owner.LOCK, owner.ORIGIN))
 
 
 def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
@@ -346,6 +347,22 @@ def test_the_card_tells_lineage_data_hashes_and_evaluation(
     assert sha256(ppo / "manifest.json") in card
     assert "| `win_rate` | 0.625 |" in card
     assert "0.125" not in card
+
+
+def test_the_card_of_a_checkpoint_names_its_run_and_not_the_figures_of_its_end(
+    run_export: Export, base_folder: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs" / "bot"
+    ppo = write_run(runs / "ppo" / "v0001", "ppo", [], {})
+    write_run(runs / "eval" / "v0001", "eval", [item("of", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
+    checkpoint = ppo / "checkpoints" / "step-000002"
+    train(checkpoint / "model", base_folder)
+    (checkpoint / "manifest.json").write_text('{"schema": 1, "step": 2, "files": {}}')
+    _, run = run_export(checkpoint)
+    card = (run.path / "model" / "README.md").read_text()
+    assert "bot/ppo@v0001" in card
+    assert "checkpoint step-000002" in card
+    assert "win_rate" not in card
 
 
 def test_the_cards_python_runs_as_it_stands(run_export: Export, base_folder: Path, tmp_path: Path) -> None:

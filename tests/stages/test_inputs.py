@@ -31,7 +31,7 @@ FindKey = Callable[..., str]
 def write_world(folder: Path) -> Path:
     (folder / "base").mkdir(parents=True)
     (folder / "rows").mkdir()
-    (folder / "base" / "weights").write_text("w")
+    (folder / "base" / "config.json").write_text("w")
     (folder / "a.jsonl").write_text("{}\n")
     (folder / "rows" / "b.jsonl").write_text("{}\n")
     (folder / "t.jinja").write_text("{{ messages }}")
@@ -142,13 +142,13 @@ def test_what_the_stage_does_not_read_does_not(key: FindKey, stage: str, overrid
     ("stage", "file"),
     [
         ("sft", "a.jsonl"),
-        ("sft", "base/weights"),
+        ("sft", "base/config.json"),
         ("sft", "t.jinja"),
         ("reward", "rows/b.jsonl"),
         ("ppo", "f.py"),
         ("eval", "f.py"),
         ("eval", "rows/b.jsonl"),
-        ("export", "base/weights"),
+        ("export", "base/config.json"),
     ],
 )
 def test_the_content_of_what_it_reads_changes_it(key: FindKey, world: Path, stage: str, file: str) -> None:
@@ -208,7 +208,7 @@ def test_a_reward_file_that_is_no_python_is_told_when_it_is_loaded(tmp_path: Pat
 def scorer(world: Path) -> Path:
     """A recipe with a reward model, a server and a rule."""
     (world / "scorer").mkdir()
-    (world / "scorer" / "weights").write_text("s")
+    (world / "scorer" / "config.json").write_text("s")
     other = [{"model": "./scorer"}, {"http": "http://host/score"}, {"rule": {"pattern": "x"}}]
     (world / "r.yaml").write_text(TEXT.replace("[{run: reward}", f"[{{run: reward}}, {json.dumps(other)[1:-1]}"))
     return world
@@ -221,7 +221,7 @@ def scorer(world: Path) -> Path:
 def test_what_a_reward_source_says_changes_it(key: FindKey, scorer: Path, override: str) -> None:
     before = key("ppo")
     if override == "weights":
-        (scorer / "scorer" / "weights").write_text("others")
+        (scorer / "scorer" / "config.json").write_text("others")
     assert key("ppo", *([] if override == "weights" else [override])) != before
 
 
@@ -238,7 +238,7 @@ def test_a_hub_reward_model_is_pinned_to_its_commit(
 ) -> None:
     asked = []
 
-    def commit_of(kind: str, repo: str, revision: str) -> str:
+    def commit_of(kind: str, repo: str, revision: str, **_: str) -> str:
         asked.append((kind, repo, revision))
         return f"{revision}-commit"
 

@@ -1,0 +1,93 @@
+"""What can be known before the first stage trains: do the references lead anywhere, are the rows sound, do gates fit.
+
+`rlhf check` does no more than this; the stages, the chain and `--dry-run` do it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.data import sources
+from rlhf_cli.errors import DataError, Fault, RecipeError, RlhfError
+from rlhf_cli.evaluation import gates, names
+from rlhf_cli.recipe import smoke as smoke_recipe
+from rlhf_cli.recipe.check import ROWS
+from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.stages import STAGES
+from rlhf_cli.stages.inputs import Input, check_base, model_input
+from rlhf_cli.stages.references import Reference, awaited, check_stage, find, references
+
+
+def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool, thorough: bool) -> None:
+    """Hold every reference of `stages`, in their order, against the runs that there are and those made before it.
+
+    `thorough`: the hub is asked for its models, and the base is compared with those of the runs; that reads it whole.
+
+    Raises:
+        RlhfError: with one fault for each reference that leads nowhere, or to what it must not.
+    """
+    if smoke:  # makes the runs that it needs
+        recipe = smoke_recipe.shrink(recipe)
+    made = set(STAGES) if smoke else set[str]()
+    errors: list[RlhfError] = []
+    for stage in stages:
+        inputs: list[Input] = []
+        for reference in references(stage, recipe):
+            try:
+                coming = awaited(reference, recipe.name)
+                if coming is not None and coming in made:
+                    check_stage(reference, coming)
+                    continue
+                found = find(reference, recipe.name, runs_dir, smoke=smoke)
+                if thorough and not reference.is_of_rows:
+                    inputs.append(model_input(reference, found))
+            except RlhfError as error:
+                errors.append(_with_mend(error, reference, recipe, stages))
+        if any(item.role == "base" for item in inputs):
+            try:
+                check_base(stage, inputs)
+            except RlhfError as error:
+                errors.append(error)
+        made.add(stage)
+    if errors:
+        faults = [fault for error in errors for fault in error.faults]
+        raise type(errors[0])(list(dict.fromkeys(faults)))
+
+
+def _with_mend(error: RlhfError, reference: Reference, recipe: Recipe, stages: Sequence[str]) -> RlhfError:
+    """Of a run that is not there: that the chain would make it, if it were told to."""
+    stage = awaited(reference, recipe.name)
+    if stage is None or stage in stages or not isinstance(error, RecipeError) or len(stages) < 2:
+        return error
+    instead = f"name {stage} too" if stage in recipe.model_fields_set else f"add the section `{stage}:`"
+    return RecipeError(
+        error.faults[0].message, where=error.faults[0].where, mend=f"Run `rlhf {stage}` first, or {instead}."
+    )
+
+
+def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Read every data set that `stages` train on, and count its rows; look whether the gates' metrics will exist.
+
+    Raises:
+        RecipeError: with every gate on a metric that the evaluation does not give.
+        DataError: with every faulty row of every data set.
+    """
+    if "eval" in stages:
+        gates.check_names(recipe.eval.gates, names.metric_names(recipe))
+    counted: dict[str, dict[str, int]] = {}
+    faults: list[Fault] = []
+    for stage in stages:
+        kind: Any = ROWS.get(stage)
+        if kind is None or any(source.path is None for source in getattr(recipe.data, kind)):
+            continue  # runs were checked when they were written; the hub is asked when the stage loads
+        try:
+            split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=Path)
+        except DataError as error:
+            faults += error.faults
+        else:
+            counted[kind] = dict(split.counts)
+    if faults:
+        raise DataError(faults)
+    return counted
