@@ -229,7 +229,7 @@ def test_a_reference_that_leads_nowhere_is_told_at_its_line_before_a_stage_runs(
     ended = rlhf(*words, "-r", "r.yaml", "--json")
     assert ended.code == 2
     (error,) = ended.json["errors"]
-    assert (error["where"], error["message"]) == ("r.yaml:6:3", "ppo.start: the run sft@v0003 does not exist.")
+    assert (error["where"], error["message"]) == ("r.yaml:7:3", "ppo.start: the run sft@v0003 does not exist.")
     assert calls == []
 
 
