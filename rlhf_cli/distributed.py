@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # how long one waits for another, which may be at an evaluation, or write a large model
 
 
 def world_size() -> int:
@@ -31,11 +33,12 @@ def is_main() -> bool:
 
 
 def connect() -> None:
-    """Meet the other processes, by NCCL between GPUs and gloo between CPUs. Once is enough."""
+    """Meet the other processes, by NCCL between GPUs and gloo between CPUs; where they have met, nothing."""
     if world_size() > 1:
+        import torch
         from accelerate import PartialState
 
-        PartialState()
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def shared(value: T) -> T:

@@ -19,13 +19,16 @@ MAX_LINES = 400  # a file; about 300 is a good size
 # Room: what it may import beside the standard library and itself. `x` allows x and all below it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "distributed": {"torch", "accelerate"},
     "recipe": {"pydantic", "yaml", "rlhf_cli.errors"},
     "runs": {"rlhf_cli.errors", *TENSORS},
     "data": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", "transformers", "datasets", "pyarrow", "jinja2"},
     "models": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", *(ML - {"trl"}), "safetensors"},
     "ppo": {
         *("torch", "transformers", "peft", "accelerate", "rlhf_cli.errors", "rlhf_cli.recipe.schema", "rlhf_cli.runs"),
+        "rlhf_cli.distributed",
         *("rlhf_cli.data", "rlhf_cli.models", "safetensors"),
+        "rlhf_cli.recipe.functions",  # how a Python reward is named, looked at and loaded
         "jinja2",  # the errors of a reward model's own chat template
         "rlhf_cli.evaluation.text",  # how much an answer repeats itself: the same figure in training and in eval
     },
@@ -33,12 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "stages": {
         *(f"rlhf_cli.{room}" for room in ("errors", "recipe", "runs", "data", "models", "ppo", "evaluation")),
         *ML,
-        "rlhf_cli.__version__",
+        *("rlhf_cli.__version__", "rlhf_cli.distributed"),
     },
     # At the top of a module; inside functions the command line may import anything.
     "cli": {
         *("typer", "rich", "rlhf_cli.recipe", "rlhf_cli.runs", "rlhf_cli.errors", "rlhf_cli.stages"),
-        "rlhf_cli.__version__",
+        *("rlhf_cli.__version__", "rlhf_cli.distributed"),
     },
     "__main__": {"rlhf_cli.cli"},
     "__init__": set(),

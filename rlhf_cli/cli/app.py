@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_cli import __version__
-from rlhf_cli.cli import options, output, progress
+from rlhf_cli import __version__, distributed
+from rlhf_cli.cli import options, output, progress, workers
 from rlhf_cli.cli.runs import runs
 from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError
 from rlhf_cli.stages import STAGES
@@ -30,8 +31,9 @@ ENVIRONMENT = {  # before a library is imported, which reads these once; what th
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "CUDA_VISIBLE_DEVICES": "0",  # one process, one GPU: with more in sight Trainer would split batches over them
 }
+ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of one process: with more in sight Trainer would split batches over them
+AFTER_MAIN = 8.0  # seconds, in which a process that failed comes to its end
 BUG = "This is a bug in rlhf. Please report it with the lines above."
 
 app = typer.Typer(
@@ -73,6 +75,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
                 _dry_run(loaded, [stage], runs_dir, smoke=smoke, json=json)
                 return
             _check(loaded, [stage], runs_dir, smoke=smoke)
+            _spread(loaded)
             from rlhf_cli.stages.dispatch import run_stage
 
             with progress.reporter(json=json, quiet=quiet) as reporter:
@@ -114,6 +117,7 @@ def run_(
             _dry_run(loaded, wanted, runs_dir, smoke=smoke, json=json)
             return
         _check(loaded, wanted, runs_dir, smoke=smoke, thorough=True)
+        _spread(loaded)
         from rlhf_cli.stages.dispatch import run_chain
 
         outcomes = []
@@ -123,7 +127,7 @@ def run_(
                 for outcome in chain:
                     outcomes.append(outcome)
         finally:
-            if len(outcomes) > 1 and not json:
+            if len(outcomes) > 1 and not json and distributed.is_main():
                 output.print_chain(outcomes)
         _finish(output.chain_json(outcomes), outcomes[-1].failed_gates, json=json)
 
@@ -165,11 +169,21 @@ def _recipe(path: Path, overrides: list[str] | None, stages: Sequence[str] | Non
 def _check(
     recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool = False, thorough: bool = False
 ) -> dict[str, dict[str, int]]:
-    """What is told before the first stage trains; counts of rows. `thorough`: of later stages too."""
-    from rlhf_cli.stages.preflight import check_references, check_rows
+    """What is told before the first stage trains; counts of rows. `thorough`: what a stage itself would tell, too."""
+    from rlhf_cli.stages.preflight import check_functions, check_references, check_rows
 
     check_references(recipe, stages, runs_dir.absolute(), smoke=smoke, thorough=thorough)
-    return check_rows(recipe, stages)
+    counts = check_rows(recipe, stages)
+    if thorough:
+        check_functions(recipe, stages)
+    return counts
+
+
+def _spread(recipe: Recipe) -> None:
+    """Where the recipe asks for several processes, and this is none of them, let them do it, and end as they end."""
+    if recipe.launch.processes > 1 and not workers.is_worker():
+        environment = {name: value for name, value in os.environ.items() if (name, value) not in ONE_GPU.items()}
+        raise typer.Exit(workers.run(recipe.launch.processes, sys.argv[1:], environment, output.real_stdout()))
 
 
 def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
@@ -186,15 +200,14 @@ def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
 def _finish(result: dict[str, Any], failed_gates: Sequence[Fault], *, json: bool) -> None:
     if failed_gates:
         raise GateError(failed_gates, result)
-    if json:
+    if json and distributed.is_main():
         output.write_json(result)
 
 
 def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
-    from rlhf_cli.stages.preflight import check_references
     from rlhf_cli.stages.preview import preview
 
-    check_references(loaded, stages, runs_dir.absolute(), smoke=smoke, thorough=len(stages) > 1)
+    _check(loaded, stages, runs_dir, smoke=smoke, thorough=True)
     previews = [
         preview(stage, loaded, runs_dir.absolute(), smoke=smoke, earlier=stages[:index])
         for index, stage in enumerate(stages)
@@ -209,9 +222,9 @@ def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, 
 def main() -> None:
     """Entry point of `rlhf`: run the command, and turn what it raises into one message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT if workers.is_worker() else ENVIRONMENT | ONE_GPU).items():
         os.environ.setdefault(name, value)
-    as_json = "--json" in sys.argv
+    as_json = "--json" in sys.argv and distributed.is_main()
     with output.stdout_for_json() if as_json else contextlib.nullcontext():
         code = _run(as_json)
     sys.stdout.flush()
@@ -233,6 +246,8 @@ def _run(as_json: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
+        if distributed.world_size() > 1:
+            time.sleep(AFTER_MAIN)  # it may be that another process is gone, which has told why
         traceback.print_exc()
         code = _fail(1, [Fault(f"{type(error).__name__}: {error}", mend=BUG)], as_json)
     return code if isinstance(code, int) else 0
@@ -251,6 +266,10 @@ def _usage(error: typer.TyperException, as_json: bool) -> int:
 
 
 def _fail(code: int, faults: list[Fault], as_json: bool, result: Mapping[str, Any] = MappingProxyType({})) -> int:
+    if not distributed.is_main():
+        # Mostly the main process fails alike, tells it, and ends this one in the meantime.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(AFTER_MAIN)
     if os.environ.get("RLHF_DEBUG") == "1" and code != 1:
         traceback.print_exc()
     if as_json:

@@ -271,6 +271,11 @@ def stdout_for_json() -> Iterator[None]:
 _json_descriptor: int | None = None
 
 
+def real_stdout() -> int:
+    """The descriptor of stdout, for a child that writes the one JSON object itself."""
+    return 1 if _json_descriptor is None else _json_descriptor
+
+
 def write_json(content: Mapping[str, Any]) -> None:
     """The one JSON object on stdout."""
     text = json_module.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n"

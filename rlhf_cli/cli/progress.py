@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlhf_cli import distributed
 from rlhf_cli.cli.output import clock, console, escaped, figures, place
 
 if TYPE_CHECKING:
@@ -31,11 +32,28 @@ PLAIN_LINES = 20  # progress lines a stage, at most, where there is no terminal
 
 @contextlib.contextmanager
 def reporter(*, json: bool, quiet: bool) -> Iterator[StageReporter]:
-    """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`."""
+    """Live progress on a terminal, plain lines elsewhere, the outcome alone where `quiet`.
+
+    Of several processes the main one alone shows anything.
+    """
+    if not distributed.is_main():
+        yield Silent()
+        return
     out = console(stderr=json)
     made = Terminal(out, quiet=quiet) if out.is_terminal and not quiet else Plain(out, quiet=quiet)
     with contextlib.closing(made):
         yield made
+
+
+class Silent:
+    """Shows nothing."""
+
+    def stage(self, stage: str, run: Run) -> None: ...
+    def begin(self, total: int, unit: str) -> None: ...
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def say(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def done(self, outcome: Outcome) -> None: ...
 
 
 class Plain:

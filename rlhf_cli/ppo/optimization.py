@@ -36,7 +36,8 @@ def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
     Raises:
         RecipeError: transformers refuses a value. The keys were checked with the recipe.
     """
-    ours = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf"}
+    ours: dict[str, Any] = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf"}
+    ours["use_cpu"] = not torch.accelerator.is_available()
     given = {**ours, "activation_checkpointing": torch.cuda.is_available(), **trainer}
     try:
         asked = TrainingArguments(output_dir=str(folder), **given)

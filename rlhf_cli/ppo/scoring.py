@@ -115,6 +115,9 @@ class Scorer:
     def _metrics(self, rows: Rows, coefficient: float) -> dict[str, float]:
         raw, responses = torch.tensor(rows.reward), rows.responses
         pad, mask = experience.pad, _mask(responses, torch.device("cpu"))
+        if all(math.isnan(score) for row in rows.by_source for score in row.values()):
+            names, mend = ", ".join(rows.by_source[0]), "None says that a source does not judge an answer; one has to."
+            raise DivergedError(f"{names} judged none of {len(responses)} answers.", where="ppo.reward", mend=mend)
         sources = {
             name: [row[name] for row in rows.by_source if not math.isnan(row[name])] for name in rows.by_source[0]
         }

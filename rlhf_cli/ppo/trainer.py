@@ -100,6 +100,7 @@ class Trainer:
         """
         settings, run = self.settings, self.run
         run.begin(settings.iterations, "iterations", heeds_signals=True)
+        torch.manual_seed(self.seed + distributed.rank())  # each process samples answers of its own
         history = self._resume() if run.resumed is not None else []
         if not history:
             self._sample(0)
@@ -262,6 +263,7 @@ class Trainer:
                 self.save(folder / "model", folder / "critic")
                 if state:
                     save_state(folder / "state", self._state())
+            distributed.everyones(None)  # no process may end before it is saved
             self.saved.add(iteration)
         return self.run.checkpoint_path(iteration)
 

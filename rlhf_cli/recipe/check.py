@@ -6,7 +6,6 @@ inputs are resolved.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from rlhf_cli.recipe import trainer_keys
+from rlhf_cli.recipe import functions, trainer_keys
 from rlhf_cli.recipe.document import Key, show
 from rlhf_cli.recipe.schema import STAGES, Recipe, Rule, Section, Source, is_run_reference
 
@@ -46,6 +45,7 @@ def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     yield from _architecture(recipe)
     yield from _ppo(recipe)
     yield from _eval(recipe)
+    yield from _functions(recipe)
     yield from _whole_model(recipe)
     yield from _models(recipe)
 
@@ -62,12 +62,14 @@ def _training(recipe: Recipe) -> Iterator[Problem]:
         section = getattr(recipe, stage)
         if section.epochs is not None and section.max_steps is not None:
             yield Problem((stage, "max_steps"), f"{stage}: epochs and max_steps are both set.", "Keep one of them.")
-        if section.batch_size % section.micro_batch_size:
+        together = recipe.launch.processes if stage in recipe.model_fields_set else 1
+        if section.batch_size % (section.micro_batch_size * together):
+            each = f" × {together} processes" if together > 1 else ""
             yield Problem(
                 (stage, "batch_size"),
                 f"{stage}.batch_size: {section.batch_size} is not a multiple of micro_batch_size "
-                f"{section.micro_batch_size}.",
-                f"Set {stage}.micro_batch_size to a divisor of {section.batch_size}.",
+                f"{section.micro_batch_size}{each}.",
+                f"Set {stage}.micro_batch_size to a divisor of {section.batch_size / together:g}.",
             )
 
 
@@ -138,8 +140,6 @@ def _ppo(recipe: Recipe) -> Iterator[Problem]:
             if getattr(term, name) is not None and getattr(term, owner) is None:
                 message = f"ppo.reward.{index}.{name}: belongs to {owner}."
                 yield Problem((*key, name), message, f"Remove {name}, or set {owner}.")
-        if term.python is not None:
-            yield from _function(term.python, (*key, "python"))
         if term.http is not None:
             yield from _url(term.http, (*key, "http"))
         if term.rule is not None:
@@ -153,6 +153,12 @@ def _ppo(recipe: Recipe) -> Iterator[Problem]:
     if ppo.ptx_coef and recipe.data.sft is None:
         message = "ppo.ptx_coef: mixes in demonstrations, and data.sft is missing."
         yield Problem(("ppo", "ptx_coef"), message, "Add data.sft: {path: …}, or leave ptx_coef out.")
+    together = recipe.launch.processes
+    if ppo.rollout_batch_size * ppo.samples_per_prompt % together:
+        message = (
+            f"ppo.rollout_batch_size: {ppo.rollout_batch_size} prompts are not a multiple of {together} processes."
+        )
+        yield Problem(("ppo", "rollout_batch_size"), message, f"Set it to a multiple of {together}.")
     if ppo.critic.warmup_iterations >= ppo.iterations:
         message = (
             f"ppo.critic.warmup_iterations: {ppo.critic.warmup_iterations} leaves none of {ppo.iterations} iterations"
@@ -207,36 +213,37 @@ def _rule(rule: Rule, key: Key) -> Iterator[Problem]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Problem]:
-    for index, judge in enumerate(recipe.eval.python):
-        yield from _function(judge, ("eval", "python", index))
     for index, gate in enumerate(recipe.eval.gates):
         if gate.min is None and gate.max is None:
             yield Problem(("eval", "gates", index), f"eval.gates.{index}: needs min or max.", "Add `min:` or `max:`.")
 
 
-def _function(spec: str, key: Key) -> Iterator[Problem]:
-    """`file.py:function` must name a file that parses and holds the function; the file is not run."""
-    dotted = ".".join(map(str, key))
-    file, colon, name = spec.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        yield Problem(key, f"{dotted}: found {spec}, expected file.py:function.", "Write rewards.py:brevity.")
-        return
+def _functions(recipe: Recipe) -> Iterator[Problem]:
+    """Each `file.py:function`; what is wrong with a file is told once."""
+    specs: list[tuple[Key, str]] = [
+        (("ppo", "reward", index, "python"), term.python)
+        for index, term in enumerate(recipe.ppo.reward)
+        if term.python is not None
+    ]
+    specs += [(("eval", "python", index), judge) for index, judge in enumerate(recipe.eval.python)]
+    told: set[str] = set()
+    for key, spec in specs:
+        for message, mend in _function(spec):
+            if message not in told:
+                yield Problem(key, f"{'.'.join(map(str, key))}: {message}", mend)
+            told.add(message)
+
+
+def _function(spec: str) -> Iterator[tuple[str, str]]:
+    """`file.py:function` must name a file that is sound and holds the function; the file is not run."""
+    file, colon, _ = spec.rpartition(":")
     path = Path(file)
-    if not path.is_file():
-        yield Problem(key, f"{dotted}: there is no file {show(path)}.", _near(path))
-        return
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        yield Problem(key, f"{dotted}: {show(path)} is not Python: {error}.", "Mend the file.")
-        return
-    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-    names += [a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names]
-    names += [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        mend = f"Did you mean {near[0]}?" if near else f"It defines {', '.join(names) or 'nothing'}."
-        yield Problem(key, f"{dotted}: {show(path)} has no function {name}.", mend)
+    if not colon or path.suffix != ".py":
+        yield f"found {spec}, expected file.py:function.", "Write rewards.py:brevity."
+    elif not path.is_file():
+        yield f"there is no file {show(path)}.", _near(path)
+    else:
+        yield from functions.faults(spec)
 
 
 def _whole_model(recipe: Recipe) -> Iterator[Problem]:

@@ -336,6 +336,12 @@ class Export(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
 
 
+class Launch(Section):
+    """The processes that work on a stage together, each with a GPU of this machine (or cores of it)."""
+
+    processes: Count = Field(1, description="each holds the base whole, and takes its share of every batch")
+
+
 class Recipe(Section):
     """One YAML file for every stage."""
 
@@ -344,6 +350,7 @@ class Recipe(Section):
     base: Base = Field(description="the one model that every stage adapts")
     adapter: Adapter | None = Field(Adapter(), description="what a stage trains on it; null: all weights")
     data: Data = Field(Data(), description="rows of each stage")
+    launch: Launch = Field(Launch(), description="several processes on one machine")
     pretrain: Pretrain = Field(Pretrain(), description="a base of one's own")
     sft: Sft = Field(Sft(), description="demonstrations")
     reward: Reward = Field(Reward(), description="preferences to reward model")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import subprocess
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from rlhf_cli import distributed
 from rlhf_cli.errors import DiskError, Fault, HardwareError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
@@ -22,11 +23,13 @@ from rlhf_cli.recipe.load import dump
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import disk, layout, signals, unfinished
 from rlhf_cli.runs.checkpoint import AGAIN
+from rlhf_cli.runs.follower import Follower, Shared
 from rlhf_cli.runs.manifest import Manifest, digest
 from rlhf_cli.runs.run import Reporter, Run
 from rlhf_cli.stages import STAGES, origin, run_card
 from rlhf_cli.stages.inputs import Input, check_undamaged, fingerprint, inputs_of, pinned, referred
 
+ALONE = ("eval", "export")  # stages that one process does, of several; the others wait
 KEEPS_CHECKPOINTS = ("ppo",)  # an earlier policy may be the better one; of the others the model is all that is of use
 
 
@@ -65,7 +68,7 @@ def run_chain(
     if resume and not any(unfinished.incomplete(runs_dir, recipe.name, stage, smoke=smoke) for stage in stages):
         raise RecipeError("no stage has an incomplete run to resume.", where=str(runs_dir), mend=unfinished.ANEW)
     for stage in stages:
-        go_on = resume and unfinished.comes_last(runs_dir, recipe.name, stage, smoke=smoke)
+        go_on = resume and distributed.is_main() and unfinished.comes_last(runs_dir, recipe.name, stage, smoke=smoke)
         outcome = run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True, resume=go_on)
         yield outcome
         if outcome.failed_gates:
@@ -90,23 +93,65 @@ def run_stage(
     Raises:
         RlhfError: of every kind, see `rlhf_cli.errors`. A run that made nothing leaves no folder.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        mend = "Start one process: rlhf …, without torchrun or accelerate launch."
-        raise HardwareError("several processes for one run are not supported yet.", where="WORLD_SIZE", mend=mend)
+    distributed.connect()
     if smoke:
         recipe = smoke_recipe.shrink(recipe)
         _make_smoke_inputs(stage, recipe, runs_dir, reporter)
-    inputs = inputs_of(stage, recipe, runs_dir, smoke=smoke)
-    key = fingerprint(stage, recipe, inputs, smoke=smoke)
-    if skip_if_done:
-        entry = layout.newest(runs_dir, recipe.name, stage, smoke=smoke)
-        if entry is not None and entry.manifest is not None and entry.manifest["fingerprint"] == key:
-            failed = _failed_gates(stage, recipe, entry.manifest["metrics"])
-            outcome = Outcome(stage, entry.path, entry.manifest, skipped=True, failed_gates=failed)
-            reporter.done(outcome)
-            return outcome
-    check_undamaged(inputs)
-    recipe = pinned(stage, recipe, inputs)
+    begun: Outcome | tuple[Recipe, Shared] | None = None
+    run: Run | None = None
+    facts: dict[str, Any] = {}
+    if distributed.is_main():
+        inputs = inputs_of(stage, recipe, runs_dir, smoke=smoke)
+        key = fingerprint(stage, recipe, inputs, smoke=smoke)
+        begun = _up_to_date(stage, recipe, runs_dir, key, smoke=smoke) if skip_if_done else None
+        if begun is None:
+            check_undamaged(inputs)
+            recipe = pinned(stage, recipe, inputs)
+            run, facts = _begun(stage, recipe, inputs, key, runs_dir, smoke=smoke, resume=resume, reporter=reporter)
+            begun = recipe, Shared.of(run)
+    begun = distributed.shared(begun)
+    assert begun is not None
+    if isinstance(begun, Outcome):
+        reporter.done(begun)
+        return begun
+    recipe, main = begun
+    run = run or Follower.of(main, reporter)
+    with contextlib.closing(run), signals.heeded(run), _told(run):
+        metrics = _call(stage, recipe, run)
+        manifest: Manifest | None = None
+        if distributed.is_main():
+            if stage in run_card.LOADS:
+                run_card.write(run, inputs, metrics, recipe.seed)
+            manifest = run.complete(metrics, facts, keep_checkpoints=stage in KEEPS_CHECKPOINTS)
+        manifest = distributed.shared(manifest)
+    assert manifest is not None
+    failed = _failed_gates(stage, recipe, manifest["metrics"])
+    outcome = Outcome(stage, main.path, manifest, skipped=False, failed_gates=failed, stopping=run.stopping)
+    reporter.done(outcome)
+    return outcome
+
+
+def _up_to_date(stage: str, recipe: Recipe, runs_dir: Path, key: str, *, smoke: bool) -> Outcome | None:
+    """The newest run, where it was made of the same."""
+    entry = layout.newest(runs_dir, recipe.name, stage, smoke=smoke)
+    if entry is None or entry.manifest is None or entry.manifest["fingerprint"] != key:
+        return None
+    failed = _failed_gates(stage, recipe, entry.manifest["metrics"])
+    return Outcome(stage, entry.path, entry.manifest, skipped=True, failed_gates=failed)
+
+
+def _begun(
+    stage: str,
+    recipe: Recipe,
+    inputs: Sequence[Input],
+    key: str,
+    runs_dir: Path,
+    *,
+    smoke: bool,
+    resume: bool,
+    reporter: StageReporter,
+) -> tuple[Run, dict[str, Any]]:
+    """The run, new or taken up again, with its recipe in its folder; and facts for its manifest."""
     made_of = origin.of(stage, recipe, inputs)
     base = _base(stage, inputs)
     notes: list[str] = []
@@ -118,7 +163,8 @@ def run_stage(
         run = Run.create(
             runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter, origin={"made_of": made_of}
         )
-    with contextlib.closing(run), signals.heeded(run), _told(run):
+    with contextlib.ExitStack() as on_failure, _told(run):
+        on_failure.callback(run.close)
         resolved = dump(recipe, stage)
         (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
         reporter.stage(stage, run)
@@ -126,14 +172,8 @@ def run_stage(
             run.say(f"goes on after step {run.resumed_step}")
         for note in notes:
             run.warn(note)
-        metrics = _call(stage, recipe, run)
-        if stage in run_card.LOADS:
-            run_card.write(run, inputs, metrics, recipe.seed)
-        failed = _failed_gates(stage, recipe, metrics)
-        manifest = run.complete(metrics, _facts(made_of, resolved, key), keep_checkpoints=stage in KEEPS_CHECKPOINTS)
-    outcome = Outcome(stage, run.path, manifest, skipped=False, failed_gates=failed, stopping=run.stopping)
-    reporter.done(outcome)
-    return outcome
+        on_failure.pop_all()
+    return run, _facts(made_of, resolved, key)
 
 
 def _resumed(
@@ -177,6 +217,8 @@ def _call(stage: str, recipe: Recipe, run: Run) -> dict[str, float]:
     import transformers
 
     transformers.set_seed(recipe.seed)
+    if stage in ALONE and not distributed.is_main():
+        return {}
     result = stage_function(recipe, run)
     return dict(result.metrics)
 
@@ -201,16 +243,22 @@ def _told(run: Run) -> Iterator[None]:
         raise
     except RlhfError as error:
         if not run.discard_if_empty():
-            with contextlib.suppress(OSError):  # the disk may be what failed
-                run.warn(f"failed: {error}")
+            _note_failure(run, str(error), error.__cause__)
         raise
     except Exception as error:
-        with contextlib.suppress(OSError):
-            run.warn(f"failed: {type(error).__name__}: {error}")
+        _note_failure(run, f"{type(error).__name__}: {error}", error)
         ours = _of_the_machine(error, run)
         if ours is not None:
             raise ours from error
         raise
+
+
+def _note_failure(run: Run, text: str, cause: BaseException | None) -> None:
+    """In the log, with the traceback of what a library or a reward function raised. The person is told at the end."""
+    with contextlib.suppress(OSError):  # the disk may be what failed
+        if cause is not None:
+            run.note("".join(traceback.format_exception(cause)).rstrip())
+        run.note(unfinished.FAILED + text.replace("\n", "; "))
 
 
 def _of_the_machine(error: Exception, run: Run) -> RlhfError | None:

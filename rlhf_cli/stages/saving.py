@@ -14,6 +14,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlhf_cli import distributed
 from rlhf_cli.runs.run import Run
 from rlhf_cli.runs.state import generators, load_state, restore_generators, save_state
 from rlhf_cli.stages.training import Journal
@@ -95,7 +96,8 @@ class Checkpoints(TrainerCallback):
         step = state.global_step
         if not logs or "loss" not in logs or step >= state.max_steps:
             return
-        if step % self.every and not self.run.stopping:
+        is_stopped = any(distributed.everyones(self.run.stopping))
+        if step % self.every and not is_stopped:
             return
         tree = {
             "optimizer": optimizer.state_dict(),
@@ -111,7 +113,8 @@ class Checkpoints(TrainerCallback):
             model.save_pretrained(folder / MODEL)
             dataclasses.replace(state, log_history=[]).save_to_json(str(folder / MODEL / TRAINER_STATE))
             save_state(folder / STATE, tree)
-        if self.run.stopping:
+        distributed.everyones(None)  # no process may end before it is saved
+        if is_stopped:
             raise self.run.stopped(step)
 
 

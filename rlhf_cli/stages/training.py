@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from rlhf_cli import distributed
 from rlhf_cli.errors import DataError, DivergedError, RecipeError
 from rlhf_cli.recipe.schema import Pretrain, Reward, Sft
 from rlhf_cli.runs.run import Run
@@ -38,6 +39,11 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
         "dataloader_pin_memory": on_gpu,
     }
     steps = section.max_steps
+    together = distributed.world_size()
+    rows = section.micro_batch_size * together  # of one pass of all processes
+    if section.batch_size % rows:
+        message = f"batch_size {section.batch_size} is not a multiple of micro_batch_size × {together} processes."
+        raise RecipeError(message, where=run.stage, mend="Choose them so that it is.")
     owned = {
         "output_dir": str(run.path),
         "save_strategy": "no",  # the run saves, after any step; so each one's loss is logged by itself
@@ -46,12 +52,14 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
         "seed": seed,
         "learning_rate": section.learning_rate,
         "per_device_train_batch_size": section.micro_batch_size,
-        "gradient_accumulation_steps": section.batch_size // section.micro_batch_size,
+        "gradient_accumulation_steps": section.batch_size // rows,
         "num_train_epochs": 1.0 if section.epochs is None else section.epochs,
         "max_steps": -1 if steps is None else steps,
         "bf16": on_gpu and dtype == torch.bfloat16,
         "fp16": on_gpu and dtype == torch.float16,
         "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),
+        "ddp_find_unused_parameters": False,
         "logging_nan_inf_filter": False,  # a NaN loss is told, not logged as 0
         "push_to_hub": False,
     }
