@@ -1,14 +1,23 @@
-"""`python -m tests.benchmarks [NAME…]`: run benchmarks and print their tables."""
+"""`python -m tests.benchmarks [NAME [WORD…]]…`: run benchmarks and print their tables; a WORD picks among its cases."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 
-from tests.benchmarks import startup, trl_overhead
+from tests.benchmarks import ppo, startup, trl_overhead
 
-BENCHMARKS = {"startup": startup.run, "trl_overhead": trl_overhead.run}
+BENCHMARKS = {"startup": startup.run, "trl_overhead": trl_overhead.run, "ppo": ppo.run}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or BENCHMARKS:
-        print(f"\n## {name}\n\n{BENCHMARKS[name].__doc__}\n", flush=True)
-        BENCHMARKS[name]()
+    asked: list[tuple[str, list[str]]] = []
+    for word in sys.argv[1:] or BENCHMARKS:
+        if word in BENCHMARKS:
+            asked.append((word, []))
+        elif asked:
+            asked[-1][1].append(word)
+        else:
+            sys.exit(f"no benchmark {word}; there is {', '.join(BENCHMARKS)}")
+    for name, words in asked:
+        print(f"\n## {name}\n\n{inspect.getdoc(BENCHMARKS[name])}\n", flush=True)
+        BENCHMARKS[name](*words)

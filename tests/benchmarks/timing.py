@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> str:
@@ -21,5 +21,9 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
             pairs.append((ours(), second))
     ratios = [a / b for a, b in pairs]
     mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})"
-    return f"{mine:.2f} s | {other:.2f} s | {spread}"
+    return f"{mine:.2f} s | {other:.2f} s | {spread(ratios)}"
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})"
