@@ -64,7 +64,7 @@ def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Ite
 
 
 def remove(folder: Path) -> None:
-    """Take a checkpoint away: its name first, so that no half of it is ever taken for a whole."""
+    """Take a checkpoint, or all, away: the name first, so that no half is ever taken for a whole."""
     gone = folder.with_name(f".tmp-{secrets.token_hex(4)}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli.errors import StoppedError
 from rlhf_cli.runs import disk, layout, owner
-from rlhf_cli.runs.checkpoint import AGAIN, checkpoints, committed, path_of, step_of
+from rlhf_cli.runs.checkpoint import AGAIN, checkpoints, committed, path_of, remove, step_of
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
 from rlhf_cli.runs.unfinished import JOURNALS, Unfinished, newest_checkpoint, rewind
 
@@ -221,8 +221,8 @@ class Run:
         }
         write_manifest(self.path, content)
         owner.clear(self.path)
-        if not keep_checkpoints:
-            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if not keep_checkpoints and self.checkpoints():
+            remove(self.path / "checkpoints")
         if not self.smoke:
             try:
                 layout.point_latest(self.path.parent)

@@ -6,16 +6,19 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from rlhf_cli.errors import DiskError
+from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs import manifest as manifest_room
 from rlhf_cli.runs.checkpoint import checkpoints, committed, path_of, step_of
 from rlhf_cli.runs.manifest import damage, read_manifest
 from rlhf_cli.runs.unfinished import newest_checkpoint
+from tests.runs.conftest import NewRun
 
 TOUCHES = ("open", "os.")  # the audit events of what touches the disk
 
@@ -27,8 +30,8 @@ def save(parent: Path, step: int, content: str = "abc") -> None:
         (folder / "state").write_text(content * 2)
 
 
-def killed_at(moment: int, parent: Path, step: int) -> bool:
-    """Save in a child that is killed when it touches the disk the `moment`-th time; False where it was done before."""
+def killed_at(moment: int, act: Callable[[], object]) -> bool:
+    """Act in a child that is killed when it touches the disk the `moment`-th time; False where it was done before."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -41,7 +44,7 @@ def killed_at(moment: int, parent: Path, step: int) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(watch)
-        save(parent, step, "xyz")
+        act()
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
@@ -56,7 +59,7 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints_alone(tmp_path: Path) -> 
     save(parent, 2)
     found: set[tuple[int, ...]] = set()
     moment = 1
-    while killed_at(moment, parent, 3):
+    while killed_at(moment, lambda: save(parent, 3, "xyz")):
         for folder in checkpoints(parent):
             manifest = read_manifest(folder)
             assert manifest is not None
@@ -73,6 +76,27 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints_alone(tmp_path: Path) -> 
     assert found == {(1, 2), (1, 2, 3), (2, 3)}  # before the commit, after it, and with the oldest one gone
     assert moment > 20
     assert sorted(path.name for path in parent.iterdir()) == ["step-000002", "step-000003"]  # no rest of the dead
+
+
+def test_a_kill_as_the_run_completes_leaves_one_that_is_whole_or_can_be_resumed(
+    new_run: NewRun, tmp_path: Path
+) -> None:
+    moment, found = 0, []
+    killed = True
+    while killed:
+        moment += 1
+        run = new_run(name=f"bot{moment}")
+        save(run.path / "checkpoints", 1)
+        (run.model_dir / "weights").write_text("abc")
+        killed = killed_at(moment, lambda run=run: run.complete({}, {}, keep_checkpoints=False))  # type: ignore[misc]
+        run.close()
+        (entry,) = layout.versions(tmp_path, run.name, run.stage)
+        assert lineage.verify(entry).faults == []
+        found.append(entry.manifest is not None)
+        if entry.manifest is None:
+            assert newest_checkpoint(run.path).path.name == "step-000001"
+    assert found == sorted(found)
+    assert {*found} == {True, False}
 
 
 def test_the_newest_two_are_kept_by_number(tmp_path: Path) -> None:
