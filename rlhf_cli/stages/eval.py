@@ -17,7 +17,7 @@ import torch
 
 from rlhf_cli.data import sources, template
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
-from rlhf_cli.errors import DataError, ModelError, RecipeError
+from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
 from rlhf_cli.evaluation import comparison, gates, names, report
 from rlhf_cli.evaluation.comparison import Answers, Metrics
 from rlhf_cli.models import base
@@ -213,7 +213,10 @@ def _answer(
     said = [rewards.as_completion(row.prompt, content) for row, content in zip(prompts, texts, strict=True)]
     answered = rewards.Answered(prompts, ids, responses, said)
     columns = {**answered.columns, "completion_ids": responses, "prompt_ids": ids}  # as PPO hands them over
-    judged = {name: rewards.call(function, answered.prompts, said, columns) for name, function in functions.items()}
+    try:
+        judged = {name: rewards.call(function, answered.prompts, said, columns) for name, function in functions.items()}
+    except DivergedError as error:  # in PPO it may be the policy's doing; nothing trains here
+        raise RecipeError(error.faults) from error.__cause__
     _check_finite({name: sum(values) for name, values in judged.items()})
     return Answers(responses, texts, scores, judged, [stops.is_truncated(response) for response in responses])
 

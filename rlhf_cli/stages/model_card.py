@@ -114,7 +114,8 @@ def _evaluation(run: Run, policy: Path) -> str:
         manifest = entry.manifest
         if manifest is None or manifest["smoke"] != run.smoke:
             continue
-        if any(item["role"] == "of" and Path(item["path"]) in (policy, policy / "model") for item in manifest["inputs"]):
+        judged = [Path(item["path"]) for item in manifest["inputs"] if item["role"] == "of"]
+        if policy in judged or policy / "model" in judged:
             figures: Mapping[str, Any] = manifest["metrics"]
             rows = [(f"`{name}`", "–" if value is None else f"{value:.4g}") for name, value in sorted(figures.items())]
             against = next((item["ref"] for item in manifest["inputs"] if item["role"] == "against"), None)

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf_cli.data import sources
 from rlhf_cli.errors import DataError, Fault, RecipeError, RlhfError
 from rlhf_cli.evaluation import gates, names
+from rlhf_cli.recipe import functions
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
@@ -65,6 +66,24 @@ def _with_mend(error: RlhfError, reference: Reference, recipe: Recipe, stages: S
     return RecipeError(
         error.faults[0].message, where=error.faults[0].where, mend=f"Run `rlhf {stage}` first, or {instead}."
     )
+
+
+def check_functions(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Load the functions that `stages` will call, in processes of their own.
+
+    Raises:
+        RecipeError: with one fault for each that cannot be loaded.
+    """
+    specs = [term.python for term in recipe.ppo.reward if term.python is not None] if "ppo" in stages else []
+    specs += recipe.eval.python if "eval" in stages else []
+    faults: list[Fault] = []
+    for spec in {functions.parts_of(spec)[0]: spec for spec in specs}.values():  # a file is run whole
+        try:
+            functions.tried(spec)
+        except RecipeError as error:
+            faults += error.faults
+    if faults:
+        raise RecipeError(faults)
 
 
 def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int]]:

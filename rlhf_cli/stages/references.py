@@ -110,7 +110,8 @@ def find(reference: Reference, name: str, runs_dir: Path, *, smoke: bool) -> Fou
 def owner_of(folder: Path) -> Path:
     """The run or checkpoint whose `model/` is `folder`; `folder` itself where it is not called so."""
     above = folder.parent
-    return above if folder.name == "model" and (is_checkpoint(above) or layout.VERSION.fullmatch(above.name)) else folder
+    is_theirs = folder.name == "model" and (is_checkpoint(above) or layout.VERSION.fullmatch(above.name))
+    return above if is_theirs else folder
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -233,6 +233,20 @@ def test_a_reference_that_leads_nowhere_is_told_at_its_line_before_a_stage_runs(
     assert calls == []
 
 
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("words", [("run",), ("run", "--dry-run")])
+def test_a_function_that_cannot_be_loaded_is_told_before_the_first_stage(
+    rlhf: Rlhf, recipe_file: Path, calls: list[str], words: tuple[str, ...]
+) -> None:
+    (recipe_file.parent / "f.py").write_text("def score(): ...\nprint(no_such_name)\n")
+    recipe_file.write_text(recipe_file.read_text().replace("eval: {", "eval: {python: ['f.py:score'], "))
+    assert rlhf("check", "-r", "r.yaml").code == 0  # runs nobody's code
+    ended = rlhf(*words, "-r", "r.yaml", "--json")
+    assert ended.code == 2
+    assert ended.json["errors"][0]["where"] == "f.py:2"
+    assert calls == []
+
+
 @pytest.mark.usefixtures("chain_is_there")
 def test_check_looks_for_runs_where_they_are_written(rlhf: Rlhf) -> None:
     assert rlhf("check", "-r", "r.yaml", "ppo").code == 0

@@ -41,10 +41,9 @@ def test_numbers_of_other_libraries_are_numbers(values):
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("def score(completions): raise KeyError('tone')", "KeyError: 'tone'"),
-        ("import sys\ndef score(completions): sys.exit()", "raised SystemExit ("),
         ("def score(completions): return [1.0]", "gave 1 numbers for 2 completions"),
-        ("def score(completions): return None", "TypeError"),
+        ("def score(completions): return None", "gave None for 2 completions"),
+        ("def score(completions): return 'good'", "gave 'good' for 2 completions"),
         ("def score(completions): return [1.0, 'good']", "completion 1 got 'good'"),
         ("def score(completions): return [None, 1.0]", "completion 0 got None"),
     ],
@@ -54,6 +53,23 @@ def test_a_function_that_misbehaves_is_named_with_its_file(tmp_path, body, told)
         call(tmp_path, body)
     assert told in str(caught.value)
     assert caught.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "told"),
+    [
+        ("def score(completions):\n    raise KeyError('tone')", 2, "score raised KeyError: 'tone' (first completion"),
+        ("import sys\ndef score(completions): sys.exit()", 2, "score raised SystemExit ("),
+        ("import json\n\ndef score(completions):\n    return json.loads('{')", 4, "score raised JSONDecodeError"),
+        ("def score(completions):\n    yield 1.0\n    yield 1 / 0", 3, "score raised ZeroDivisionError"),
+    ],
+)
+def test_a_function_that_raises_is_told_with_the_line_that_led_to_it(tmp_path, body, line, told):
+    with pytest.raises(DivergedError) as caught:
+        call(tmp_path, body)
+    assert caught.value.faults[0].where == f"{tmp_path}/judge.py:{line}"
+    assert told in caught.value.faults[0].message
+    assert caught.value.__cause__ is not None  # whose traceback goes into the log
 
 
 def test_a_column_that_the_data_lacks_is_told(tmp_path):

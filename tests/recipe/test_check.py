@@ -83,7 +83,7 @@ def files(write: Write, tmp_path: Path) -> None:
         ("eval: {python: ['g.py:given']}", 17, "there is no file g.py. Did you mean f.py?"),
         ("eval: {python: ['f.py:givn']}", 17, "f.py has no function givn. Did you mean given?"),
         ("eval: {python: ['f.py:zzz']}", 17, "It defines given, root, made."),
-        ("eval: {python: ['broken.py:f']}", 17, "broken.py is not Python"),
+        ("eval: {python: ['broken.py:f']}", 17, "eval.python.0: broken.py:1 is not Python: invalid syntax. Mend"),
         ("ppo: {reward: [{python: 'f.py:givn'}]}", 17, "ppo.reward.0.python: f.py has no function givn."),
         ("sft: {start: ./gone}", 7, "sft.start: there is no folder gone."),
         ("ppo: {start: ./folde}", 7, "ppo.start: there is no folder folde. Did you mean folder?"),
@@ -244,7 +244,35 @@ def test_a_path_outside_the_working_folder_is_shown_whole(faults_of: FaultsOf, t
 
 
 def test_functions_are_looked_for_without_running_their_file(write: Write, tmp_path: Path) -> None:
-    (tmp_path / "f.py").write_text("import not_installed_anywhere\n\ndef score(): ...\nraise SystemExit\n")
+    (tmp_path / "f.py").write_text("def score(): ...\nraise SystemExit\n")
+    load(write("eval: {python: ['f.py:score']}"), stages=())
+
+
+def test_what_a_function_file_imports_and_is_not_installed_is_told_once(faults_of: FaultsOf, tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("import not_there.deep\ndef score(): ...\ndef other(): ...\n")
+    (fault,) = faults_of("ppo: {reward: [{python: 'f.py:score'}]}\neval: {python: ['f.py:other']}")
+    assert (fault.where, fault.message) == (
+        "r.yaml:3:17",
+        "ppo.reward.0.python: f.py imports not_there, which is not installed.",
+    )
+
+
+IMPORTS_THAT_MAY_FAIL = """
+import beside, package.inner, json, os.path, torch
+from . import anything
+try:
+    import not_there
+except ImportError:
+    not_there = None
+def score():
+    import not_there
+"""
+
+
+def test_imports_that_are_there_or_need_not_be_are_no_fault(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").touch()
+    (tmp_path / "package").mkdir()
+    (tmp_path / "f.py").write_text(IMPORTS_THAT_MAY_FAIL)
     load(write("eval: {python: ['f.py:score']}"), stages=())
 
 

@@ -17,9 +17,10 @@ from rlhf_cli.ppo import experience
 from rlhf_cli.ppo.rewards.endpoint import Endpoint
 from rlhf_cli.ppo.rewards.judge import Answered, Judge, as_completion, content, short
 from rlhf_cli.ppo.rewards.model import ModelJudge
-from rlhf_cli.ppo.rewards.python import PythonJudge, call, load_function
+from rlhf_cli.ppo.rewards.python import PythonJudge, call
 from rlhf_cli.ppo.rewards.rules import RuleJudge
 from rlhf_cli.ppo.rewards.runs import check_tokenizer
+from rlhf_cli.recipe.functions import load_function
 from rlhf_cli.recipe.schema import Base, RewardSource
 
 __all__ = [

@@ -6,20 +6,18 @@ conversation with `[{"role": "assistant", "content": …}]`.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.rows import PromptRow, Text
 from rlhf_cli.errors import DivergedError, RecipeError
 from rlhf_cli.ppo.rewards.judge import Answered, content, short
+from rlhf_cli.recipe.functions import Function, load_function, place_of, told
 
-Function = Callable[..., Any]
 TOKENS = ("prompt_ids", "completion_ids")  # offered beside prompts, completions and the data's columns
 
 
@@ -38,39 +36,6 @@ class PythonJudge:
         """What the function gives; None says, as in TRL, that it does not judge this response."""
         ids = dict(zip(TOKENS, (answered.prompt_ids, answered.responses), strict=True))
         return _judge(self.function, answered.prompts, answered.completions, {**answered.columns, **ids})
-
-
-def load_function(spec: str) -> Function:
-    """The function that `file.py:function` names. Runs the file; a file is run once, however many functions it gives.
-
-    Raises:
-        RecipeError: no such file or function, or the file fails as it is run.
-    """
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise RecipeError(f"there is no file {file}.", where=spec, mend="Write file.py:function.")
-    module_name = f"rlhf_reward_{path.resolve()}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        loader = importlib.util.spec_from_file_location(module_name, path)
-        assert loader is not None
-        assert loader.loader is not None
-        module = importlib.util.module_from_spec(loader)
-        sys.modules[module_name] = module  # dataclasses look their module up while it is run
-        sys.path.insert(0, str(path.parent))  # its own imports, as if it were run as a script
-        try:
-            loader.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # sys.exit() would end rlhf, and with 0
-            del sys.modules[module_name]
-            raise RecipeError(f"it fails as it is loaded: {_told(error)}.", where=spec) from error
-        finally:
-            sys.path.remove(str(path.parent))
-    function = getattr(module, name, None)
-    if not callable(function):
-        mend = "Name a function that the file defines."
-        raise RecipeError(f"{path.name} has no function {name}.", where=spec, mend=mend)
-    return function
 
 
 def call(
@@ -98,12 +63,13 @@ def _judge(
     given = _accepted(function, offered)
     try:
         result = function(**{name: offered[name] for name in given})
-        values = result.tolist() if hasattr(result, "tolist") else list(result)
+        values = result.tolist() if hasattr(result, "tolist") else result
+        values = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
     except (Exception, SystemExit) as error:
-        told = f"it raised {_told(error)} (first completion: {short(content(completions[0]))})"
-        raise DivergedError(f"{told}.", where=where, mend="Mend the function.") from error
+        message = f"{_name(function)} raised {told(error)} (first completion: {short(content(completions[0]))})."
+        raise DivergedError(message, where=place_of(error, _file(function)), mend="Mend the function.") from error
     if not isinstance(values, list) or len(values) != len(completions):
-        gave = f"{len(values)} numbers" if isinstance(values, list) else "one number"
+        gave = f"{len(values)} numbers" if isinstance(values, list) else repr(values)[:40]
         raise DivergedError(
             f"it gave {gave} for {len(completions)} completions.", where=where, mend="Give one for each."
         )
@@ -124,8 +90,8 @@ def _float(value: numbers.Real) -> float:
 
 
 def _not_a_number(function: Function, index: int, value: object, completions: Sequence[Text]) -> DivergedError:
-    told = f"completion {index} got {value!r}, which is not a number: {short(content(completions[index]))}"
-    return DivergedError(f"{told}.", where=_where(function), mend="Return a float for every completion.")
+    message = f"completion {index} got {value!r}, which is not a number: {short(content(completions[index]))}."
+    return DivergedError(message, where=_where(function), mend="Return a float for every completion.")
 
 
 def _accepted(function: Function, offered: Iterable[str]) -> list[str]:
@@ -157,13 +123,16 @@ def _accepted(function: Function, offered: Iterable[str]) -> list[str]:
 
 
 def _where(function: Function) -> str:
-    code = inspect.unwrap(function)
+    return f"{_file(function).name}:{_name(function)}"
+
+
+def _file(function: Function) -> Path:
     try:
-        file = Path(inspect.getsourcefile(code) or "?").name
+        return Path(inspect.getsourcefile(inspect.unwrap(function)) or "?")
     except TypeError:  # built in, or an object that can be called
-        file = "?"
-    return f"{file}:{getattr(code, '__name__', type(code).__name__)}"
+        return Path("?")
 
 
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def _name(function: Function) -> str:
+    code = inspect.unwrap(function)
+    return getattr(code, "__name__", type(code).__name__)
