@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.errors import DataError, ModelError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.errors import DataError, Fault, ModelError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.recipe.load import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.manifest import read_manifest
@@ -29,7 +29,9 @@ class Silent:
     def begin(self, total: int, unit: str) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def say(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
+    def warn(self, text: str) -> None:
+        self.told.append(("warn", text))
+
     def stage(self, stage: str, run: Run) -> None:
         self.told.append(("stage", stage))
 
@@ -137,6 +139,20 @@ def test_a_stage_that_fails_after_it_began_leaves_no_manifest(case: Case, set_st
     assert read_manifest(folder) is None
     assert "failed: does not fit." in (folder / "log.txt").read_text()
     assert not (folder.parent / "latest").exists()
+
+
+def test_what_a_library_raised_is_in_the_log_and_is_told_once(case: Case, set_stage: SetStage) -> None:
+    def run(recipe: Recipe, run: Run) -> Result:
+        run.begin(3, "steps")
+        raise ModelError([Fault("does not fit."), Fault("nor this.")]) from ValueError("a width of 3")
+
+    set_stage("sft", run)
+    with pytest.raises(ModelError):
+        case.stage("sft")
+    lines = (case.runs / "bot" / "sft" / "v0001" / "log.txt").read_text().splitlines()
+    assert "ValueError: a width of 3" in lines
+    assert lines[-1].endswith("failed: does not fit.; nor this.")  # by its last line a failure is known
+    assert case.reporter.told == [("stage", "sft")]  # no warning: the error itself is to come
 
 
 def test_a_stage_that_fails_before_it_made_anything_leaves_no_folder(case: Case, set_stage: SetStage) -> None:
@@ -301,15 +317,6 @@ def test_smoke_makes_its_inputs_anew_when_the_recipe_changed(case: Case, calls: 
     case.stage("reward", smoke=True)
     case.stage("reward", "adapter.rank=8", smoke=True)
     assert calls == ["sft", "reward", "sft", "reward"]
-
-
-@pytest.mark.usefixtures("stand_ins")
-def test_several_processes_are_refused_until_they_are_supported(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RlhfError, match="not supported yet") as raised:
-        case.stage("sft")
-    assert raised.value.code == 5
-    assert case.versions("sft") == []
 
 
 @pytest.mark.usefixtures("stand_ins")
