@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,82 @@ def test_a_figure_that_is_not_finite_is_null_and_is_said(rlhf: Rlhf, runs: Path)
     run.complete({"sft.loss": float("nan")}, {"device": "cpu", "inputs": []})
     assert json.loads(rlhf("runs", "show", "sft", "--json").out)["run"]["metrics"] == {"sft.loss": None}
     assert "not finite" in rlhf("runs", "show", "sft").out
+
+
+def test_an_incomplete_run_tells_how_it_stands(rlhf: Rlhf, runs: Path) -> None:
+    run = make(runs, complete=False)
+    assert f"running, process {os.getpid()}" in rlhf("runs", "list").out
+    with run.checkpoint(2) as folder:
+        (folder / "state").touch()
+    run.close()
+    (listed,) = rlhf("runs", "list", "--json").json["runs"]
+    assert (listed["state"], listed["detail"]) == ("incomplete", "stopped, saved at step 2")
+    assert "stopped, saved at step 2; last step logged: 2" in rlhf("runs", "show", "sft").out
+
+
+def test_verify_reads_every_byte(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    run = make(runs, "ppo", complete=False)
+    (run.model_dir / "weights").write_bytes(b"abc")
+    with run.checkpoint(2) as folder:
+        (folder / "state").write_bytes(b"def")
+    run.complete({}, {"device": "cpu", "inputs": []})
+    told = rlhf("runs", "verify")
+    assert told.code == 0
+    assert "bot/ppo@v0001  whole: 2 files, 6 bytes" in told.out
+    assert rlhf("runs", "verify", "--json").json["runs"] == [
+        {"run": "bot/ppo@v0001", "files": 2, "bytes": 6},
+        {"run": "bot/sft@v0001", "files": 0, "bytes": 0},
+    ]
+    (run.checkpoint_path(2) / "state").write_bytes(b"dex")
+    (run.path / "model" / "weights").unlink()
+    told = rlhf("runs", "verify")
+    assert told.code == 4
+    assert "bot/sft@v0001  whole" in told.out
+    assert "bot/ppo@v0001" not in told.out
+    for text in ("model/weights  cannot be read", "step-000002/state  has another content"):
+        assert text in told.err
+    assert rlhf("runs", "verify", "sft").code == 0
+    failed = rlhf("runs", "verify", "ppo", "--json")
+    assert (failed.code, len(failed.json["errors"])) == (4, 2)
+
+
+def chained(rlhf: Rlhf) -> None:
+    for stage in ("sft", "reward"):
+        assert rlhf(stage, "-r", "r.yaml", "--quiet").code == 0
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_lineage_goes_back_to_base_and_data(rlhf: Rlhf) -> None:
+    chained(rlhf)
+    out = rlhf("runs", "lineage", "reward").out
+    assert out.startswith("bot/reward@v0001\n")
+    assert "\n  start            bot/sft@v0001  " in out
+    assert "\n      base             " in out
+    found = [(one["depth"], one["role"]) for one in rlhf("runs", "lineage", "reward", "--json").json["made_of"]]
+    assert found == [(0, "base"), (0, "start"), (1, "base"), (1, "data.sft"), (0, "data.preferences")]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_diff_tells_what_two_runs_have_not_in_common(rlhf: Rlhf) -> None:
+    rlhf("sft", "-r", "r.yaml")
+    rlhf("sft", "-r", "r.yaml", "--set", "sft.learning_rate=0.5", "--set", "seed=3")
+    told = rlhf("runs", "diff", "sft@v0001", "sft@v0002")
+    assert told.code == 0
+    assert "sft.learning_rate" in told.out
+    found = rlhf("runs", "diff", "sft@v0001", "sft@v0002", "--json").json["differs"]
+    assert found == {"seed": [0, 3], "sft.learning_rate": [2e-4, 0.5]}
+    assert "are alike" in rlhf("runs", "diff", "sft@v0001", "sft@v0001").out
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_rm_refuses_what_others_are_made_of(rlhf: Rlhf, runs: Path) -> None:
+    chained(rlhf)
+    told = rlhf("runs", "rm", "sft@v0001")
+    assert told.code == 2
+    assert "bot/reward@v0001 is made of bot/sft@v0001" in told.err
+    told = rlhf("runs", "rm", "reward")
+    assert (told.code, "Write bot/reward@v0001" in told.err) == (2, True)
+    assert rlhf("runs", "rm", "reward@v0001").code == 0
+    assert rlhf("runs", "rm", "sft@v0001", "--json").json["run"] == "bot/sft@v0001"
+    assert "no runs in" in rlhf("runs", "list").out
