@@ -144,7 +144,10 @@ def test_a_stage_that_fails_after_it_began_leaves_no_manifest(case: Case, set_st
 def test_what_a_library_raised_is_in_the_log_and_is_told_once(case: Case, set_stage: SetStage) -> None:
     def run(recipe: Recipe, run: Run) -> Result:
         run.begin(3, "steps")
-        raise ModelError([Fault("does not fit."), Fault("nor this.")]) from ValueError("a width of 3")
+        try:
+            raise ValueError("a width of 3")
+        except ValueError as error:
+            raise ModelError([Fault("does not fit."), Fault("nor this.")]) from error
 
     set_stage("sft", run)
     with pytest.raises(ModelError):

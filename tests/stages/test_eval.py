@@ -82,6 +82,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    return [len(c) for c in completions]\n"
         "def broken(prompts, completions, **columns):\n"
         "    return [float('inf') for c in completions]\n"
+        "def raising(prompts, completions, **columns):\n"
+        "    raise ValueError('no tone')\n"
     )
     return folder
 
@@ -396,3 +398,9 @@ def test_a_judge_that_was_trained_with_another_template_is_refused(world: Path, 
 def test_a_figure_that_is_not_finite_is_named(world: Path, tmp_path: Path) -> None:
     with pytest.raises((ModelError, RecipeError), match="broken"):
         evaluate(tmp_path, world, python=[f"{world}/gold.py:broken"])
+
+
+def test_a_judge_that_raises_is_a_fault_of_the_recipe_for_nothing_trains(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"gold\.py:10  raising raised ValueError: no tone") as raised:
+        evaluate(tmp_path, world, python=[f"{world}/gold.py:raising"])
+    assert raised.value.code == 2
