@@ -31,7 +31,7 @@ class Bank:
 
     def __init__(self, base: PreTrainedModel, adapter: Adapter | None) -> None:
         self.heads = nn.ModuleDict()  # name -> ScalarHead; a name may have a head alone (a head on another's trunk)
-        self._base = base
+        self._base, self._dtype = base, base.dtype
         # Dropout is noise in PPO's ratios, and a Trainer may put the model in train mode.
         self._adapter = None if adapter is None else adapter.model_copy(update={"dropout": 0.0})
         self._peft: PeftModel | None = None  # the base with adapters on it; None while every role is bare
@@ -92,25 +92,31 @@ class Bank:
     def use(self, name: str) -> Iterator[PreTrainedModel]:
         """The model to call, with this role active inside the block. May be nested.
 
-        The requires_grad flags of all roles stay as they are, and nothing is copied.
+        The requires_grad flags of all roles stay as they are, and nothing is copied. With bfloat16 weights everything
+        is computed in bfloat16, also where an adapter's weights, or those of a model under training, are float32.
         """
-        if name in self._whole:
-            yield self._whole[name]
-            return
-        before = list(self._switch)
-        self._activate(name)
-        try:
-            yield self._base
-        finally:
-            self._switch[:] = before
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            if name in self._whole:
+                yield self._whole[name]
+                return
+            before = list(self._switch)
+            self._activate(name)
+            try:
+                yield self._base
+            finally:
+                self._switch[:] = before
 
     def train(self, names: Iterable[str]) -> None:
         """Let gradients flow to these roles' parameters and heads, and to nothing else.
 
         A role that is the bare base gets a new adapter here (which changes nothing yet): the base is shared, and is
-        never trained.
+        never trained. A whole model's weights become float32, as an adapter's are: in 16 bits most of Adam's steps
+        would be rounded away.
         """
         names = list(names)
+        for name in names:
+            if name in self._whole:
+                self._whole[name].float()
         for name in names:
             if name in self._bare:
                 self._bare.discard(name)

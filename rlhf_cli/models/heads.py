@@ -26,7 +26,8 @@ class ScalarHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
 
     def forward(self, hidden: Tensor) -> Tensor:  # (…, H) -> (…,)
-        return hidden.float() @ self.weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden.float() @ self.weight
 
 
 def load_score_head(folder: Path) -> ScalarHead:

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_cli import distributed
@@ -121,12 +120,11 @@ class Checkpoints(TrainerCallback):
 def train(trainer: Trainer, journal: Journal, run: Run, save_every: int) -> dict[str, float]:
     """Train, from the start or from where the run was stopped; gives the figures for the manifest."""
     trainer.remove_callback(PrinterCallback)  # TRL's own printing of its log
-    # On a quantized base TRL casts what is trained to bfloat16: too coarse for Adam's small steps, and on a CPU, where
-    # nothing is cast back, a score head that no longer fits its input. The optimizer is made after this.
-    if isinstance(trainer.model, PeftModel):
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    # What is trained is float32, also where the base is 16 bits wide: in bfloat16 most of Adam's small steps would be
+    # rounded away. TRL casts it to bfloat16 on a quantized base. The optimizer is made after this.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     checkpoints = Checkpoints(run, journal, trainer, save_every)
     trainer.add_callback(checkpoints)
     trainer.train(resume_from_checkpoint=checkpoints.resume_from)

@@ -268,6 +268,35 @@ def test_whole_models_are_a_role_each(base_folder: Path, padded: dict, tmp_path:
     assert torch.equal(again.score.weight[0], bank.heads["value"].weight)
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_16_bit_base_computes_in_16_bits_and_trains_32_bit_weights(
+    base_folder: Path, adapter: Adapter, padded: dict, is_whole: bool
+) -> None:
+    def load(dtype: str) -> Bank:
+        folders = {"policy": None, "reference": None}
+        bank = Bank.load(
+            Base(model=str(base_folder), dtype=dtype), None if is_whole else adapter, str(base_folder), folders
+        )
+        bank.train(["policy"])
+        return bank
+
+    bank, exact = load("bfloat16"), load("float32")
+    assert {p.dtype for p in bank.parameters("policy")} == {torch.float32}
+    found, reference = bank.hidden("policy", **padded["right"]), bank.hidden("reference", **padded["right"])
+    logits_of = bank.output_head("policy")
+    with bank.use("policy"):
+        assert logits_of(found).dtype == torch.bfloat16
+    expected = exact.hidden("policy", **padded["right"])
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(found.float(), reference.float(), rtol=0.1, atol=0.1)
+    optimizer = torch.optim.SGD(bank.parameters("policy"), lr=1e-6)  # a step that bfloat16 cannot hold
+    found.float().square().mean().backward()
+    before = [p.detach().clone() for p in bank.parameters("policy")]
+    optimizer.step()
+    moved = [bool((p != b).any()) for p, b in zip(bank.parameters("policy"), before, strict=True)]
+    assert any(moved)
+
+
 def test_an_adapter_as_a_whole_role_is_refused(base_folder: Path, make_adapter: Make) -> None:
     with pytest.raises(ModelError, match="adapter: null"):
         Bank.load(Base(model=str(base_folder)), None, str(base_folder), {"policy": make_adapter()})
