@@ -182,7 +182,9 @@ def test_what_a_reward_file_imports_from_its_folder_changes_it(
     (world / "tone.py").write_text("import f  # a circle\n")
     for name in ("words/__init__.py", "words/more.py", "words/deep/there.py", "late.py", "unused.py"):
         (world / name).touch()
-    (world / "words" / "lists.py").write_text("from . import more\nfrom .deep import there\nfrom .... import x\n")
+    outside = f"from ... import outside\nfrom {'.' * 99} import x\n"
+    (world.parent / "outside.py").touch()
+    (world / "words" / "lists.py").write_text(f"from . import more\nfrom .deep import there\n{outside}")
     before = key(stage)
     (world / "unused.py").write_text("1")
     assert key(stage) == before
