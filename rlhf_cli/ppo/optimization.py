@@ -6,7 +6,7 @@ are refused with the recipe (`recipe.trainer_keys`), rather than taken and left 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,12 @@ class Trackers:
         """One iteration's figures."""
         if self._accelerator is not None:
             self._accelerator.log(dict(metrics), step=step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Answers to the watched prompts, as text: keys prompt, response, reward."""
+        if self._accelerator is not None:
+            texts = {f"sample.{i}": "\n\n".join(f"{k}: {v}" for k, v in row.items()) for i, row in enumerate(rows, 1)}
+            self._accelerator.log(texts, step=step)
 
     def close(self) -> None:
         """Let the trackers write what they hold back."""

@@ -311,6 +311,10 @@ class Trainer:
             torch.manual_seed(self.seed)
             answered = self._answer(self.watched)
         scores = self.scorer.earned(answered, learn=False).raw.tolist()
+        rows = []
         for prompt, completion, score in zip(answered.prompts, answered.completions, scores, strict=True):
             said = completion if isinstance(completion, str) else completion[-1]["content"]
-            self.run.sample({"step": iteration, "prompt": prompt, "response": said, "reward": score})
+            rows.append({"prompt": prompt, "response": said, "reward": score})
+        for row in rows:
+            self.run.sample({"step": iteration, **row})
+        self.trackers.samples(iteration, rows)

@@ -61,3 +61,18 @@ def test_a_tracker_that_is_not_installed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
     with pytest.raises(RecipeError, match="wandb is not installed"), pytest.warns(UserWarning, match="wandb"):
         optimization.Trackers(optimization.arguments({"report_to": "wandb"}, tmp_path), {})
+
+
+def test_figures_and_samples_reach_a_tracker(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trackers = optimization.Trackers(optimization.arguments({"report_to": "tensorboard"}, tmp_path), {"clip": 0.2})
+    trackers.log(3, {"reward": 0.5})
+    trackers.samples(3, [{"prompt": "who?", "response": "I am.", "reward": 0.25}])
+    trackers.close()
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "rlhf"}
+    found = EventAccumulator(str(events))
+    found.Reload()
+    assert [(e.step, e.value) for e in found.Scalars("reward")] == [(3, 0.5)]
+    (text,) = found.Tensors("sample.1/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "prompt: who?\n\nresponse: I am.\n\nreward: 0.25"

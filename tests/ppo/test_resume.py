@@ -13,7 +13,9 @@ from .conftest import lines, small
 
 ITERATIONS = 4
 TIMED = ("seconds.", "tokens_per_second", "memory_peak_bytes", "time")
-DEMONSTRATIONS = update.Demonstrations([[5, 6], [7], [8, 9]], [[10, 11, 2], [12, 2], [13, 2]])
+DEMONSTRATIONS = update.Demonstrations(
+    [[5, 6], [7], [8, 9], [10], [4]], [[10, 11, 2], [12, 2], [13, 2], [5, 2], [6, 7, 2]]
+)
 
 
 def settings(kind):
