@@ -127,7 +127,7 @@ def run_(
                 for outcome in chain:
                     outcomes.append(outcome)
         finally:
-            if len(outcomes) > 1 and not json and distributed.is_main():
+            if len(outcomes) > 1 and not json and not quiet and distributed.is_main():
                 output.print_chain(outcomes)
         _finish(output.chain_json(outcomes), outcomes[-1].failed_gates, json=json)
 
@@ -226,7 +226,12 @@ def main() -> None:
         os.environ.setdefault(name, value)
     as_json = "--json" in sys.argv and distributed.is_main()
     with output.stdout_for_json() if as_json else contextlib.nullcontext():
-        code = _run(as_json)
+        try:
+            code = _run(as_json)
+        except KeyboardInterrupt:  # another one while the first was told
+            code = 75
+    for number in (signal.SIGINT, signal.SIGTERM):  # the end is decided: an impatient Ctrl-C must not change its code
+        signal.signal(number, signal.SIG_IGN)
     sys.stdout.flush()
     sys.exit(code)
 

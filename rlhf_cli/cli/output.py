@@ -7,14 +7,17 @@ import json as json_module
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_cli.runs import owner
 from rlhf_cli.runs.lineage import Ancestor, Verdict, name_of
 from rlhf_cli.runs.unfinished import state
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from rlhf_cli.errors import Fault
     from rlhf_cli.runs.layout import Entry
@@ -82,62 +85,76 @@ def figures(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         yield name, text
 
 
-def print_chain(outcomes: Sequence[Outcome]) -> None:
-    """The chain at a glance: each stage's state, time, headline and folder; then what the evaluation found."""
+def _table(*columns: str, folded: Sequence[str] = ("result",)) -> Table:
+    """A table in which no other column than `folded` may be broken over lines."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("stage", "state", "time", "result", "where"):
-        table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
+    for column in columns:
+        table.add_column(column, no_wrap=column not in folded, justify="right" if column == "time" else "left")
+    return table
+
+
+def _print(out: Console, table: Table) -> None:
+    """As wide as it is where there is no terminal; on one it may go beyond the edge, but no path is broken."""
+    from rich.measure import Measurement
+
+    measured = Measurement.get(out, out.options.update(max_width=sys.maxsize), table)
+    before = out.width
+    out.width = max(before, measured.minimum) if out.is_terminal else measured.maximum
+    out.print(table, crop=False)
+    out.width = before
+
+
+def print_chain(outcomes: Sequence[Outcome]) -> None:
+    """The chain at a glance: each stage's state, time, headline and folder; then what the evaluation found."""
+    table = _table("stage", "state", "time", "result", "where")
     for outcome in outcomes:
         shown = dict(figures(outcome.manifest["metrics"]))
         headline = "\n".join(f"{name} {shown[name]}" for name in HEADLINES[outcome.stage] if name in shown)
-        state = "up to date" if outcome.skipped else "done"
+        state = "gate failed" if outcome.failed_gates else "up to date" if outcome.skipped else "done"
         table.add_row(outcome.stage, state, clock(outcome.manifest["seconds"]), headline, place(outcome.path))
     out = console()
     out.print()
-    out.print(table)
+    _print(out, table)
     evaluated = next((o for o in outcomes if o.stage == "eval"), None)
     if evaluated is not None and "win_rate" in evaluated.manifest["metrics"]:
-        out.print(_comparison(evaluated.manifest))
+        _print(out, _comparison(evaluated.manifest))
     exported = next((o for o in outcomes if o.stage == "export"), None)
     if exported is not None:
-        out.print(f"The exported model: {place(exported.path / 'model')}", markup=False)
+        out.print(f"The exported model: {place(exported.path / 'model')}", markup=False, soft_wrap=True)
 
 
-def _comparison(manifest: Mapping[str, Any]) -> Any:
+def _comparison(manifest: Mapping[str, Any]) -> Table:
     """Each measure of the two sides beside each other, and the gain with its interval."""
-    from rich import box
-    from rich.table import Table
-
     metrics: Mapping[str, float] = manifest["metrics"]
     shown = dict(figures(metrics))
     names = {item["role"]: item["ref"] for item in manifest["inputs"]}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("measure", names.get("of", "base"), names.get("against", "base"), "gain  [95 % interval]"):
-        table.add_column(column)
-    table.add_row("win rate by the reward model", shown["win_rate"], "", "")
+    table = _table("metric", names.get("of", "base"), names.get("against", "base"), "gain  [95 % interval]")
+    table.add_row("win_rate", shown["win_rate"], "", "")
     for name in metrics:
         gain = next((g for g in (f"{name}.gain", f"{name}_gain") if g in metrics), None)
         if f"{name}.against" in metrics and (gain or name in ALWAYS_COMPARED):
             table.add_row(name, shown[name], shown[f"{name}.against"], shown[gain] if gain else "")
-    table.add_row("KL between the two (nats a sequence)", shown["kl"], "", "")
+    table.add_row("kl", shown["kl"], "", "")
     return table
+
+
+def began(entry: Entry) -> float:
+    """When a run was begun, in seconds since 1970; of one that does not say, when its folder was changed last."""
+    if entry.manifest is not None:
+        return datetime.fromisoformat(entry.manifest["started"]).timestamp()
+    return float((owner.read_origin(entry.path) or {}).get("started") or entry.path.stat().st_mtime)
 
 
 def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
     """A line a run."""
-    from rich import box
-    from rich.table import Table
-
     out = console()
     if not entries:
         out.print(f"no runs in {runs_dir}", markup=False)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("run", "state", "started", "time", "result"):
-        table.add_column(column, no_wrap=column != "result")
+    table = _table("run", "state", "started", "time", "result")
     for entry in entries:
         manifest, name = entry.manifest, f"{entry.name}/{entry.stage}@{entry.version}"
         if manifest is None:
@@ -145,26 +162,33 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
             continue
         shown = dict(figures(manifest["metrics"]))
         headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
-        kind = "smoke" if manifest["smoke"] else "complete"
+        kind = "gate failed" if _failed(manifest) else "smoke" if manifest["smoke"] else "complete"
         started = manifest["started"][:16].replace("T", " ")
         table.add_row(name, kind, started, clock(manifest["seconds"]), headline)
-    out.print(table)
+    _print(out, table)
+
+
+def _failed(manifest: Mapping[str, Any]) -> bool:
+    """Whether a gate of an evaluation failed."""
+    return any(not gate["passed"] for gate in manifest.get("gates", []))
 
 
 def print_run(content: Mapping[str, Any]) -> None:
-    """One run: where, when, figures, inputs, files, samples."""
+    """One run: where, when, gates, figures, inputs, files, samples."""
+    from rlhf_cli.evaluation.gates import said
+
     out = console()
     manifest = content["manifest"]
-    out.print(
-        f"{content['name']}/{content['stage']}@{content['version']}  {content['state']}", style="bold", markup=False
-    )
-    out.print(f"  {content['path']}", markup=False)
+    state = f"{content['state']}{', gate failed' if _failed(content) else ''}"
+    out.print(f"{content['name']}/{content['stage']}@{content['version']}  {state}", style="bold", markup=False)
+    out.print(f"  {content['path']}", markup=False, soft_wrap=True)
     if manifest is None:
         last = content["last_step"]
         out.print(f"  {content['detail']}; last step logged: {last['step'] if last else 'none'}", markup=False)
         return
     out.print(f"  {manifest['started']}  {clock(manifest['seconds'])}  {manifest['device']}", markup=False)
     for title, lines in (
+        ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {said(gate)}" for gate in content["gates"]]),
         ("figures", [f"{label:<28} {text}" for label, text in figures(manifest["metrics"])]),
         (
             "inputs",
@@ -180,7 +204,7 @@ def print_run(content: Mapping[str, Any]) -> None:
         if lines:
             out.print(f"\n{title}", style="bold")
         for line in lines:
-            out.print(f"  {line}", markup=False)
+            out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def _sample(row: Mapping[str, Any]) -> Iterator[str]:
@@ -209,18 +233,15 @@ def print_lineage(entry: Entry, found: Sequence[Ancestor]) -> None:
 
 def print_differences(names: Sequence[str], found: Mapping[str, Sequence[Any]]) -> None:
     """A line a thing that two runs have not in common."""
-    from rich import box
-    from rich.table import Table
-
     out = console()
     if not found:
         out.print(f"{names[0]} and {names[1]} are alike", markup=False)
         return
-    table = Table("", *names, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _table("", *names, folded=names)
     for name, sides in found.items():
         shown = ["" if s is None else _number(s) if isinstance(s, float) else str(s) for s in sides]
         table.add_row(name, *map(escaped, shown))
-    out.print(table)
+    _print(out, table)
 
 
 def print_check(recipe: Path, stages: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -288,7 +309,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """One stage as the contract has it."""
     manifest = outcome.manifest
     return {
-        "status": "ok",
+        "status": "gate failed" if outcome.failed_gates else "ok",
         "stage": outcome.stage,
         "run": f"{manifest['name']}/{outcome.stage}@{manifest['version']}",
         "path": str(outcome.path),
@@ -328,6 +349,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "started": manifest.get("started"),
         "seconds": manifest.get("seconds"),
         "metrics": manifest.get("metrics", {}),
+        "gates": manifest.get("gates", []),
     }
 
 

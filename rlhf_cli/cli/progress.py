@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import distributed
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rlhf_cli.runs.run import Run
     from rlhf_cli.stages.dispatch import Outcome, StageReporter
 
-# Shown as training goes: the metric's name, its label, its format.
+# Shown as training goes: the metric's name, its label, its format. The last ones go where a terminal is narrow.
 LIVE = (
     ("loss", "loss", ".3f"),
     ("accuracy", "accuracy", ".2f"),
@@ -27,6 +28,8 @@ LIVE = (
     ("repeated_4gram_rate", "repeats", ".0%"),
     ("tokens_per_second", "tok/s", ",.0f"),
 )
+BAR = 10  # characters
+BESIDE = 9 + 1 + BAR + 1 + 1 + 1 + 1 + 7  # name, bar, "/", time left and the spaces between: what the figures leave
 PLAIN_LINES = 20  # progress lines a stage, at most, where there is no terminal
 
 
@@ -67,6 +70,7 @@ class Plain:
         self.done_before = 0  # steps, where the run was resumed
         self.next = 0.0  # the step at which the next line is due
         self.started = time.monotonic()
+        self.told: set[Path] = set()  # runs: a smoke run that later stages take again is told once
 
     def stage(self, stage: str, run: Run) -> None:
         self.name = stage
@@ -95,9 +99,10 @@ class Plain:
 
     def done(self, outcome: Outcome) -> None:
         self.name = outcome.stage
-        state = "up to date" if outcome.skipped else f"done in {clock(outcome.manifest['seconds'])}"
-        self.out.print(f"{self.name:<9}{state}: {place(outcome.path)}", markup=False)
-        if not outcome.skipped:
+        if outcome.path not in self.told:
+            self.out.print(f"{self.name:<9}{_state(outcome)}: {place(outcome.path)}", markup=False)
+        self.told.add(outcome.path)
+        if not outcome.skipped and not self.quiet:
             for label, text in figures(outcome.manifest["metrics"]):
                 self.out.print(f"{self.name:<9}  {label:<28} {text}", markup=False)
 
@@ -115,7 +120,7 @@ class Terminal:
         self.quiet = quiet
         self.progress = Progress(
             TextColumn("[bold]{task.description:<9}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=BAR),
             MofNCompleteColumn(),
             TextColumn("{task.fields[live]}", markup=False),
             TimeRemainingColumn(),
@@ -125,6 +130,8 @@ class Terminal:
         self.task: Any = None
         self.name = ""
         self.done_before = 0
+        self.digits = 1  # of the number of steps
+        self.told: set[Path] = set()  # see Plain
 
     def stage(self, stage: str, run: Run) -> None:
         self.name = stage
@@ -135,10 +142,12 @@ class Terminal:
         self.task = self.progress.add_task(stage, total=None, live="loading")
 
     def begin(self, total: int, unit: str) -> None:
+        self.digits = len(str(total))
         self.progress.reset(self.task, total=total, completed=self.done_before, live=unit)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.progress.update(self.task, completed=step, live=_live(metrics))
+        room = self.out.width - BESIDE - 2 * self.digits
+        self.progress.update(self.task, completed=step, live=_live(metrics, room))
 
     def say(self, text: str) -> None:
         self.out.print(f"  [dim]{escaped(text)}[/]")
@@ -148,12 +157,15 @@ class Terminal:
 
     def done(self, outcome: Outcome) -> None:
         self.close()
-        if outcome.skipped:
-            self.out.print(f"[bold cyan]{outcome.stage}[/]  up to date: {place(outcome.path)}")
-            return
-        for label, text in figures(outcome.manifest["metrics"]):
-            self.out.print(f"  {label:<28} {text}", markup=False)
-        self.out.print(f"  [green]done[/] in {clock(outcome.manifest['seconds'])}: {place(outcome.path)}")
+        if not outcome.skipped:
+            for label, text in figures(outcome.manifest["metrics"]):
+                self.out.print(f"  {label:<28} {text}", markup=False)
+        if outcome.path not in self.told:
+            colour = "red" if outcome.failed_gates else "green"
+            head = f"[bold cyan]{outcome.stage}[/]" if outcome.skipped else " "
+            state = f"[{colour}]{_state(outcome)}[/]: {escaped(place(outcome.path))}"
+            self.out.print(f"{head} {state}", soft_wrap=True)
+        self.told.add(outcome.path)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -163,5 +175,14 @@ class Terminal:
         self.progress.stop()
 
 
-def _live(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{label} {format(metrics[name], form)}" for name, label, form in LIVE if name in metrics)
+def _live(metrics: Mapping[str, float], room: int | None = None) -> str:
+    """The figures; the last ones are left out where they have not enough `room`, in characters."""
+    shown = [f"{label} {format(metrics[name], form)}" for name, label, form in LIVE if name in metrics]
+    while room is not None and shown and len("  ".join(shown)) > room:
+        shown.pop()
+    return "  ".join(shown)
+
+
+def _state(outcome: Outcome) -> str:
+    state = "up to date" if outcome.skipped else f"done in {clock(outcome.manifest['seconds'])}"
+    return f"{state}, gate failed" if outcome.failed_gates else state

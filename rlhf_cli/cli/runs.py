@@ -18,8 +18,8 @@ runs = typer.Typer(help="List, show, verify, compare and remove runs.", no_args_
 
 @runs.command("list")
 def list_(runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
-    """List the runs: stage, version, state, time and figures."""
-    entries = list(layout.all_runs(runs_dir.absolute()))
+    """List the runs, the newest last: stage, version, state, time and figures."""
+    entries = sorted(layout.all_runs(runs_dir.absolute()), key=output.began)
     if json:
         output.write_json(
             {"status": "ok", "stage": "runs list", "runs": [output.entry_json(entry) for entry in entries]}

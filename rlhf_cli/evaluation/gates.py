@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf_cli.errors import Fault, RecipeError
 from rlhf_cli.recipe.schema import Gate
 
+BOUNDS = (("min", "at least"), ("max", "at most"))
+
 
 class Verdict(NamedTuple):
-    """What a gate says of a metric's value; `text` is one line for people."""
+    """What a gate says of a metric's value."""
 
     gate: Gate
     value: float
     passed: bool
-    text: str
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        return f"{'pass' if self.passed else 'FAIL'}  {said(self.as_json())}"
+
+    def as_json(self) -> dict[str, Any]:
+        """As the manifest and report.json have it."""
+        gate = self.gate
+        return {"metric": gate.metric, "min": gate.min, "max": gate.max, "value": self.value, "passed": self.passed}
+
+
+def said(verdict: Mapping[str, Any]) -> str:
+    """A verdict, as `as_json` gives it, without whether it passed."""
+    bounds = [f"{word} {verdict[key]:g}" for key, word in BOUNDS if verdict[key] is not None]
+    return f"{verdict['metric']} = {verdict['value']:.4g}, wanted {' and '.join(bounds)}"
 
 
 def check_names(gates: Sequence[Gate], names: Collection[str]) -> None:
@@ -34,11 +51,7 @@ def judge(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[Verdict]:
 
 def _verdict(gate: Gate, value: float) -> Verdict:
     passed = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
-    bounds = [
-        f"{word} {bound:g}" for word, bound in (("at least", gate.min), ("at most", gate.max)) if bound is not None
-    ]
-    text = f"{'pass' if passed else 'FAIL'}  {gate.metric} = {value:.4g}, wanted {' and '.join(bounds)}"
-    return Verdict(gate, value, passed, text)
+    return Verdict(gate, value, passed)
 
 
 def _unknown(index: int, gate: Gate, names: Collection[str]) -> Fault:

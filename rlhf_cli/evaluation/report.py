@@ -23,10 +23,6 @@ class Report(NamedTuple):
 
 def write(report: Report, folder: Path) -> None:
     """Write report.json and report.md into `folder`."""
-    gates = [
-        {"metric": v.gate.metric, "min": v.gate.min, "max": v.gate.max, "value": v.value, "passed": v.passed}
-        for v in report.verdicts
-    ]
     content = {
         "schema": 1,
         "of": report.of,
@@ -34,7 +30,7 @@ def write(report: Report, folder: Path) -> None:
         "reward": report.reward,
         "sizes": dict(report.sizes),
         "metrics": dict(report.metrics),
-        "gates": gates,
+        "gates": [verdict.as_json() for verdict in report.verdicts],
         "passed": all(v.passed for v in report.verdicts),
     }
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import distributed
 from rlhf_cli.errors import DiskError, Fault, HardwareError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.evaluation import gates
+from rlhf_cli.evaluation.gates import Verdict
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.load import dump
@@ -122,6 +124,7 @@ def run_stage(
         if distributed.is_main():
             if stage in run_card.LOADS:
                 run_card.write(run, inputs, metrics, recipe.seed)
+            facts |= {"gates": [verdict.as_json() for verdict in _verdicts(stage, recipe, metrics)]}
             manifest = run.complete(metrics, facts, keep_checkpoints=stage in KEEPS_CHECKPOINTS)
         manifest = distributed.shared(manifest)
     assert manifest is not None
@@ -304,10 +307,13 @@ def _git_commit() -> str | None:
     return None
 
 
-def _failed_gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> tuple[Fault, ...]:
-    if stage != "eval" or not recipe.eval.gates:
-        return ()
-    from rlhf_cli.evaluation import gates
+def _verdicts(stage: str, recipe: Recipe, metrics: dict[str, float]) -> list[Verdict]:
+    return gates.judge(recipe.eval.gates, metrics) if stage == "eval" else []
 
-    verdicts = gates.judge(recipe.eval.gates, metrics)
-    return tuple(Fault(verdict.text, f"gate {verdict.gate.metric}") for verdict in verdicts if not verdict.passed)
+
+def _failed_gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> tuple[Fault, ...]:
+    return tuple(
+        Fault(f"gate failed: {gates.said(verdict.as_json())}", f"eval.gates.{index}")
+        for index, verdict in enumerate(_verdicts(stage, recipe, metrics))
+        if not verdict.passed
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,12 +41,15 @@ Rlhf = Callable[..., Ended]
 def rlhf(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recipe_file: Path) -> Rlhf:
     """Run one command in the recipe's folder; `--runs-dir` is its folder `runs`."""
     monkeypatch.chdir(recipe_file.parent)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*words: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["rlhf", *map(str, words)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
             main()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         told = capfd.readouterr()
         assert isinstance(stopped.value.code, int)
         return Ended(stopped.value.code, told.out, told.err)

@@ -172,9 +172,33 @@ def test_the_exit_code_is_the_kind_of_error(
 def test_a_gate_that_fails_exits_8_and_the_run_is_complete(rlhf: Rlhf, command: str) -> None:
     ended = rlhf(command, "-r", "r.yaml", "--set", "eval.gates.0.min=0.9", "--json")
     assert ended.code == ended.json["code"] == 8
-    assert "reward.accuracy" in ended.json["errors"][0]["where"]
+    (error,) = ended.json["errors"]
+    assert error["where"] == "r.yaml:7:16"
+    assert error["message"] == "eval.gates.0: gate failed: reward.accuracy = 0.75, wanted at least 0.9"
     assert ended.json["metrics"]["reward.accuracy"] == 0.75  # the figures are told all the same
     assert rlhf("runs", "show", "eval@v0002", "--json").json["run"]["state"] == "complete"
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_gate_that_failed_is_seen_wherever_its_evaluation_is(rlhf: Rlhf, calls: list[str]) -> None:
+    words = ("run", "-r", "r.yaml", "--set", "eval.gates.0.min=0.9")
+    for state in ("done in 0:00", "up to date"):
+        ended = rlhf(*words)
+        assert ended.code == 8
+        assert f"eval     {state}, gate failed: runs/bot/eval/v0001" in ended.out
+        assert "\n eval     gate failed " in ended.out  # in the table
+    chain = rlhf(*words, "--json").json
+    assert {stage["stage"]: stage["status"] for stage in chain["stages"]} == {
+        "sft": "ok", "reward": "ok", "ppo": "ok", "eval": "gate failed",
+    }  # fmt: skip
+    (listed,) = (line for line in rlhf("runs", "list").out.splitlines() if "bot/eval@v0001" in line)
+    assert " gate failed " in listed
+    shown = rlhf("runs", "show", "eval").out
+    assert "bot/eval@v0001  complete, gate failed" in shown
+    assert "FAIL  reward.accuracy = 0.75, wanted at least 0.9" in shown
+    (gate,) = rlhf("runs", "show", "eval", "--json").json["run"]["gates"]
+    assert gate == {"metric": "reward.accuracy", "min": 0.9, "max": None, "value": 0.75, "passed": False}
+    assert calls.count("eval") == 1
 
 
 def test_a_bug_exits_1_with_its_traceback_and_says_so(rlhf: Rlhf, set_stage: SetStage) -> None:
@@ -289,11 +313,25 @@ def test_where_there_is_no_terminal_nothing_is_coloured_or_redrawn(rlhf: Rlhf) -
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_quiet_tells_the_outcome_alone(rlhf: Rlhf) -> None:
-    loud, quiet = rlhf("sft", "-r", "r.yaml").out, rlhf("sft", "-r", "r.yaml", "-q").out
-    assert "1 steps" in loud
-    assert "1 steps" not in quiet
-    assert "runs/bot/sft/v0002" in quiet
+def test_quiet_tells_the_outcome_alone_in_a_line_a_stage(rlhf: Rlhf) -> None:
+    assert "1 steps" in rlhf("sft", "-r", "r.yaml").out
+    assert rlhf("sft", "-r", "r.yaml", "-q").out == "sft      done in 0:00: runs/bot/sft/v0002\n"
+    lines = rlhf("run", "-r", "r.yaml", "-q").out.splitlines()
+    assert [line.split()[0] for line in lines] == [*CHAIN]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_where_there_is_no_terminal_a_line_is_a_line_however_long(
+    rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    place = tmp_path / ("long-" * 10) / ("name-" * 10)
+    out = rlhf("run", "-r", "r.yaml", "--runs-dir", place).out
+    listed = rlhf("runs", "list", "--runs-dir", place).out
+    assert out.count(f"{place.relative_to(tmp_path)}/bot/export/v0001") == 3  # as it ends, in the table, and below
+    assert len(listed.splitlines()) == 4 + len(CHAIN)
+    (listed_run,) = (line for line in listed.splitlines() if "bot/reward@v0001" in line)
+    assert listed_run.rstrip().endswith("reward.accuracy 0.75")
 
 
 @pytest.mark.usefixtures("stand_ins")

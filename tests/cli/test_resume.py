@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from rlhf_cli.cli import output
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
 from rlhf_cli.stages import STAGES
@@ -91,3 +92,13 @@ def test_a_changed_recipe_exits_2_and_says_what_changed(rlhf: Rlhf, stops: Stops
     assert told.code == 2
     assert "sft.learning_rate" in told.err
     assert "was 0.0002 when the run began, and is 0.5." in told.err
+
+
+def test_a_signal_that_comes_while_the_first_one_is_told_changes_nothing(
+    rlhf: Rlhf, stops: Stops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "print_faults", lambda faults: os.kill(os.getpid(), signal.SIGINT))
+    stops["sft"] = 1
+    told = rlhf("sft", "-r", "r.yaml")
+    assert told.code == 75
+    assert "Traceback" not in told.err

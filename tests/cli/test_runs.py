@@ -95,6 +95,16 @@ def test_a_listing_tells_the_state_of_each(rlhf: Rlhf, runs: Path) -> None:
     assert [word for word in out.split() if word in ("complete", "smoke", "incomplete")] == [s for _, s in states]
 
 
+def test_a_listing_goes_from_the_oldest_run_to_the_newest(rlhf: Rlhf, runs: Path) -> None:
+    made = [make(runs, "sft"), make(runs, "reward"), make(runs, "ppo", complete=False), make(runs, "eval")]
+    for at, run in zip((400, 100, 300, 200), made, strict=True):
+        file = run.path / ("manifest.json" if run.stage != "ppo" else "started.json")
+        started = f"1970-01-01T00:{at // 60:02}:{at % 60:02}Z" if run.stage != "ppo" else at
+        file.write_text(json.dumps({**json.loads(file.read_text()), "started": started}))
+    listed = [run["stage"] for run in rlhf("runs", "list", "--json").json["runs"]]
+    assert listed == ["reward", "eval", "ppo", "sft"]
+
+
 def test_where_there_are_none_that_is_said(rlhf: Rlhf) -> None:
     assert "no runs in nowhere" in rlhf("runs", "list", "--runs-dir", "nowhere").out
 

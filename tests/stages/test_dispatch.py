@@ -234,7 +234,7 @@ def test_a_run_on_another_base_is_refused(case: Case) -> None:
 def test_a_gate_fails_a_run_that_is_complete(case: Case) -> None:
     case.chain(stages=["sft", "reward", "ppo"])
     outcome = case.stage("eval", "eval.gates.0.min=0.9")
-    assert [fault.where for fault in outcome.failed_gates] == ["gate reward.accuracy"]
+    assert [fault.where for fault in outcome.failed_gates] == ["eval.gates.0"]
     assert "reward.accuracy = 0.75, wanted at least 0.9" in outcome.failed_gates[0].message
     assert read_manifest(case.runs / "bot" / "eval" / "latest") is not None
 
