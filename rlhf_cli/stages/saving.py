@@ -7,8 +7,10 @@ done; the rest is put back by the callback below.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -31,7 +33,6 @@ class Checkpoints(TrainerCallback):
         self.run, self.journal, self.every = run, journal, save_every
         self.scaler = trainer.accelerator.scaler  # of float16 on a GPU; else None
         self.epoch_start: dict[str, Any] = {}  # the generators then: some samplers draw their order from them
-        self.saved = run.resumed_step
         self.tree: dict[str, Any] | None = None
         if run.resumed is not None:
             self.tree = load_state(run.resumed / STATE)
@@ -127,5 +128,18 @@ def train(trainer: Trainer, journal: Journal, run: Run, save_every: int) -> dict
             parameter.data = parameter.data.float()
     checkpoints = Checkpoints(run, journal, trainer, save_every)
     trainer.add_callback(checkpoints)
-    trainer.train(resume_from_checkpoint=checkpoints.resume_from)
+    with _silent() if run.resumed is not None else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoints.resume_from)
     return journal.summary(run.stage, trainer.state.global_step)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Trainer warns of each tied weight that a checkpoint has under one name alone. Ours are held against hashes."""
+    logger = logging.getLogger("transformers.trainer")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
