@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rlhf_cli import distributed
-from rlhf_cli.errors import DataError, DivergedError, RecipeError
+from rlhf_cli.errors import DivergedError, RecipeError
 from rlhf_cli.recipe.schema import Pretrain, Reward, Sft
 from rlhf_cli.runs.run import Run
 
@@ -55,7 +55,7 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
         "gradient_accumulation_steps": section.batch_size // rows,
         "num_train_epochs": 1.0 if section.epochs is None else section.epochs,
         "max_steps": -1 if steps is None else steps,
-        "bf16": on_gpu and dtype == torch.bfloat16,
+        "bf16": dtype == torch.bfloat16,
         "fp16": on_gpu and dtype == torch.float16,
         "disable_tqdm": True,
         "use_cpu": not torch.accelerator.is_available(),
@@ -77,15 +77,13 @@ def config(kind: type[C], stage: str, arguments: dict[str, Any]) -> C:
 
 def dataset(parts: Iterable[dict[str, list[Any]]]) -> Dataset:
     """One data set of columns that come in parts; Arrow holds tokens in a tenth of what Python lists take."""
-    made = [Dataset.from_dict(part) for part in parts if next(iter(part.values()))]
-    if not made:
-        raise DataError("no rows are left to train on.", mend="Raise max_length, or mend what was dropped.")
-    return concatenate_datasets(made)
+    return concatenate_datasets([Dataset.from_dict(part) for part in parts if next(iter(part.values()))])
 
 
 def tell_counts(run: Run, what: str, split: Split[Any], counts: Mapping[str, int]) -> None:
-    """Say how many rows there are, and warn of each kind that was cut or dropped."""
-    run.say(f"{what}: {len(split.train):,} rows to train on, {len(split.held_out):,} held out")
+    """Say how many rows there are, and warn of each kind that was cut or dropped. `counts`: those by their length."""
+    dropped = sum(number for reason, number in counts.items() if reason.startswith("dropped"))
+    run.say(f"{what}: {len(split.train) - dropped:,} rows to train on, {len(split.held_out):,} held out")
     for reason, number in {**split.counts, **counts}.items():
         if number and reason.startswith(("dropped", "truncated")):
             run.warn(f"{what}: {number:,} rows {reason}")

@@ -85,8 +85,9 @@ def test_sft_minimizes_the_loss_of_completions_alone(go: Go, tiny_base: Path, tm
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
-def test_on_a_4_bit_base_the_adapter_stays_in_float32(go: Go, stage: str) -> None:
-    outcome = go(stage, "base.quantize=nf4")
+@pytest.mark.parametrize("base", ["quantize=nf4", "dtype=bfloat16"])
+def test_on_a_base_of_fewer_bits_the_adapter_stays_in_float32(go: Go, stage: str, base: str) -> None:
+    outcome = go(stage, f"base.{base}")
     stored = load_file(outcome.path / "model" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
     assert all(math.isfinite(step["loss"]) for step in steps(outcome))
