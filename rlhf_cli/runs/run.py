@@ -76,9 +76,13 @@ class Run:
             DiskError: where its folder cannot be made.
         """
         path = layout.claim(runs_dir, name, stage)
-        with disk.told(path):
-            run = cls(stage, name, path, runs_dir, smoke, base, reporter, owner.take(path, new=True))
-            owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
+        try:
+            with disk.told(path):
+                run = cls(stage, name, path, runs_dir, smoke, base, reporter, owner.take(path, new=True))
+                owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return run
 
     @classmethod

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf_cli.errors import RecipeError
+from rlhf_cli.errors import DiskError, RecipeError
+from rlhf_cli.runs import disk
 from rlhf_cli.runs import manifest as manifest_room
 from rlhf_cli.runs.manifest import digest, read_manifest, write_manifest
-from tests.runs.conftest import NewRun
+from rlhf_cli.runs.run import Run
+from tests.runs.conftest import NewRun, Silent
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -175,3 +179,28 @@ def test_models_are_found_behind_runs_and_folders(new_run: NewRun, tmp_path: Pat
 def test_a_digest_is_of_the_content_not_of_the_order() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
+
+
+def test_a_run_that_the_disk_refuses_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rlhf_cli.runs.owner.write_origin", full)
+    with pytest.raises(DiskError, match="No space left on device") as raised:
+        Run.create(tmp_path, "bot", "sft", smoke=False, base="b", reporter=Silent())
+    assert "--runs-dir" in raised.value.faults[0].mend
+    assert [*(tmp_path / "bot" / "sft").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EROFS, "x"), "Read-only file system"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (RuntimeError("something (os error 2)"), None),
+        (ValueError("28"), None),
+        (FileNotFoundError(errno.ENOENT, "x"), None),
+    ],
+)
+def test_what_the_disk_refused_is_told_apart_from_bugs(error: Exception, text: str | None) -> None:
+    assert disk.failure(error) == text
