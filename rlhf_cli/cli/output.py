@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.runs import owner
+from rlhf_cli.runs.layout import place
 from rlhf_cli.runs.lineage import Ancestor, Verdict, name_of
 from rlhf_cli.runs.unfinished import state
 
@@ -54,12 +55,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def place(path: Path) -> str:
-    """`path` relative to the working folder, where it lies below it."""
-    relative = os.path.relpath(path)
-    return relative if not relative.startswith("..") else str(path)
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import distributed
-from rlhf_cli.cli.output import clock, console, escaped, figures, place
+from rlhf_cli.cli.output import clock, console, escaped, figures
+from rlhf_cli.runs.layout import place
 
 if TYPE_CHECKING:
     from rich.console import Console

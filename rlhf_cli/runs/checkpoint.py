@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.runs import disk
+from rlhf_cli.runs.layout import place
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
 
 AGAIN = "Run the same command with --resume to go on."
@@ -48,7 +49,12 @@ def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Ite
         shutil.rmtree(left, ignore_errors=True)
     last = next(reversed(checkpoints(target.parent)), None)
     needed = size if last is None else max(size, sum(p.stat().st_size for p in last.rglob("*") if p.is_file()))
-    disk.check_free(target.parent, needed, saved=last, mend=f"Free space. {AGAIN}" if last else disk.ELSEWHERE)
+    disk.check_free(
+        target.parent,
+        needed,
+        saved=place(last) if last else None,
+        mend=f"Free space. {AGAIN}" if last else disk.ELSEWHERE,
+    )
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:

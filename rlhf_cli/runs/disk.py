@@ -38,7 +38,7 @@ def told(folder: Path) -> Iterator[None]:
         raise DiskError(f"{text}.", where=str(error.filename or folder), mend=ELSEWHERE) from error
 
 
-def check_free(folder: Path, needed: int, *, saved: Path | None, mend: str) -> None:
+def check_free(folder: Path, needed: int, *, saved: str | None, mend: str) -> None:
     """Raise DiskError where fewer than `needed` bytes are free in `folder`; `saved` is what was saved before."""
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -38,6 +38,12 @@ def number(version: str) -> int:
     return int(version.removeprefix("v"))
 
 
+def place(path: Path) -> str:
+    """`path` relative to the working folder, where it lies below it."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)
+
+
 def claim(runs_dir: Path, name: str, stage: str) -> Path:
     """Make the next version's folder. `mkdir` is exclusive, so two writers get two numbers.
 

@@ -196,7 +196,7 @@ class Run:
 
     def stopped(self, step: int) -> StoppedError:
         """What to raise when `stopping` was seen and the checkpoint of `step` is committed."""
-        message = f"stopped by a signal after step {step}; saved in {self.checkpoint_path(step)}."
+        message = f"stopped by a signal after step {step}; saved in {layout.place(self.checkpoint_path(step))}."
         return StoppedError(message, where=self.stage, mend=AGAIN)
 
     def checkpoints(self) -> list[Path]:

@@ -239,7 +239,7 @@ def _told(run: Run) -> Iterator[None]:
         if not saved:
             raise StoppedError(f"stopped by a signal; incomplete: {run.path}", where=run.stage) from None
         raise StoppedError(
-            f"stopped by a signal; what was last saved is {saved[-1]}.", where=run.stage, mend=AGAIN
+            f"stopped by a signal; what was last saved is {layout.place(saved[-1])}.", where=run.stage, mend=AGAIN
         ) from None
     except StoppedError as error:
         run.note(str(error))
