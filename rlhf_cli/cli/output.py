@@ -33,6 +33,12 @@ HEADLINES = {
     "eval": ("reward.accuracy",),
     "export": ("export.kl",),
 }
+EXAMPLES = {  # what `--dry-run` shows of a stage
+    "pretrain": "one text, which is packed with others",
+    "sft": "one row (the loss is on what is in ⟦…⟧)",
+    "reward": "one pair's chosen answer, in ⟦…⟧",
+    "ppo": "one prompt",
+}
 ALWAYS_COMPARED = ("response_length", "truncation_rate")  # where reward hacking shows first
 
 
@@ -252,11 +258,13 @@ def print_preview(shown: Mapping[str, Any]) -> None:
     """What `--dry-run` found out: rows, tokens, one example with its loss mask."""
     out = console()
     out.print(f"{shown['stage']}", style="bold")
+    width = max((len(name) for name in shown["facts"]), default=0)
     for name, value in shown["facts"].items():
-        out.print(f"  {name:<28} {value}", markup=False)
+        text = f"{value:,}" if isinstance(value, int) else value
+        out.print(f"  {name:<{width}}  {text}", markup=False, soft_wrap=True)
     if shown.get("example"):
-        out.print("  one example (what is in ⟦…⟧ is trained on):", style="dim")
-        out.print(shown["example"], markup=False)
+        out.print(f"  {EXAMPLES[shown['stage']]}:", style="dim")
+        out.print(shown["example"], markup=False, soft_wrap=True)
 
 
 def print_faults(faults: Sequence[Fault]) -> None:

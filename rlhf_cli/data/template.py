@@ -109,13 +109,18 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def render_with_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, color: bool) -> str:
-    """One example for the eye: special tokens by name, what is under the loss in ⟦…⟧, or green where `color`."""
+    """One example for the eye: special tokens by name, what is under the loss in ⟦…⟧, or green where `color`.
+
+    A prompt alone has no such part.
+    """
     anchor = _anchor(tokenizer)
     cut = len(_decode(tokenizer, anchor, skip_special=False))
     prompt, completion = (
         _printable(_decode(tokenizer, [*anchor, *ids], skip_special=False)[cut:])
         for ids in (encoded.prompt_ids, encoded.completion_ids)
     )
+    if not encoded.completion_ids:
+        return prompt
     return f"\x1b[2m{prompt}\x1b[0m\x1b[32m{completion}\x1b[0m" if color else f"{prompt}⟦{completion}⟧"
 
 

@@ -79,6 +79,15 @@ def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
+def positions(source: str, revision: str) -> int | None:
+    """How many tokens the model at `source` has positions for; None where it has no such bound."""
+    _check_folder(source)
+    with _told(source):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None  # some say -1
+
+
 def load_causal_lm(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
     """The language model at `source` on this process's device, quantized as asked, in eval mode.
 

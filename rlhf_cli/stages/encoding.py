@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rlhf_cli.data import template
-from rlhf_cli.data.rows import PreferenceRow, SftRow
+from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,33 @@ class Columns(NamedTuple):
 
     parts: list[dict[str, list[Any]]]
     counts: dict[str, int]
+
+    @property
+    def kept(self) -> int:
+        """How many rows there are."""
+        return sum(len(next(iter(part.values()))) for part in self.parts)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row that was kept; of a pair, of both answers with their prompt."""
+        names = ("input_ids", "chosen_ids", "rejected_ids")
+        return [len(ids) for part in self.parts for name in names for ids in part.get(name, [])]
+
+
+class Fitting(NamedTuple):
+    """Prompts that are not too long, their token ids, and how many were dropped, by reason."""
+
+    rows: list[PromptRow]
+    ids: list[list[int]]
+    counts: dict[str, int]
+
+    @property
+    def kept(self) -> int:
+        """How many prompts there are."""
+        return len(self.rows)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt."""
+        return [len(ids) for ids in self.ids]
 
 
 def sft_columns(tokenizer: PreTrainedTokenizerBase, rows: list[SftRow], max_length: int) -> Columns:
@@ -43,6 +70,30 @@ def sft_columns(tokenizer: PreTrainedTokenizerBase, rows: list[SftRow], max_leng
             part["labels"].append(([IGNORED] * len(prompt) + completion)[:max_length])
         parts.append(part)
     return Columns(parts, counts)
+
+
+def first(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow] | Sequence[PreferenceRow], max_length: int
+) -> template.Encoded:
+    """The first row that is kept, cut as it is: what follows its prompt is under the loss, or is the chosen answer."""
+    for row in rows:
+        if isinstance(row, SftRow):
+            prompt, completion = template.encode_pairs(tokenizer, [(row.prompt, row.completion)])[0]
+            if len(prompt) < max_length:
+                return template.Encoded(prompt, completion[: max_length - len(prompt)])
+        else:
+            pairs = template.encode_pairs(tokenizer, [(row.prompt, row.chosen), (row.prompt, row.rejected)])
+            if max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs) <= max_length:
+                return pairs[0]
+    raise AssertionError("no row is kept")
+
+
+def fitting_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], longest: int) -> Fitting:
+    """The prompts that have a token, and at most `longest`."""
+    ids = template.encode_prompts(tokenizer, [row.prompt for row in rows])
+    kept = [(row, tokens) for row, tokens in zip(rows, ids, strict=True) if 0 < len(tokens) <= longest]
+    counts = {f"dropped: empty, or over {longest} tokens": len(ids) - len(kept)}
+    return Fitting([row for row, _ in kept], [tokens for _, tokens in kept], counts)
 
 
 def preference_columns(tokenizer: PreTrainedTokenizerBase, rows: list[PreferenceRow], max_length: int) -> Columns:

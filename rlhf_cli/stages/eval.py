@@ -9,13 +9,12 @@ the run is. Left to later: judges other than the reward model and Python functio
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from rlhf_cli.data import sources, template
+from rlhf_cli.data import template
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
 from rlhf_cli.evaluation import comparison, gates, names, report
@@ -24,14 +23,14 @@ from rlhf_cli.models import base
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.ppo import experience, rewards, rollout
 from rlhf_cli.ppo.stops import Stops
-from rlhf_cli.recipe import smoke
-from rlhf_cli.recipe.schema import Recipe, Sources
+from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.stages import held_out, limits
+from rlhf_cli.stages.held_out import HeldOut
 
 OF, AGAINST, JUDGE = "of", "against", "reward"  # roles in the bank
 FEW = 30  # items under which an interval is too wide to say much
 
-Kind = Literal["sft", "preferences", "prompts"]
 Functions = Mapping[str, Callable[..., Any]]
 
 
@@ -49,14 +48,6 @@ class Bench(NamedTuple):
         return (OF,) if self.recipe.eval.against is None else (OF, AGAINST)
 
 
-class HeldOut(NamedTuple):
-    """The rows to measure on; a list is empty where the recipe gives no data for its part."""
-
-    sft: list[SftRow]
-    preferences: list[PreferenceRow]
-    prompts: list[PromptRow]
-
-
 def run(recipe: Recipe, run: Run) -> Result:
     """Measure, write report.json and report.md, and give the metrics back. What can fail early does."""
     promised = names.metric_names(recipe)
@@ -64,7 +55,7 @@ def run(recipe: Recipe, run: Run) -> Result:
         raise RecipeError("there is nothing to evaluate on.", where="data", mend="Set data.prompts, or data.sft.")
     gates.check_names(recipe.eval.gates, promised)
     functions = {names.function_name(spec): rewards.load_function(spec) for spec in recipe.eval.python}
-    rows = _held_out(recipe, run)
+    rows = held_out.load(recipe, run.find, smoke=run.smoke)
     bench = _bench(recipe, run, rows)
     parts: list[Callable[[], Metrics]] = []
     if rows.sft:
@@ -83,29 +74,6 @@ def run(recipe: Recipe, run: Run) -> Result:
     assert set(metrics) == set(promised), set(metrics) ^ set(promised)
     _report(recipe, run, rows, metrics)
     return Result(metrics=metrics)
-
-
-def _held_out(recipe: Recipe, run: Run) -> HeldOut:
-    given = names.parts(recipe)
-
-    def load(kind: Kind, chosen: Sources | None, wanted: bool) -> list[Any]:
-        if chosen is None or not wanted:
-            return []
-        limit = smoke.ROWS if run.smoke else None
-        split = sources.load(chosen, kind, seed=recipe.seed, find=run.find, limit=limit)
-        # sixteen rows may leave none held out, and a smoke run measures nothing anyway
-        found = split.held_out or (split.train if run.smoke else [])
-        if not found:
-            mend = "Raise its eval_fraction, or name an eval_split."
-            raise DataError("no row is held out, so there is nothing to evaluate on.", where=f"data.{kind}", mend=mend)
-        count = min(recipe.eval.samples, len(found))
-        return random.Random(recipe.seed).sample(found, count)
-
-    return HeldOut(
-        sft=load("sft", recipe.data.sft, given.sft),
-        preferences=load("preferences", recipe.data.preferences, given.reward),
-        prompts=load("prompts", recipe.data.prompts, given.policy),
-    )
 
 
 def _bench(recipe: Recipe, run: Run, rows: HeldOut) -> Bench:
@@ -178,6 +146,15 @@ def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -
     if len(kept) < FEW and not bench.run.smoke:
         bench.run.warn(f"{len(kept)} held-out prompts: the intervals say little below {FEW}.")
     prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
+    answer = bench.recipe.eval.max_new_tokens or bench.recipe.ppo.max_new_tokens
+    limits.check_positions(
+        base.positions(bench.run.base_source(), bench.recipe.base.revision),
+        max(map(len, ids)) + answer,
+        limit + answer,
+        "eval.max_new_tokens",
+        what="a prompt with its answer",
+        tell=bench.run.warn,
+    )
     sides = {role: _answer(bench, role, functions, prompts, ids) for role in bench.sides}
     metrics: Metrics = {}
     for role, side in sides.items():

@@ -5,8 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.data import sources, template
-from rlhf_cli.data.rows import PromptRow
-from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.errors import RecipeError
 from rlhf_cli.models import base
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.ppo import optimization, rewards, roles
@@ -15,7 +14,7 @@ from rlhf_cli.ppo.update import Demonstrations
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, training
+from rlhf_cli.stages import encoding, limits, training
 
 WATCHED = 4  # held-out prompts whose answers are kept as training goes
 REPORTED = (  # of the last iterations, in the result
@@ -75,20 +74,14 @@ def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tu
         raise RecipeError("PPO needs prompts to answer.", where="data.prompts", mend=mend)
     limit = smoke.ROWS if run.smoke else None
     rows = sources.load(recipe.data.prompts, "prompts", seed=recipe.seed, find=run.find, limit=limit)
-    run.say(f"prompts: {len(rows.train):,} to train on, {len(rows.held_out):,} held out")
-    for reason, count in rows.counts.items():
-        if reason.startswith("dropped"):
-            run.warn(f"prompts: {count:,} {reason}")
     longest = recipe.ppo.max_prompt_length
-    train = _fitting(tokenizer, rows.train, longest)
-    dropped = len(rows.train) - len(train.rows)
-    if dropped:
-        run.warn(f"prompts: {dropped:,} dropped: empty, or longer than ppo.max_prompt_length ({longest} tokens)")
-    if not train.rows:
-        raise DataError("no prompt is left to train on.", where="data.prompts", mend="Raise ppo.max_prompt_length.")
-    held_out = _fitting(tokenizer, rows.held_out[: 4 * WATCHED], longest)
+    train = encoding.fitting_prompts(tokenizer, rows.train, longest)
+    training.tell_counts(run, "prompts", rows, train.counts)
+    held_out = encoding.fitting_prompts(tokenizer, rows.held_out[: 4 * WATCHED], longest)
     source = held_out if held_out.rows else train
-    return train, Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
+    positions = base.positions(run.base_source(), recipe.base.revision)
+    limits.check("ppo", recipe, train.lengths(), train.counts, positions=positions, tell=run.warn)
+    return Prompts(train.rows, train.ids), Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
 
 
 def _demonstrations(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Demonstrations:
@@ -96,23 +89,16 @@ def _demonstrations(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase
     assert recipe.data.sft is not None  # the recipe was checked
     limit = smoke.ROWS if run.smoke else None
     rows = sources.load(recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=limit)
-    columns, counts = encoding.sft_columns(tokenizer, rows.train, recipe.sft.max_length)
-    training.tell_counts(run, "demonstrations", rows, counts)
+    columns = encoding.sft_columns(tokenizer, rows.train, recipe.sft.max_length)
+    training.tell_counts(run, "demonstrations", rows, columns.counts)
+    limits.check("sft", recipe, columns.lengths(), columns.counts, positions=None, tell=run.warn)
     found = Demonstrations([], [])
-    for part in columns:
+    for part in columns.parts:
         for ids, labels in zip(part["input_ids"], part["labels"], strict=True):
             start = next(at for at, label in enumerate(labels) if label != encoding.IGNORED)
             found.prompts.append(ids[:start])
             found.completions.append(ids[start:])
-    if not found.prompts:
-        raise DataError("no demonstration is left to mix in.", where="data.sft", mend="Raise sft.max_length.")
     return found
-
-
-def _fitting(tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], longest: int) -> Prompts:
-    ids = template.encode_prompts(tokenizer, [row.prompt for row in rows])
-    kept = [(row, tokens) for row, tokens in zip(rows, ids, strict=True) if 0 < len(tokens) <= longest]
-    return Prompts([row for row, _ in kept], [tokens for _, tokens in kept])
 
 
 def _summary(history: list[dict[str, float]]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
-from rlhf_cli.stages import encoding
+from rlhf_cli.stages import encoding, held_out, limits
 from rlhf_cli.stages.inputs import inputs_of
 from rlhf_cli.stages.preflight import check_rows
 from rlhf_cli.stages.references import awaited, references
@@ -32,21 +32,23 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
     ]
     if waits_for:
         counts = check_rows(recipe, [stage])
-        rows = {f"{kind}: rows {name}": number for kind, found in counts.items() for name, number in found.items()}
-        return {"stage": stage, "facts": {"waits for": ", ".join(dict.fromkeys(waits_for)), **rows}}
+        rows = {f"data.{kind}: {name}": number for kind, found in counts.items() for name, number in found.items()}
+        return {"stage": stage, "facts": {"waits for": ", ".join(dict.fromkeys(waits_for)), **_told(rows)}}
     inputs = inputs_of(stage, recipe, runs_dir, smoke=smoke)
     facts: dict[str, Any] = {item.role: f"{item.path} {item.version or ''}".strip() for item in inputs}
+
+    def find(ref: str) -> Path:
+        return layout.find(runs_dir, ref, recipe.name, smoke=smoke).path
+
+    if stage == "eval":
+        used = held_out.load(recipe, find, smoke=smoke)._asdict()
+        return {"stage": stage, "facts": facts | _told({f"held out {kind}": len(rows) for kind, rows in used.items()})}
     kind: Any = ROWS.get(stage)
     if kind is None:
         return {"stage": stage, "facts": facts}
-    split = sources.load(
-        getattr(recipe.data, kind),
-        kind,
-        seed=recipe.seed,
-        find=lambda ref: layout.find(runs_dir, ref, recipe.name, smoke=smoke).path,
-        limit=smoke_recipe.ROWS if smoke else None,
-    )
-    facts |= {f"rows {name}": number for name, number in split.counts.items()}
+    limit = smoke_recipe.ROWS if smoke else None
+    split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=find, limit=limit)
+    facts |= _told({f"rows {name}": number for name, number in split.counts.items()})
     if stage == "pretrain":
         return {"stage": stage, "facts": facts, "example": split.train[0].text}
     base = next(item for item in inputs if item.role == "base")
@@ -55,33 +57,46 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
     return {"stage": stage, "facts": {**facts, **more}, "example": example}
 
 
+def _told(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those that there is something to tell of."""
+    return {name: number for name, number in counts.items() if number}
+
+
 def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[str, Any], str]:
-    """Figures in tokens, and the first row rendered."""
+    """Figures in tokens, and the first row rendered, as the stage will have it.
+
+    Raises:
+        RlhfError: what the stage itself would raise of its rows.
+    """
     from rlhf_cli.data import template
-    from rlhf_cli.models.base import load_tokenizer, quiet
+    from rlhf_cli.models.base import load_tokenizer, positions, quiet
 
     quiet()
     tokenizer = load_tokenizer(source, recipe.base.revision)
     template.prepare(tokenizer, recipe.base.chat_template)
     stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in template.stop_ids(tokenizer))
     facts: dict[str, Any] = {"end tokens": stops, "pad token": f"{tokenizer.pad_token} ({tokenizer.pad_token_id})"}
+    found: encoding.Fitting | encoding.Columns
     if stage == "ppo":
-        prompts = template.encode_prompts(tokenizer, [row.prompt for row in split.train])
-        longest = recipe.ppo.max_prompt_length
-        facts[f"dropped: over {longest} tokens"] = sum(len(ids) > longest for ids in prompts)
-        facts["tokens in the longest prompt"] = max(map(len, prompts))
-        example = template.Encoded(prompts[0], [])
-        return facts, template.render_with_mask(tokenizer, example, color=False)
-    if stage == "sft":
-        parts, counts = encoding.sft_columns(tokenizer, split.train, recipe.sft.max_length)
-        lengths = [len(ids) for part in parts for ids in part["input_ids"]]
-        row = split.train[0]
-        pair = (row.prompt, row.completion)
+        found = encoding.fitting_prompts(tokenizer, split.train, recipe.ppo.max_prompt_length)
+    elif stage == "sft":
+        found = encoding.sft_columns(tokenizer, split.train, recipe.sft.max_length)
     else:
-        parts, counts = encoding.preference_columns(tokenizer, split.train, recipe.reward.max_length)
-        lengths = [len(ids) for part in parts for name in ("chosen_ids", "rejected_ids") for ids in part[name]]
-        row = split.train[0]
-        pair = (row.prompt, row.chosen)
-    facts |= {**counts, "tokens in all": sum(lengths), "tokens in the longest row": max(lengths, default=0)}
-    encoded = template.encode_pairs(tokenizer, [pair])[0]
-    return facts, template.render_with_mask(tokenizer, encoded, color=False)
+        found = encoding.preference_columns(tokenizer, split.train, recipe.reward.max_length)
+    lengths = found.lengths()
+    warnings: list[str] = []
+    bound = positions(source, recipe.base.revision)
+    limits.check(stage, recipe, lengths, found.counts, positions=bound, tell=warnings.append)
+    facts |= (
+        {"rows train": found.kept}
+        | _told(found.counts)
+        | {"tokens in all": sum(lengths), "tokens in the longest": max(lengths)}
+    )
+    if warnings:
+        facts["warning"] = warnings[0]
+    if isinstance(found, encoding.Fitting):
+        example = template.Encoded(found.ids[0], [])
+    else:
+        longest = recipe.sft.max_length if stage == "sft" else recipe.reward.max_length
+        example = encoding.first(tokenizer, split.train, longest)
+    return facts, template.render_with_mask(tokenizer, example, color=False)

@@ -13,7 +13,7 @@ from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, saving, training
+from rlhf_cli.stages import encoding, limits, saving, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -25,8 +25,10 @@ def run(recipe: Recipe, run: Run) -> Result:
     rows = sources.load(
         recipe.data.preferences, "preferences", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
     )
-    columns, counts = encoding.preference_columns(tokenizer, rows.train, section.max_length)
-    training.tell_counts(run, "preferences", rows, counts)
+    columns = encoding.preference_columns(tokenizer, rows.train, section.max_length)
+    training.tell_counts(run, "preferences", rows, columns.counts)
+    positions = base.positions(run.base_source(), recipe.base.revision)
+    limits.check("reward", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
 
     model = load(recipe, run, tokenizer)
     dtype = base.compute_dtype(recipe.base, base.default_device())
@@ -41,7 +43,7 @@ def run(recipe: Recipe, run: Run) -> Result:
                 "max_length": None,  # what is too long is already out
             },
         ),
-        train_dataset=training.dataset(columns),
+        train_dataset=training.dataset(columns.parts),
         processing_class=tokenizer,
         callbacks=[journal],
     )

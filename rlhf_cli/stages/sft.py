@@ -9,7 +9,7 @@ from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, saving, training
+from rlhf_cli.stages import encoding, limits, saving, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -21,8 +21,10 @@ def run(recipe: Recipe, run: Run) -> Result:
     rows = sources.load(
         recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
     )
-    columns, counts = encoding.sft_columns(tokenizer, rows.train, section.max_length)
-    training.tell_counts(run, "demonstrations", rows, counts)
+    columns = encoding.sft_columns(tokenizer, rows.train, section.max_length)
+    training.tell_counts(run, "demonstrations", rows, columns.counts)
+    positions = base.positions(run.base_source(), recipe.base.revision)
+    limits.check("sft", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
 
     start = None if section.start == "base" else run.model_of(section.start)
     model = adapters.load_policy(recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke)
@@ -39,7 +41,7 @@ def run(recipe: Recipe, run: Run) -> Result:
                 "dataset_kwargs": {"skip_prepare_dataset": True},
             },
         ),
-        train_dataset=training.dataset(columns),
+        train_dataset=training.dataset(columns.parts),
         processing_class=tokenizer,
         callbacks=[journal],
     )

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,74 @@ def test_a_dry_run_tells_in_one_object_and_makes_no_run(rlhf: Rlhf, recipe_file:
     assert "⟦" in shown["example"]
     assert "⟦" in rlhf("sft", *words).out
     assert not (recipe_file.parent / "runs").exists()
+
+
+@pytest.fixture
+def real_base(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
+    """The recipe on a base with a tokenizer, of 512 positions, and thirty rows; a run of sft and of reward."""
+    rows = [
+        {"prompt": f"User: {i} ", "completion": "good night. " * i, "chosen": "yes", "rejected": "no"}
+        for i in range(1, 31)
+    ]
+    (recipe_file.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe_file.write_text(recipe_file.read_text().replace("./base", str(tiny_base)))
+    for stage in ("sft", "reward"):
+        assert rlhf(stage, "-r", "r.yaml").code == 0
+
+
+def facts(told: dict[str, Any]) -> dict[str, Any]:
+    (shown,) = told["dry_run"]
+    found = shown["facts"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.usefixtures("stand_ins", "real_base")
+def test_a_dry_run_shows_rows_as_the_stage_will_have_them(rlhf: Rlhf) -> None:
+    words = ("-r", "r.yaml", "--dry-run")
+    cut = rlhf("sft", *words, "--set", "sft.max_length=20", "--json").json
+    found = facts(cut)
+    assert found["tokens in the longest"] == 20
+    assert found["rows train"] == 29
+    assert "dropped: prompt of 20 tokens or more" not in found  # there are none
+    assert found["truncated to 20 tokens"] > 20
+    assert len(cut["dry_run"][0]["example"]) < len("User: 30 ⟦" + "good night. " * 6)
+    asked = rlhf("ppo", *words, "--json").json
+    assert facts(asked)["rows train"] == 29
+    assert asked["dry_run"][0]["example"].startswith("User: ")
+    assert "⟦" not in asked["dry_run"][0]["example"]
+    assert facts(rlhf("ppo", *words, "--set", "ppo.max_new_tokens=480", "--json").json)["warning"].startswith(
+        "ppo.max_new_tokens: a prompt with its answer may have 992 tokens, and the base has 512 positions"
+    )
+
+
+@pytest.mark.usefixtures("stand_ins", "real_base")
+def test_a_dry_run_of_eval_counts_what_it_would_measure_on(rlhf: Rlhf) -> None:
+    found = facts(
+        rlhf("eval", "-r", "r.yaml", "--dry-run", "--set", "eval.of=sft", "--set", "eval.samples=1", "--json").json
+    )
+    assert {name: n for name, n in found.items() if name.startswith("held out")} == {
+        "held out sft": 1,
+        "held out preferences": 1,
+        "held out prompts": 1,
+    }
+
+
+@pytest.mark.usefixtures("stand_ins", "real_base")
+@pytest.mark.parametrize(
+    ("stage", "setting", "code", "says"),
+    [
+        ("sft", "sft.max_length=3", 3, "sft.max_length: no row is left to train on (dropped: prompt of 3 tokens or"),
+        ("reward", "reward.max_length=3", 3, "reward.max_length: no row is left to train on (dropped: over 3 tokens"),
+        ("ppo", "ppo.max_prompt_length=3", 3, "no row is left to train on (dropped: empty, or over 3 tokens: 29)"),
+        ("ppo", "ppo.max_new_tokens=510", 2, "ppo.max_new_tokens: a prompt with its answer has 5"),
+        ("eval", "data.sft.eval_fraction=0", 3, "data.sft: no row is held out"),
+    ],
+)
+def test_a_dry_run_fails_where_the_stage_would(rlhf: Rlhf, stage: str, setting: str, code: int, says: str) -> None:
+    ended = rlhf(stage, "-r", "r.yaml", "--dry-run", "--set", "eval.of=sft", "--set", setting)
+    assert (ended.code, ended.out) == (code, "")
+    assert says in ended.err
 
 
 # --- failure -------------------------------------------------------------------------------------------------------

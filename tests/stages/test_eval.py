@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_cli.data import template
+from rlhf_cli.data import sources, template
 from rlhf_cli.errors import DataError, ModelError, RecipeError
 from rlhf_cli.evaluation.names import metric_names
 from rlhf_cli.ppo import rollout
@@ -129,7 +129,7 @@ def evaluate(folder: Path, world: Path, **settings: Any) -> tuple[dict[str, floa
 
 def held_out(world: Path, name: str, recipe: Recipe) -> list[Any]:
     """The rows of `name` that the data room keeps out of training."""
-    return stage.sources.load(getattr(recipe.data, name), name, seed=0, find=Path).held_out
+    return sources.load(getattr(recipe.data, name), name, seed=0, find=Path).held_out
 
 
 def tokenizer_of(world: Path) -> Any:

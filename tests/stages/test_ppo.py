@@ -151,7 +151,7 @@ def test_held_out_prompts_are_watched_and_long_ones_dropped_and_told(world: Path
     samples = [json.loads(line) for line in (new_run.path / "samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [0] * 4 + [2] * 4
     assert {s["prompt"] for s in samples[:4]} == {s["prompt"] for s in samples[4:]}
-    assert any("longer than ppo.max_prompt_length (10 tokens)" in w for w in new_run.warnings)
+    assert any("rows dropped: empty, or over 10 tokens" in w for w in new_run.warnings)
     assert all(len(s["prompt"].split()) < 10 for s in samples)
 
 
@@ -205,7 +205,7 @@ def test_what_cannot_work_is_told(world: Path, new_run: Run) -> None:
     without = given.model_copy(update={"data": given.data.model_copy(update={"prompts": None})})
     with pytest.raises(RecipeError, match="preferences' file"):
         ppo.run(without, new_run)
-    with pytest.raises(DataError, match="no prompt is left"):
+    with pytest.raises(DataError, match="no row is left to train on"):
         ppo.run(recipe(world, max_prompt_length=1), new_run)
     with pytest.raises(ModelError, match="no reward model"):
         ppo.run(recipe(world, reward=[{"run": str(world / "sft")}]), new_run)

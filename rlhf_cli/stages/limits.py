@@ -1,0 +1,56 @@
+"""Rows against the recipe's limits on their length, and against the base's: the same words in --dry-run and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.recipe.schema import Recipe
+
+Tell = Callable[[str], None]
+
+
+def check(
+    stage: str,
+    recipe: Recipe,
+    lengths: Sequence[int],
+    counts: Mapping[str, int],
+    *,
+    positions: int | None,
+    tell: Tell,
+) -> None:
+    """Hold the rows of sft, reward or ppo that were kept, by their `lengths` in tokens, against the limits.
+
+    `counts`: rows that were dropped, by reason; `positions`: as in `check_positions`.
+
+    Raises:
+        DataError: none was kept.
+        RecipeError: one goes beyond the base's positions.
+    """
+    if stage == "ppo":
+        key, allowed, answer = "ppo.max_prompt_length", recipe.ppo.max_prompt_length, recipe.ppo.max_new_tokens
+    else:
+        allowed, answer = recipe.sft.max_length if stage == "sft" else recipe.reward.max_length, 0
+        key = f"{stage}.max_length"
+    if not lengths:
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items() if count)
+        raise DataError(f"no row is left to train on ({why}).", where=key, mend="Raise it, or mend the data.")
+    where, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
+    check_positions(positions, max(lengths) + answer, allowed + answer, where, what=what, tell=tell)
+
+
+def check_positions(positions: int | None, longest: int, allowed: int, where: str, *, what: str, tell: Tell) -> None:
+    """Hold lengths, in tokens, against the positions that the base has; None: it has no such bound.
+
+    `longest` is what there is, `allowed` by the recipe: a base gives nonsense beyond its positions, or crashes.
+
+    Raises:
+        RecipeError: `what` goes beyond them. Where it only might, with other data, that is told.
+    """
+    if positions is None or allowed <= positions:
+        return
+    if longest > positions:
+        message = f"{what} has {longest:,} tokens, and the base has {positions:,} positions."
+        raise RecipeError(message, where=where, mend=f"Lower it by {longest - positions:,}, or take another base.")
+    has = f"the base has {positions:,} positions; the longest here has {longest:,} tokens"
+    tell(f"{where}: {what} may have {allowed:,} tokens, and {has}")
