@@ -156,12 +156,14 @@ class Bank:
             model.activation_checkpointing_enable({"use_reentrant": False})
             self._recomputed += [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-    def hidden(self, name: str, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """The last hidden states, after the final norm: three (B, T) -> (B, T, H). No output head is applied."""
+    def hidden(self, name: str, input_ids: Tensor, **padding: Tensor) -> Tensor:
+        """The last hidden states, after the final norm: (B, T) -> (B, T, H). No output head is applied.
+
+        `padding`: attention_mask and position_ids, (B, T) each, for rows padded on the left. On the right neither is
+        needed: causal attention never looks there, and without a mask its quickest kernel runs.
+        """
         with self.use(name) as model, self._recomputing():
-            output = model.get_decoder()(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-            )
+            output = model.get_decoder()(input_ids=input_ids, use_cache=False, **padding)
         return output.last_hidden_state
 
     def output_head(self, name: str) -> nn.Module:

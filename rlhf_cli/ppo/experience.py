@@ -1,8 +1,9 @@
 """What the models say about sequences: log-probabilities, entropies, values and reward scores.
 
 Old, new and reference log-probabilities come from the same two functions, `token_hidden` and `token_scores`, so that
-the first minibatch's ratio is 1. Batches are right-padded with positions counted from each row's first token: causal
-attention never looks at what stands to the right, so a padded row scores as it does alone. Micro-batches hold rows
+the first minibatch's ratio is 1. Batches are right-padded, so that positions count from each row's first token without
+more ado: causal attention never looks at what stands to the right, and a padded row scores as it does alone, without
+a mask. Micro-batches hold rows
 of like length up to a budget of tokens; the LM head sees response positions alone, as one flat list without padding.
 
 Shapes: b rows of a micro-batch, T its width, N its response tokens in all (row after row), H hidden, V vocabulary.
@@ -26,8 +27,6 @@ class MicroBatch(NamedTuple):
 
     rows: list[int]  # indices into the caller's sequences
     input_ids: Tensor  # (b, T)
-    attention_mask: Tensor  # (b, T)
-    position_ids: Tensor  # (b, T)
     row_of: Tensor  # (N,) which of the b rows
     column_of: Tensor  # (N,) the position whose hidden state predicts the token: one before it
     tokens: Tensor  # (N,) the response's token ids
@@ -74,8 +73,6 @@ def micro_batches(
         yield MicroBatch(
             rows,
             ids.to(device),
-            (columns < length).long().to(device),
-            columns.expand(len(rows), -1).to(device),
             row_of.to(device),
             (token_at - 1).to(device),
             ids[row_of, token_at].to(device),
@@ -84,7 +81,7 @@ def micro_batches(
 
 def token_hidden(bank: Bank, role: str, batch: MicroBatch) -> Tensor:
     """The hidden states that predict the response tokens: -> (N, H)."""
-    hidden = bank.hidden(role, batch.input_ids, batch.attention_mask, batch.position_ids)  # (b, T, H)
+    hidden = bank.hidden(role, batch.input_ids)  # (b, T, H)
     return hidden[batch.row_of, batch.column_of]
 
 
@@ -158,7 +155,7 @@ def final_scores(bank: Bank, role: str, sequences: list[list[int]], *, pad_id: i
     for batch in micro_batches(
         [[]] * len(sequences), sequences, pad_id=pad_id, max_tokens=max_tokens, device=bank.device
     ):
-        hidden = bank.hidden(role, batch.input_ids, batch.attention_mask, batch.position_ids)  # (b, T, H)
+        hidden = bank.hidden(role, batch.input_ids)  # (b, T, H)
         last = score_index(batch.input_ids, pad_id)  # (b,)
         scores[batch.rows] = bank.heads[role](hidden[torch.arange(len(batch.rows), device=bank.device), last])
     return scores

@@ -79,12 +79,11 @@ def test_gradients_are_those_of_the_padded_losses(make_cast, sft_folder, reward_
     logprobs, values = [], []
     for prompt, response in zip(*ragged, strict=True):
         ids = torch.tensor([prompt + response])
-        where = torch.arange(ids.shape[1])[None]
         at = slice(len(prompt) - 1, -1)
-        hidden = cast.bank.hidden(roles.POLICY, ids, torch.ones_like(ids), where)[0, at]
+        hidden = cast.bank.hidden(roles.POLICY, ids)[0, at]
         log_p = torch.log_softmax(cast.bank.output_head(roles.POLICY)(hidden) / 0.7, dim=-1)
         logprobs.append(log_p[torch.arange(len(response)), response])
-        hidden = cast.bank.hidden(roles.VALUE, ids, torch.ones_like(ids), where)[0, at]
+        hidden = cast.bank.hidden(roles.VALUE, ids)[0, at]
         values.append(cast.bank.heads[roles.VALUE](hidden))
     pad = experience.pad
     policy = algorithm.policy_loss(pad(logprobs), scored.logprobs, scored.advantages, scored.mask, 0.2, 0.2).loss
