@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The one or two figures by which a stage is known in a table.
 HEADLINES = {
     "pretrain": ("pretrain.nll",),
-    "sft": ("sft.train_loss",),
+    "sft": ("sft.train_loss", "sft.nll"),
     "reward": ("reward.train_loss", "reward.accuracy"),
     "ppo": ("ppo.reward", "ppo.kl"),
     "eval": ("reward.accuracy",),

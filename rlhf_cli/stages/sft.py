@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from trl import SFTConfig, SFTTrainer
 
+from rlhf_cli import distributed
 from rlhf_cli.data import sources, template
 from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, limits, saving, training
+from rlhf_cli.stages import encoding, limits, quality, saving, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -47,4 +48,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     )
     metrics = saving.train(trainer, journal, run, section.save_every)
     training.save(trainer, tokenizer, run)
+    if distributed.is_main():
+        held_out = encoding.sft_columns(tokenizer, rows.held_out, section.max_length)
+        metrics |= quality.loss(trainer, held_out, section.micro_batch_size * max(columns.lengths()))
     return Result(metrics)

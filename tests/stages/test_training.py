@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_cli.cli import progress
+from rlhf_cli.data import sources
 from rlhf_cli.errors import DivergedError, RecipeError
 from rlhf_cli.recipe.load import load
 from rlhf_cli.stages.dispatch import Outcome, run_stage
@@ -131,3 +132,66 @@ def test_a_trainer_key_that_trl_has_not_is_refused_with_the_nearest(go: Go) -> N
 def test_trainer_keys_reach_trl(go: Go) -> None:
     outcome = go("sft", "sft.max_steps=4", "sft.trainer={lr_scheduler_type: constant}")
     assert {step["learning_rate"] for step in steps(outcome)} == {2e-4}
+
+
+def test_sft_ends_with_its_loss_on_held_out_rows(go: Go, tmp_path: Path) -> None:
+    """Against plain peft, a row at a time without padding; the figure is a mean over tokens, not over rows."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    rows = [{"prompt": f"{a} and", "completion": f" {a}" * n} for n, a in enumerate(WORDS * 4, 1)]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = go("sft", "sft.learning_rate=0.05", "sft.max_length=20", "data.sft.eval_fraction=0.4")
+    model = AutoPeftModelForCausalLM.from_pretrained(outcome.path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(outcome.path / "model")
+    total, count = 0.0, 0
+    recipe = load(tmp_path / "recipe.yaml", ["data.sft.eval_fraction=0.4"], ["sft"])
+    assert recipe.data.sft is not None
+    for row in sources.load(recipe.data.sft, "sft", seed=0, find=Path).held_out:
+        start = len(tokenizer(row.prompt)["input_ids"])
+        ids = [*tokenizer(f"{row.prompt}{row.completion}")["input_ids"], tokenizer.eos_token_id][:20]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        total -= sum(float(logprobs[at - 1, ids[at]]) for at in range(start, len(ids)))
+        count += len(ids) - start
+    assert count > 50
+    assert outcome.manifest["metrics"]["sft.nll"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_reward_ends_with_its_accuracy_on_held_out_pairs(go: Go, tmp_path: Path) -> None:
+    """Against plain peft, an answer at a time without padding."""
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    pairs = [{"prompt": f"{a} {b} and", "chosen": f" {b} {a}", "rejected": f" {a}" * n}
+             for n, a in enumerate(WORDS * 4, 1) for b in WORDS[:3]]  # fmt: skip
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    setting = "data.preferences.eval_fraction=0.5"
+    outcome = go("reward", "reward.learning_rate=0.01", "reward.max_length=30", setting)
+    folder = outcome.path / "model"
+    model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    recipe = load(tmp_path / "recipe.yaml", [setting], ["reward"])
+    assert recipe.data.preferences is not None
+
+    def tokens(text: str) -> list[int]:
+        return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+
+    def score(ids: list[int]) -> float:
+        with torch.no_grad():
+            return float(model(torch.tensor([ids])).logits[0, 0])
+
+    right = []
+    for row in sources.load(recipe.data.preferences, "preferences", seed=0, find=Path).held_out:
+        better, worse = tokens(f"{row.prompt}{row.chosen}"), tokens(f"{row.prompt}{row.rejected}")
+        if max(len(better), len(worse)) <= 30:
+            right.append(score(better) > score(worse))
+    metrics = outcome.manifest["metrics"]
+    assert metrics["reward.accuracy.n"] == len(right) > 10
+    assert metrics["reward.accuracy"] == pytest.approx(sum(right) / len(right))
+    assert metrics["reward.accuracy.low"] < metrics["reward.accuracy"] < metrics["reward.accuracy.high"]
+
+
+def test_where_nothing_is_held_out_there_is_no_such_figure(go: Go) -> None:
+    assert "sft.nll" not in go("sft", "data.sft.eval_fraction=0").manifest["metrics"]
+    assert "reward.accuracy" not in go("reward", "data.preferences.eval_fraction=0").manifest["metrics"]
