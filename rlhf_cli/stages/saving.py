@@ -65,7 +65,7 @@ class Checkpoints(TrainerCallback):
         """The epoch's order is about to be drawn."""
         if self.tree is not None:
             # Of a step that ended its epoch, "epoch_start" belongs to the epoch before.
-            restore_generators(self.tree["generators" if self.tree["epoch_ended"] else "epoch_start"])
+            self._restore("generators" if self.tree["epoch_ended"] else "epoch_start")
         self.epoch_start = generators()
 
     def on_step_begin(
@@ -74,8 +74,14 @@ class Checkpoints(TrainerCallback):
         """The first step's rows are drawn, after those that were skipped."""
         if self.tree is not None:
             if not self.tree["epoch_ended"]:
-                restore_generators(self.tree["generators"])
+                self._restore("generators")
             self.tree = None
+
+    def _restore(self, name: str) -> None:
+        """This process's generators, as they were; of another number of processes, some process's."""
+        assert self.tree is not None
+        saved = self.tree[name]
+        restore_generators(saved[distributed.rank() % len(saved)])
 
     def on_log(
         self,
@@ -103,8 +109,8 @@ class Checkpoints(TrainerCallback):
             "optimizer": optimizer.state_dict(),
             "schedule": lr_scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "generators": generators(),
-            "epoch_start": self.epoch_start,
+            "generators": distributed.everyones(generators()),
+            "epoch_start": distributed.everyones(self.epoch_start),
             "epoch_ended": float(state.epoch).is_integer(),
             "journal": self.journal.state(),
         }

@@ -100,3 +100,26 @@ def test_a_signal_stops_all_at_a_checkpoint_and_resume_goes_on(folder: Path) -> 
     assert again.returncode == 7, told  # it went on, into the broken judge
     assert len(losses(journal.parent, "reward")) == done
     assert f"after step {done}" in told
+
+
+def test_sft_of_two_processes_resumes_exactly_with_each_ones_own_dropout(folder: Path) -> None:
+    words = ["sft", "--set", "sft.max_steps=40", "--set", "adapter.dropout=0.2"]
+    whole = start(folder, *words)
+    _, told = whole.communicate(timeout=200)
+    assert whole.returncode == 0, told
+    process = start(folder, *words)
+    runs = folder / "runs/t/sft"
+    journal = runs / "v0002/metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while (not journal.exists() or len(journal.read_text().splitlines()) < 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 75, told
+    again = start(folder, *words, "--resume")
+    _, told = again.communicate(timeout=200)
+    assert again.returncode == 0, told
+    for name in ("loss", "grad_norm", "num_tokens", "epoch"):
+        assert losses(runs / "v0001", name) == losses(runs / "v0002", name)
+    files = [json.loads((runs / run / "manifest.json").read_text())["files"] for run in ("v0001", "v0002")]
+    assert files[0]["adapter_model.safetensors"] == files[1]["adapter_model.safetensors"]
