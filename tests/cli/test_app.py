@@ -398,7 +398,7 @@ def test_where_there_is_no_terminal_a_line_is_a_line_however_long(
     out = rlhf("run", "-r", "r.yaml", "--runs-dir", place).out
     listed = rlhf("runs", "list", "--runs-dir", place).out
     assert out.count(f"{place.relative_to(tmp_path)}/bot/export/v0001") == 3  # as it ends, in the table, and below
-    assert len(listed.splitlines()) == 4 + len(CHAIN)
+    assert len(listed.splitlines()) == 2 + len(CHAIN)  # the head and its rule
     (listed_run,) = (line for line in listed.splitlines() if "bot/reward@v0001" in line)
     assert listed_run.rstrip().endswith("reward.accuracy 0.75")
 
@@ -436,6 +436,22 @@ def test_a_recipe_without_stages_has_nothing_to_run(rlhf: Rlhf, recipe_file: Pat
         ended = rlhf(command, "-r", "bare.yaml")
         assert ended.code == 2
         assert "no stage to run" in ended.err
+
+
+def test_a_word_that_is_no_stage_is_told_with_what_was_meant(rlhf: Rlhf) -> None:
+    ended = rlhf("run", "sft", "r.yaml", "ppoo", "zzz")
+    assert ended.code == 2
+    assert ended.err.splitlines() == [
+        "error  r.yaml is no stage. A recipe is given as -r r.yaml.",
+        "error  ppoo is no stage. Did you mean ppo?",
+        "error  zzz is no stage. Stages are pretrain, sft, reward, ppo, eval, export.",
+    ]
+
+
+def test_help_gives_flags_no_type(rlhf: Rlhf) -> None:
+    for command in COMMANDS:
+        lines = rlhf(command, "--help").out.splitlines()
+        assert [line for line in lines if "<bool>" in line and "--help" not in line] == []
 
 
 @pytest.mark.usefixtures("stand_ins")
