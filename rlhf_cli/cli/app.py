@@ -9,7 +9,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,6 @@ from rlhf_cli.stages import STAGES
 if TYPE_CHECKING:
     from rlhf_cli.recipe.schema import Recipe
 
-StageName = StrEnum("StageName", list(STAGES))  # type: ignore[misc]  # typer completes and checks an enum
 ENVIRONMENT = {  # before a library is imported, which reads these once; what the caller has set stays
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -53,7 +51,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _app(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
+    version: Annotated[bool, options.Flag("--version", help="Print the version.", callback=_version)] = False,
 ) -> None:
     """Takes `--version`, which is answered before a command is looked for."""
 
@@ -101,7 +99,7 @@ for _name in STAGES:
 @app.command("run", rich_help_panel="Chain")
 def run_(
     recipe: options.Recipe,
-    stages: Annotated[list[StageName] | None, typer.Argument(help="Stages to run; all that the recipe has.")] = None,
+    stages: options.Stages = None,
     set_: options.Set = None,
     runs_dir: options.RunsDir = options.RUNS,
     resume: options.Resume = False,
@@ -135,7 +133,7 @@ def run_(
 @app.command(rich_help_panel="Chain")
 def check(
     recipe: options.Recipe,
-    stages: Annotated[list[StageName] | None, typer.Argument(help="Stages to check for.")] = None,
+    stages: options.Stages = None,
     set_: options.Set = None,
     runs_dir: options.RunsDir = options.RUNS,
     json: options.Json = False,

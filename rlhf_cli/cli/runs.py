@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,7 +102,7 @@ def diff(a: Run, b: Run, runs_dir: options.RunsDir = options.RUNS, json: options
 @runs.command()
 def rm(
     run: Run,
-    force: Annotated[bool, typer.Option("--force", help="Also where other runs are made of it.")] = False,
+    force: Annotated[bool, options.Flag("--force", help="Also where other runs are made of it.")] = False,
     runs_dir: options.RunsDir = options.RUNS,
     json: options.Json = False,
 ) -> None:
@@ -135,18 +136,27 @@ def _find(text: str, runs_dir: Path) -> layout.Entry:
     if not reference.name:
         named = [e for e in layout.all_runs(runs_dir) if e.stage == reference.stage]
         names = sorted({e.name for e in named})
-        if len(names) != 1:
-            have = ", ".join(f"{name}/{reference.stage}" for name in names) or "none"
+        if not names:
+            raise _absent(text, runs_dir)
+        if len(names) > 1:
+            have = ", ".join(f"{name}/{reference.stage}" for name in names)
             raise RecipeError(f"{text} does not name one run; there are: {have}.", mend="Write name/stage@version.")
         reference = reference._replace(name=names[0])
     versions = layout.versions(runs_dir, reference.name, reference.stage)
     if reference.version is not None:
         versions = [e for e in versions if e.version == reference.version]
     if not versions:
-        raise RecipeError(f"there is no run {text} in {runs_dir}.", mend="See `rlhf runs list`.")
+        raise _absent(text, runs_dir)
     complete = [e for e in versions if e.manifest]
     real = [e for e in complete if e.manifest and not e.manifest["smoke"]]
     return (real or complete or versions)[-1]
+
+
+def _absent(text: str, runs_dir: Path) -> RecipeError:
+    known = [name for e in layout.all_runs(runs_dir) for name in (e.stage, f"{e.name}/{e.stage}")]
+    near = difflib.get_close_matches(text.partition("@")[0], known, n=1)
+    mend = f"Did you mean {near[0]}?" if near and near[0] not in text else "See `rlhf runs list`."
+    return RecipeError(f"there is no run {text} in {runs_dir}.", mend=mend)
 
 
 def _tail(path: Path, count: int) -> list[Any]:

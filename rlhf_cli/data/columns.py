@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from rlhf_cli.data.reading import Faults, Raw
@@ -33,15 +33,19 @@ OTHER_NAMES = {  # what others call our columns
 
 
 def rename(
-    raws: Sequence[Raw], columns: Mapping[str, str], found: list[str], name: str, faults: Faults
+    raws: Sequence[Raw], kind: Kind, columns: Mapping[str, str], found: list[str], name: str, faults: Faults
 ) -> tuple[list[Raw], list[str]] | None:
-    """The rows and columns under our names; None, and the faults told, where a named column does not exist."""
+    """The rows and columns under our names; None, and the faults told, where `columns` names what there is not."""
+    misspelt = list(_misspelt(kind, columns, found))
+    for ours, close in misspelt:
+        mend = f"Did you mean {close}?" if close else f"Needed are {NEEDED[kind]}."
+        faults.add(f"`columns` maps {columns[ours]!r} to {ours!r}, which {kind} rows do not have.", name, mend)
     missing = [theirs for theirs in columns.values() if theirs not in found]
     for theirs in missing:
         close = difflib.get_close_matches(theirs, found, 1)
         mend = f"Did you mean {close[0]}?" if close else ""
         faults.add(f"`columns` names the column {theirs!r}; found: {', '.join(found)}.", name, mend)
-    if missing:
+    if missing or misspelt:
         return None
     gone = {*columns.values(), *columns}
     kept = [column for column in found if column not in gone]
@@ -51,6 +55,23 @@ def rename(
         row.update({ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields})
         renamed.append(Raw(where, row))
     return renamed, [*kept, *columns]
+
+
+def _misspelt(kind: Kind, columns: Mapping[str, str], found: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The names for us in `columns` that mean none of ours, and the nearest one that is not there.
+
+    Preferences and prompts may have further columns, under any name that is not nearly one of ours.
+    """
+    known = dict.fromkeys(column for form in FORMS[kind] for column in form)
+    if kind == "preferences":
+        known |= {"prompt": None, "margin": None}
+    lacking = [column for column in known if column not in columns and column not in found]
+    lacking += [theirs for theirs in columns.values() if theirs in known and theirs not in columns]  # renamed away
+    for ours in columns:
+        if ours not in known:
+            close = difflib.get_close_matches(ours, lacking, 1, 0.75)
+            if close or kind in ("pretrain", "sft"):
+                yield ours, close[0] if close else ""
 
 
 def add_wrong_columns(kind: Kind, found: Sequence[str], name: str, faults: Faults) -> None:

@@ -45,7 +45,7 @@ def convert(
     order is dropped and counted in place of a fault. `name` is the source's, for faults that no single row has.
     """
     found = list(dict.fromkeys(column for raw in raws for column in raw.fields))
-    renamed = rename(raws, columns, found, name, faults)
+    renamed = rename(raws, kind, columns, found, name, faults)
     if renamed is None:
         return Rows([], Counter())
     raws, found = renamed

@@ -81,7 +81,13 @@ def read(path: Path) -> Document:
         beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         mend = f"Recipes in {show(path.parent)}: {', '.join(beside)}." if beside else "Check the path."
         raise RecipeError("no such recipe file.", where=show(path), mend=mend) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        inside = sorted(p.name for p in path.glob("*.y*ml"))
+        mend = f"Name a file in it: {', '.join(inside)}." if inside else "Name a recipe file."
+        raise RecipeError("this is a folder.", where=show(path), mend=mend) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}.", where=show(path)) from None
+    except UnicodeDecodeError as error:
         raise RecipeError(f"cannot be read: {error}.", where=show(path), mend="Save it as UTF-8 text.") from None
     document = Document(path)
     node = _compose(text, path)

@@ -11,8 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +72,29 @@ def tried(spec: str) -> None:
     Raises:
         RecipeError: as `load_function`, or the process died.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            found = pool.submit(_faults_of_loading, spec).result()
-        except BrokenProcessPool:
-            path, _ = parts_of(spec)
-            found = (Fault("a process that loaded it died.", spec, f"Try `{sys.executable} {show(path)}`."),)
+    context = multiprocessing.get_context("spawn")
+    answer, end = context.Pipe(duplex=False)
+    process = context.Process(target=_load_and_tell, args=(spec, end), daemon=True)
+    process.start()
+    end.close()  # ours, so that its death is an end of the file here
+    try:
+        found: tuple[Fault, ...] = answer.recv()
+    except EOFError:
+        path, _ = parts_of(spec)
+        found = (Fault("a process that loaded it died.", spec, f"Try `{sys.executable} {show(path)}`."),)
+    process.join()
     if found:
         raise RecipeError(found)
 
 
-def _faults_of_loading(spec: str) -> tuple[Fault, ...]:
+def _load_and_tell(spec: str, answer: Connection) -> None:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # it will say it again
             load_function(spec)
     except RecipeError as error:
-        return error.faults
-    return ()
+        answer.send(error.faults)
+    else:
+        answer.send(())
 
 
 def load_function(spec: str) -> Function:

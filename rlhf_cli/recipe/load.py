@@ -316,7 +316,9 @@ def _take_out(values: dict[str, Any], key: Key) -> None:
     for part in key[:-1]:
         target = target[part]
     last: Any = key[-1]
-    if isinstance(target, list) or (isinstance(target, dict) and key[-1] in target):
+    if isinstance(target, list) and len(target) == 1:  # without its only item, another fault would be told of it
+        _take_out(values, key[:-1])
+    elif isinstance(target, list) or (isinstance(target, dict) and key[-1] in target):
         target.pop(last)
     else:  # a required key of a nested section is missing: the section goes
         _take_out(values, key[:-1])

@@ -54,12 +54,21 @@ def test_a_name_that_two_recipes_share_must_be_written_out(rlhf: Rlhf, runs: Pat
     assert shown(rlhf, "cat/sft") == "cat/sft@v0001"
 
 
-@pytest.mark.parametrize("text", ["bot/sft@v0009", "bot/ppo", "ppo", "nobody/sft"])
-def test_a_run_that_there_is_not_is_told(rlhf: Rlhf, runs: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("bot/sft@v0009", "See `rlhf runs list`."),
+        ("bot/ppo", "See `rlhf runs list`."),
+        ("ppo", "See `rlhf runs list`."),
+        ("sfft", "Did you mean sft?"),
+        ("bott/sft@v0001", "Did you mean bot/sft?"),
+    ],
+)
+def test_a_run_that_there_is_not_is_told(rlhf: Rlhf, runs: Path, text: str, mend: str) -> None:
     make(runs)
     ended = rlhf("runs", "show", text)
     assert (ended.code, ended.out) == (2, "")
-    assert text in ended.err
+    assert ended.err == f"error  there is no run {text} in {runs}. {mend}\n"
 
 
 def test_a_folder_that_happens_to_have_the_name_is_no_run(rlhf: Rlhf, runs: Path) -> None:

@@ -198,6 +198,47 @@ def test_columns_are_mapped_to_ours() -> None:
     assert rows("sft", fields, columns={"prompt": "instruction", "completion": "output"}) == [SftRow("Hi?", "Yes.")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "columns", "fields", "told"),
+    [
+        (
+            "sft",
+            {"prmpt": "q", "completion": "a"},
+            "qa",
+            "maps 'q' to 'prmpt', which sft rows do not have. Did you mean",
+        ),
+        (
+            "sft",
+            {"prompt": "q", "completion": "a", "tag": "t"},
+            "qat",
+            "maps 't' to 'tag', which sft rows do not have. N",
+        ),
+        (
+            "prompts",
+            {"prmpt": "prompt"},
+            ("prompt",),
+            "to 'prmpt', which prompts rows do not have. Did you mean prompt?",
+        ),
+        (
+            "preferences",
+            {"prompts": "q", "chosen": "c", "rejected": "r"},
+            "qcr",
+            "to 'prompts', which preferences rows",
+        ),
+    ],
+)
+def test_a_misspelt_name_of_ours_is_named(
+    kind: str, columns: dict[str, str], fields: str | tuple[str, ...], told: str
+) -> None:
+    (fault,) = faults_of(kind, {name: f"{name}!" for name in fields}, columns=columns)
+    assert told in fault
+
+
+def test_further_columns_may_have_any_name_that_is_not_nearly_ours() -> None:
+    (row,) = rows("prompts", {"q": "Hi?", "key": 3, "p": 4}, columns={"prompt": "q", "answer": "key", "prompt_id": "p"})
+    assert row == PromptRow("Hi?", {"answer": 3, "prompt_id": 4})
+
+
 def test_mapping_of_a_column_that_is_not_there() -> None:
     told = faults_of("sft", {"instruction": "a", "completion": "b"}, columns={"prompt": "instructions"})
     assert told == [

@@ -160,8 +160,11 @@ def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
         read(tmp_path / "r.yaml")
 
 
-def test_a_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="cannot be read"):
+def test_a_folder_is_told_with_the_recipes_in_it(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"this is a folder\. Name a recipe file"):
+        read(tmp_path)
+    (tmp_path / "r.yaml").touch()
+    with pytest.raises(RecipeError, match=r"this is a folder\. Name a file in it: r\.yaml\."):
         read(tmp_path)
 
 

@@ -81,6 +81,7 @@ def test_no_fault_is_the_echo_of_another(faults_of: FaultsOf) -> None:
         ("sft: [1]", "found a list, expected a mapping"),
         ("ppo: {reward: {run: reward}}", "found a mapping, expected a valid list"),
         ("ppo: {reward: []}", "found a list, expected at least one item"),
+        ("ppo: {reward: [reward]}", "ppo.reward.0: found reward, expected a mapping"),  # and no more than that
         ("data: {sft: []}", "expected at least one item"),
         ("data: {sft: a.jsonl}", "expected a mapping such as {path: rows.jsonl}, or a list of them"),
         ("adapter: {targets: 3}", "found 3, expected a valid string or a valid list"),
