@@ -154,7 +154,7 @@ def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
     if not entries:
         print(f"no runs in {runs_dir}")
         return
-    rows = [("run", "state", "started", "time", "result"), *map(_listed, entries)]
+    rows: list[tuple[str, ...]] = [("run", "state", "started", "time", "result"), *map(_listed, entries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("─" * width for width in widths))
     for name, kind, started, time, result in rows:

@@ -37,8 +37,8 @@ def rename(
 ) -> tuple[list[Raw], list[str]] | None:
     """The rows and columns under our names; None, and the faults told, where `columns` names what there is not."""
     misspelt = list(_misspelt(kind, columns, found))
-    for ours, close in misspelt:
-        mend = f"Did you mean {close}?" if close else f"Needed are {NEEDED[kind]}."
+    for ours, meant in misspelt:
+        mend = f"Did you mean {meant}?" if meant else f"Needed are {NEEDED[kind]}."
         faults.add(f"`columns` maps {columns[ours]!r} to {ours!r}, which {kind} rows do not have.", name, mend)
     missing = [theirs for theirs in columns.values() if theirs not in found]
     for theirs in missing:
