@@ -43,7 +43,8 @@ def load(recipe: Recipe, find: Find, *, smoke: bool) -> HeldOut:
         if not found:
             mend = "Raise its eval_fraction, or name an eval_split."
             raise DataError("no row is held out, so there is nothing to evaluate on.", where=f"data.{kind}", mend=mend)
-        return random.Random(recipe.seed).sample(found, min(recipe.eval.samples, len(found)))
+        most = recipe.eval.samples
+        return random.Random(recipe.seed).sample(found, min(most, len(found)))
 
     return HeldOut(
         sft=rows("sft", data.sft, given.sft),
