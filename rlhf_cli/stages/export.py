@@ -76,7 +76,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     folder = run.path / ".unverified"  # beside the model folder, so that the last step is one rename
     folder.mkdir()
     try:
-        run.say(f"writing {recipe.export.of} as {recipe.export.form}")
+        run.say(f"writing {recipe.export.of}, {_form(recipe)}")
         written = _write(recipe, run, start, folder, tokenizer)
         kl = _verify(recipe, run, folder, written.digests, expected)
         model_card.write(recipe, run, folder, tokenizer, kl=kl, conversational=conversational)
@@ -87,8 +87,18 @@ def run(recipe: Recipe, run: Run) -> Result:
         folder.replace(run.path / "model")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    run.say(f"verified: all tensors as saved, KL {kl:.1e} nats a token; the model lies in {run.model_dir}")
+    run.say(f"verified: all tensors as saved, KL {kl:.1e} nats a token")
+    run.say(f"the model, {_form(recipe)}, lies in {run.model_dir}")
     return Result({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
+
+
+def _form(recipe: Recipe) -> str:
+    """What is written, in words; the dtype of training where it is not kept."""
+    if recipe.export.form == "adapter":
+        return "the adapter alone"
+    trained_in = str(base.compute_dtype(recipe.base, base.default_device())).removeprefix("torch.")
+    dtype = recipe.export.dtype
+    return f"merged, {dtype}" + (f" (export.dtype; it was trained in {trained_in})" if dtype != trained_in else "")
 
 
 def _prompts(recipe: Recipe, run: Run) -> list[Text]:

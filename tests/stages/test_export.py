@@ -156,6 +156,7 @@ def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_
         torch.testing.assert_close(merged(ids).logits, before(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(merged(ids).logits, plain(ids).logits, atol=0.1)
     assert abs(metrics["export.kl"]) <= 1e-6
+    assert "the model, merged, float32, lies in" in (run.path / "log.txt").read_text()
     assert metrics["export.parameters"] == sum(p.numel() for p in plain.parameters())
     assert metrics["export.bytes"] == sum(path.stat().st_size for path in (run.path / "model").iterdir())
 
@@ -165,6 +166,8 @@ def test_bfloat16_is_what_plain_transformers_loads(run_export: Export, base_fold
     model = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype="auto")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert 0 < metrics["export.kl"] <= 1e-3
+    said = "merged, bfloat16 (export.dtype; it was trained in float32)"
+    assert said in (run.path / "log.txt").read_text().splitlines()[-1]
 
 
 def test_a_4_bit_base_is_dequantized_before_the_merge(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
