@@ -196,13 +196,7 @@ def print_run(content: Mapping[str, Any]) -> None:
     for title, lines in (
         ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {said(gate)}" for gate in content["gates"]]),
         ("figures", [f"{label:<28} {text}" for label, text in figures(manifest["metrics"])]),
-        (
-            "inputs",
-            [
-                f"{i['role']:<16} {i['version'] or (i['sha256'] or '?')[:12]:<13} {i['path']}"
-                for i in manifest["inputs"]
-            ],
-        ),
+        ("inputs", list(_inputs(manifest["inputs"]))),
         ("model", [f"{name:<28} {file['size']:,} bytes" for name, file in manifest["files"].items()]),
         ("warnings", manifest["warnings"]),
         ("samples", [line for row in content["samples"] for line in _sample(row)]),
@@ -213,10 +207,43 @@ def print_run(content: Mapping[str, Any]) -> None:
             out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
+def _inputs(inputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line an input; one that is read in several roles, as a file of several functions, is told once."""
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for item in inputs:
+        content = item["version"] or (item["sha256"] or "?")[:12]
+        by_place.setdefault((item["path"], content), []).append(item["role"])
+    shown = [(", ".join(_spanned(roles)), content, path) for (path, content), roles in by_place.items()]
+    width = max((len(roles) for roles, _, _ in shown), default=0)
+    for roles, content, path in shown:
+        yield f"{roles:<{width}}  {content:<12}  {path}"
+
+
+def _spanned(roles: Sequence[str]) -> Iterator[str]:
+    """Roles that differ in their number alone, as one: eval.python.0–4."""
+    numbers: dict[str, list[str]] = {}
+    for role in roles:
+        head, dot, last = role.rpartition(".")
+        name, number = (head + dot, last) if last.isdecimal() else (role, "")
+        numbers.setdefault(name, []).append(number)
+    for name, found in numbers.items():
+        yield name + (found[0] if len(found) == 1 else f"{found[0]}–{found[-1]}")
+
+
 def _sample(row: Mapping[str, Any]) -> Iterator[str]:
     for name, value in row.items():
-        yield f"{name:<16} {value}"
+        text = _number(value) if isinstance(value, float) else _conversation(value)
+        for index, line in enumerate(text.splitlines() or [""]):
+            shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # it must not steer the terminal
+            yield f"{'' if index else name:<16} {shown}"
     yield ""
+
+
+def _conversation(value: Any) -> str:
+    """Text as it is; of turns, who says what, a line each."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) and "role" in turn for turn in value):
+        return str(value)
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
 
 
 def print_verdicts(verdicts: Sequence[tuple[Entry, Verdict]]) -> None:

@@ -208,6 +208,7 @@ class Run:
     ) -> dict[str, Any]:
         """Write the manifest, which completes the run, and move `latest`; a smoke run leaves `latest` alone."""
         model = self.path / "model"
+        self._open_to_readers()
         content = {
             "schema": SCHEMA,
             "stage": self.stage,
@@ -233,6 +234,13 @@ class Run:
             except OSError as error:  # the run is complete all the same; references need no link
                 self.warn(f"the link `latest` cannot be moved: {error.strerror}")
         return content
+
+    def _open_to_readers(self) -> None:
+        """Give every file the mode of one of ours: safetensors are for their owner alone, whatever the umask."""
+        mode = (self.path / owner.ORIGIN).stat().st_mode
+        for path in self.path.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
 
     def discard_if_empty(self) -> bool:
         """Remove the folder of a run that failed before it made anything. True where it is gone."""

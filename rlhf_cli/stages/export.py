@@ -81,8 +81,6 @@ def run(recipe: Recipe, run: Run) -> Result:
         kl = _verify(recipe, run, folder, written.digests, expected)
         model_card.write(recipe, run, folder, tokenizer, kl=kl, conversational=conversational)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        for path in folder.iterdir():  # safetensors are written for their owner alone, whatever the umask
-            path.chmod((folder / "README.md").stat().st_mode)
         run.model_dir.rmdir()
         folder.replace(run.path / "model")
     finally:

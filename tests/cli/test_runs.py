@@ -94,6 +94,22 @@ def test_a_run_is_shown_with_figures_and_samples(rlhf: Rlhf, runs: Path) -> None
         assert text in out
 
 
+def test_samples_and_inputs_are_shown_for_people(rlhf: Rlhf, runs: Path) -> None:
+    run = make(runs, complete=False)
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
+    run.sample({"step": 3, "prompt": turns, "response": "\x1b[2J", "reward": 0.12345678901234567})
+    file = {"kind": "file", "ref": "gold.py", "path": "/a/gold.py", "version": None, "sha256": "0123456789abcdef"}
+    roles = ["data.sft", "eval.python.0", "eval.python.1", "eval.python.2"]
+    inputs = [{**file, "role": role, "path": "/a/gold.py" if "python" in role else "/a/rows.jsonl"} for role in roles]
+    run.complete({}, {"device": "cpu", "inputs": inputs})
+    out = rlhf("runs", "show", "sft").out
+    assert "prompt           user: Hi?\n                   assistant: Yes.\n" in out
+    assert "response         \\x1b[2J\n" in out
+    assert "reward           0.123\n" in out
+    assert "step             3\n" in out
+    assert "  data.sft         0123456789ab  /a/rows.jsonl\n  eval.python.0–2  0123456789ab  /a/gold.py\n" in out
+
+
 def test_a_listing_tells_the_state_of_each(rlhf: Rlhf, runs: Path) -> None:
     make(runs)
     make(runs, smoke=True)

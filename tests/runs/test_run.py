@@ -44,6 +44,19 @@ def test_the_manifest_says_what_was_made(new_run: NewRun) -> None:
     assert manifest["started"] <= manifest["ended"]
 
 
+def test_every_file_may_be_read_by_those_who_may_read_the_others(new_run: NewRun) -> None:
+    run = new_run()
+    for folder in (run.model_dir, run.path / "critic"):
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").touch(mode=0o600)  # as safetensors has it
+    run.note("done")
+    run.complete({}, {})
+    assert {path.stat().st_mode for path in run.path.rglob("*") if path.is_file()} == {
+        (run.path / "log.txt").stat().st_mode
+    }
+    assert (run.path / "log.txt").stat().st_mode & 0o777 != 0o600
+
+
 def test_a_number_that_is_not_finite_is_null_everywhere(new_run: NewRun) -> None:
     run = new_run()
     run.log(3, {"loss": math.nan, "kl": math.inf, "reward": -1.5})

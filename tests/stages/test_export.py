@@ -147,7 +147,6 @@ def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_
     metrics, run = run_export(of, export={"dtype": "float32"})
     assert files(run.path / "model") == MERGED
     assert files(run.path) == ["log.txt", "model"]  # nothing temporary is left
-    assert len({path.stat().st_mode for path in (run.path / "model").iterdir()}) == 1  # all may be read alike
     merged = AutoModelForCausalLM.from_pretrained(run.path / "model")
     before = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), of)
     plain = AutoModelForCausalLM.from_pretrained(base_folder)
