@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("RLHF_RUNS", "RLHF_REWARD_TOKEN", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
     os.environ.pop(_name, None)
+
+# A job in the background of a script ignores Ctrl-C, and so would all that it starts: the tests send it themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SENTENCES = (
     "Once upon a time there was a small dog who lived by the sea.",
