@@ -18,6 +18,7 @@ help:
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): takes about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -31,7 +32,7 @@ test: lint
 	$(BIN)/pytest
 
 demo: $(READY)
-	$(BIN)/rlhf run --recipe recipes/demo/recipe.yaml --runs-dir $(RUNS)
+	$(BIN)/rlhf run -r recipes/demo/recipe.yaml --runs-dir $(RUNS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks

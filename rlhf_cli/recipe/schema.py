@@ -303,7 +303,7 @@ class Ppo(Section):
 class Gate(Section):
     """A bound that a metric must keep; `rlhf eval` exits 8 where it does not."""
 
-    metric: str = Field(description="a name in the stage's metrics")
+    metric: str = Field(description="one of eval's, see Figures in README.md")
     min: float | None = Field(None, description="least value that passes, in the metric's unit")
     max: float | None = Field(None, description="greatest value that passes, in the metric's unit")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +48,11 @@ def test_a_function_has_figures_of_both_sides_and_the_gain() -> None:
 def test_a_function_must_not_hide_a_metric_of_ours(function: str) -> None:
     with pytest.raises(RecipeError, match=function):
         names(["prompts"], python=[f"gold.py:{function}"])
+
+
+def test_every_metric_is_explained_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    found = names(["sft", "preferences", "prompts"])
+    plain = [name for name in found if name.rpartition(".")[2] not in ("low", "high", "n", "against")]
+    assert len(plain) > 15
+    assert [name for name in plain if f"`{name}`" not in readme] == []
