@@ -57,7 +57,7 @@ def sft_columns(tokenizer: PreTrainedTokenizerBase, rows: list[SftRow], max_leng
     A row over `max_length` tokens loses the end of its completion; one whose prompt alone fills it is dropped.
     """
     parts = []
-    counts = {f"truncated to {max_length} tokens": 0, f"dropped: prompt of {max_length} tokens or more": 0}
+    counts = {f"truncated to {max_length:,} tokens": 0, f"dropped: prompt of {max_length:,} tokens or more": 0}
     truncated, dropped = counts
     for chunk in _chunks(rows):
         part: dict[str, list[Any]] = {"input_ids": [], "labels": []}
@@ -92,7 +92,7 @@ def fitting_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow
     """The prompts that have a token, and at most `longest`."""
     ids = template.encode_prompts(tokenizer, [row.prompt for row in rows])
     kept = [(row, tokens) for row, tokens in zip(rows, ids, strict=True) if 0 < len(tokens) <= longest]
-    counts = {f"dropped: empty, or over {longest} tokens": len(ids) - len(kept)}
+    counts = {f"dropped: empty, or over {longest:,} tokens": len(ids) - len(kept)}
     return Fitting([row for row, _ in kept], [tokens for _, tokens in kept], counts)
 
 
@@ -102,7 +102,7 @@ def preference_columns(tokenizer: PreTrainedTokenizerBase, rows: list[Preference
     A pair with an answer that goes over `max_length` tokens is dropped: cut short, it would be judged on less than
     the person saw.
     """
-    reason = f"dropped: over {max_length} tokens"
+    reason = f"dropped: over {max_length:,} tokens"
     parts, dropped = [], 0
     for chunk in _chunks(rows):
         chosen = template.encode_pairs(tokenizer, [(row.prompt, row.chosen) for row in chunk])

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3Config,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.models import adapters, base
@@ -28,6 +38,20 @@ def test_a_plain_load_is_the_stored_model(base_folder: Path) -> None:
 def test_auto_dtype_is_float32_on_a_cpu() -> None:
     assert base.compute_dtype(Base(model="x"), torch.device("cpu")) == torch.float32
     assert base.compute_dtype(Base(model="x", dtype="bfloat16"), torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LlamaConfig(max_position_embeddings=300), 300),
+        (GPT2Config(n_positions=200), 200),
+        (Gemma3Config(text_config={"max_position_embeddings": 100}), 100),  # text beside pictures
+        (BloomConfig(), None),  # ALiBi has no bound
+    ],
+)
+def test_positions_are_those_of_the_config(tmp_path: Path, config: PreTrainedConfig, expected: int | None) -> None:
+    config.save_pretrained(tmp_path)
+    assert base.positions(str(tmp_path), "main") == expected
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
