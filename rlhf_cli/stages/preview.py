@@ -11,7 +11,7 @@ from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
-from rlhf_cli.stages import encoding, held_out, limits
+from rlhf_cli.stages import STAGES, encoding, held_out, limits
 from rlhf_cli.stages.inputs import inputs_of
 from rlhf_cli.stages.preflight import check_rows
 from rlhf_cli.stages.references import awaited, references
@@ -22,8 +22,8 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
 
     What a stage of `earlier` has still to make is waited for, not missed: of such a stage only its rows are told.
     """
-    if smoke:
-        recipe = smoke_recipe.shrink(recipe)
+    if smoke:  # makes the runs that it needs
+        recipe, earlier = smoke_recipe.shrink(recipe), tuple(STAGES)
     coming = [awaited(reference, recipe.name) for reference in references(stage, recipe)]
     waits_for = [
         made

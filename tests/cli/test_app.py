@@ -152,6 +152,10 @@ def test_a_dry_run_shows_rows_as_the_stage_will_have_them(rlhf: Rlhf) -> None:
     )
 
 
+def test_a_dry_run_of_smoke_waits_for_what_smoke_makes(rlhf: Rlhf) -> None:
+    assert facts(rlhf("ppo", "-r", "r.yaml", "--smoke", "--dry-run", "--json").json)["waits for"] == "sft, reward"
+
+
 @pytest.mark.usefixtures("stand_ins", "real_base")
 def test_a_dry_run_of_eval_counts_what_it_would_measure_on(rlhf: Rlhf) -> None:
     found = facts(
