@@ -41,6 +41,15 @@ def connect() -> None:
         PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
+def disconnect() -> None:
+    """Part from the other processes, at the end of all work: a message thread that still runs may abort the exit."""
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def shared(value: T) -> T:
     """The main process's `value`, in every process."""
     return everyones(value)[0]
