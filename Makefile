@@ -29,8 +29,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --ignore=tests/stages/test_exact_resume.py --ignore=tests/stages/test_resume.py
-	$(BIN)/pytest tests/stages/test_exact_resume.py tests/stages/test_resume.py  # send signals: in a process of their own
+	$(BIN)/pytest
 
 demo: $(READY)
 	$(BIN)/rlhf run -r recipes/demo/recipe.yaml --runs-dir $(RUNS)

@@ -34,6 +34,15 @@ SENTENCES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def heeds_signals() -> Iterator[None]:
+    """A command that ends in this process ignores signals from then on; the next test must not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A reward server, which gives an answer's length."""
