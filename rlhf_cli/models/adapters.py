@@ -57,7 +57,7 @@ def attach(
     stored = None if start is None else read_adapter(start)
     if start is not None:
         _check_config(start, adapter)
-    config = _config(adapter, task)
+    config = lora_config(adapter, task)
     if isinstance(model, PeftModel):
         try:
             model.add_adapter(name, config)
@@ -156,7 +156,7 @@ def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:
     return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
-def _config(adapter: Adapter, task: str) -> LoraConfig:
+def lora_config(adapter: Adapter, task: str) -> LoraConfig:
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     return LoraConfig(
         task_type=task,

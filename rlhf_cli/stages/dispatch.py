@@ -118,7 +118,7 @@ def run_stage(
         return begun
     recipe, main = begun
     run = run or Follower.of(main, reporter)
-    with contextlib.closing(run), signals.heeded(run), _told(run):
+    with contextlib.closing(run), signals.heeded(run), _told(run, recipe):
         metrics = _call(stage, recipe, run)
         manifest: Manifest | None = None
         if distributed.is_main():
@@ -166,7 +166,7 @@ def _begun(
         run = Run.create(
             runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter, origin={"made_of": made_of}
         )
-    with contextlib.ExitStack() as on_failure, _told(run):
+    with contextlib.ExitStack() as on_failure, _told(run, recipe):
         on_failure.callback(run.close)
         resolved = dump(recipe, stage)
         (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
@@ -227,7 +227,7 @@ def _call(stage: str, recipe: Recipe, run: Run) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _told(run: Run) -> Iterator[None]:
+def _told(run: Run, recipe: Recipe) -> Iterator[None]:
     """A stage that fails says so in its log, and names what it left behind."""
     try:
         yield
@@ -250,7 +250,7 @@ def _told(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         _note_failure(run, f"{type(error).__name__}: {error}", error)
-        ours = _of_the_machine(error, run)
+        ours = _of_the_machine(error, run, recipe)
         if ours is not None:
             raise ours from error
         raise
@@ -264,13 +264,15 @@ def _note_failure(run: Run, text: str, cause: BaseException | None) -> None:
         run.note(unfinished.FAILED + text.replace("\n", "; "))
 
 
-def _of_the_machine(error: Exception, run: Run) -> RlhfError | None:
+def _of_the_machine(error: Exception, run: Run, recipe: Recipe) -> RlhfError | None:
     """What is no bug of ours: no memory, no disk, no permission."""
     import torch
 
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        less = "ppo.micro_batch_tokens" if run.stage == "ppo" else "micro_batch_size and max_length"
-        mend = f"Lower {less}, or set base.quantize: nf4."
+    # On a CPU torch raises a plain RuntimeError.
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        from rlhf_cli.stages import memory
+
+        mend = memory.after_failure(run, recipe)
         return HardwareError(f"out of memory; incomplete: {run.path}", where=run.stage, mend=mend)
     failure = disk.failure(error)
     if failure is not None:

@@ -14,7 +14,7 @@ from rlhf_cli.ppo.update import Demonstrations
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, limits, training
+from rlhf_cli.stages import encoding, limits, memory, training
 
 WATCHED = 4  # held-out prompts whose answers are kept as training goes
 REPORTED = (  # of the last iterations, in the result
@@ -81,6 +81,7 @@ def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tu
     source = held_out if held_out.rows else train
     positions = base.positions(run.base_source(), recipe.base.revision)
     limits.check("ppo", recipe, train.lengths(), train.counts, positions=positions, tell=run.warn)
+    memory.check(run, recipe, train.lengths())
     return Prompts(train.rows, train.ids), Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
 
 

@@ -54,7 +54,14 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
     base = next(item for item in inputs if item.role == "base")
     source = str(Path(base.path) / "model") if base.kind == "run" else base.path
     more, example = _encoded(stage, recipe, source, split)
-    return {"stage": stage, "facts": {**facts, **more}, "example": example}
+    told: dict[str, Any] = {}
+    if not smoke:  # its base is another one, and tiny
+        from rlhf_cli.stages import memory
+
+        estimate = memory.checked(stage, recipe, source, more["tokens in the longest"])
+        more["memory"] = memory.UNKNOWN if estimate is None else str(estimate)
+        told = {} if estimate is None else {"memory": estimate.as_json()}
+    return {"stage": stage, "facts": {**facts, **more}, **told, "example": example}
 
 
 def _told(counts: Mapping[str, int]) -> dict[str, int]:

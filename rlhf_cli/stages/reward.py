@@ -14,7 +14,7 @@ from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, limits, quality, saving, training
+from rlhf_cli.stages import encoding, limits, memory, quality, saving, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -30,6 +30,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     training.tell_counts(run, "preferences", rows, columns.counts)
     positions = base.positions(run.base_source(), recipe.base.revision)
     limits.check("reward", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
+    memory.check(run, recipe, columns.lengths())
 
     model = load(recipe, run, tokenizer)
     dtype = base.compute_dtype(recipe.base, base.default_device())

@@ -10,7 +10,7 @@ from rlhf_cli.models import adapters, base
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, limits, quality, saving, training
+from rlhf_cli.stages import encoding, limits, memory, quality, saving, training
 
 
 def run(recipe: Recipe, run: Run) -> Result:
@@ -26,6 +26,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     training.tell_counts(run, "demonstrations", rows, columns.counts)
     positions = base.positions(run.base_source(), recipe.base.revision)
     limits.check("sft", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
+    memory.check(run, recipe, columns.lengths())
 
     start = None if section.start == "base" else run.model_of(section.start)
     model = adapters.load_policy(recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke)

@@ -1,0 +1,335 @@
+"""What sft, reward and ppo take at their peak, told before weights are loaded; refused where the device has less.
+
+The peak is that of the phase that takes most, not a sum over phases. Each phase has what is alive in it: see
+`ppo.trainer`, `ppo.update` and `ppo.head` for PPO, trl.kernels.ChunkedLogProbFunction for what TRL's loss takes.
+On a CPU this is what the process takes above its interpreter and imports, on a GPU the peak of torch's allocator.
+
+Left out, for it is small: the data, the libraries' own workspaces, scores and advantages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from rlhf_cli import distributed
+from rlhf_cli.errors import HardwareError
+from rlhf_cli.models import memory
+from rlhf_cli.models.base import default_device
+from rlhf_cli.models.memory import Parts, Shape, gigabytes
+from rlhf_cli.ppo.head import CHUNK_LOGITS
+from rlhf_cli.ppo.trainer import ROLLOUT_TOKENS
+from rlhf_cli.recipe.schema import Adapter, Recipe
+from rlhf_cli.runs.run import Run
+
+MOMENTS = 2  # of AdamW, as many numbers each as are trained
+BACKWARD = 2  # of a layer's widest tensor, alive at once: its gradients on both ways, less what is freed by then
+FORWARD = 4  # the same without gradients: the base's result, the adapter's, its scaled one, and the other branch
+CHUNK_COPIES = 4  # of a chunk of logits: its own, their log-softmax, and both results of the chunk before
+TILE = (4096, 32_768)  # tokens × vocabulary: the logits that TRL's loss computes at a time
+TILE_COPIES = 7  # of a tile, float32, and a mask of bytes, where its kernel is plain torch; with Triton there is none
+DRAWS = 5  # of a step's logits in generate: float32, by temperature, softmax, and what multinomial takes
+ESTIMATED = ("sft", "reward", "ppo")
+UNKNOWN = "there is no way to estimate it for this base"
+UNCOUNTED = "its architecture cannot be tried without weights: this is by its parameters alone"
+
+
+class Estimate(NamedTuple):
+    """The phase that takes most, and what is alive in it."""
+
+    phase: str
+    parts: Parts
+    capacity: float  # bytes of the device that this process may have
+    device: str
+    is_whole: bool  # False: activations and cache are not in it, for there is no way to count them
+
+    def __str__(self) -> str:
+        text = f"an estimated {gigabytes(self.parts.total)} of {gigabytes(self.capacity)} ({self.device})"
+        return f"{text}, at {self.phase}: {self.parts}" + ("" if self.is_whole else f"; {UNCOUNTED}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Bytes, by part."""
+        parts = {name: round(size) for name, size in self.parts._asdict().items()}
+        rest = {"capacity": round(self.capacity), "device": self.device, "is_whole": self.is_whole}
+        return {"phase": self.phase, **parts, "total": round(self.parts.total), **rest}
+
+
+def check(run: Run, recipe: Recipe, lengths: Sequence[int]) -> None:
+    """Tell the estimate, as `checked` has it; a smoke run's base is another one, and tiny.
+
+    Raises:
+        HardwareError: as `checked`.
+    """
+    if run.smoke:
+        return
+    found = checked(run.stage, recipe, run.base_source(), max(lengths))
+    run.say(f"memory: {UNKNOWN if found is None else found}")
+
+
+def checked(stage: str, recipe: Recipe, source: str, longest: int) -> Estimate | None:
+    """As `estimate`; where memory is short, freed memory is returned at once from now on.
+
+    Raises:
+        HardwareError: it is more than the device has. It names what to lower, and to what.
+    """
+    found = estimate(stage, recipe, source, longest)
+    if found is None:
+        return None
+    if found.parts.needed > found.capacity:
+        mend = _mend(stage, recipe, source, longest, found.capacity)
+        raise HardwareError(f"it does not fit: {found}.", where=stage, mend=mend)
+    if found.device == "cpu" and 2 * found.parts.needed > found.capacity:
+        memory.return_what_is_freed()
+    return found
+
+
+def after_failure(run: Run, recipe: Recipe) -> str:
+    """What to say where memory ran out: the estimate, at the longest rows that the recipe allows, and what to lower."""
+    stage, source = run.stage, run.base_source()
+    key = {"pretrain": "pretrain.micro_batch_size", "eval": "eval.batch_size"}.get(stage, "base.model")
+    if stage not in ESTIMATED:
+        return f"Lower {key}." if key != "base.model" else "Take a smaller base."
+    section = getattr(recipe, stage)
+    longest = section.max_prompt_length if stage == "ppo" else section.max_length
+    found = None if run.smoke else estimate(stage, recipe, source, longest)
+    if found is None:
+        return f"Lower {_key(stage)}, or set base.quantize: nf4."
+    less = 0.75 * min(found.capacity, found.parts.needed)  # how much was lacking is not known
+    what = "prompts" if stage == "ppo" else "rows"
+    return f"It takes {found}, with {what} of {longest:,} tokens. {_mend(stage, recipe, source, longest, less)}"
+
+
+def estimate(stage: str, recipe: Recipe, source: str, longest: int) -> Estimate | None:
+    """The peak of sft, reward or ppo with rows (prompts) of at most `longest` tokens; None where there is no way."""
+    models = _models(stage, recipe, source)
+    return None if models is None else _peak(stage, recipe, models, longest)
+
+
+class _Models(NamedTuple):
+    """What is known of the models alone."""
+
+    shape: Shape
+    judges: float  # bytes of reward models of somebody's own
+
+
+def _models(stage: str, recipe: Recipe, source: str) -> _Models | None:
+    try:
+        shape = memory.shape(recipe.base, recipe.adapter, source, padded=stage != "ppo")
+        others = [term for term in recipe.ppo.reward if term.model is not None] if stage == "ppo" else []
+        judges = sum(_judge(recipe, str(term.model), term.revision) for term in others)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError):  # loading it will tell
+        return None
+    return _Models(shape, judges)
+
+
+def _peak(stage: str, recipe: Recipe, models: _Models, longest: int) -> Estimate:
+    device = default_device()
+    processes = max(recipe.launch.processes, distributed.world_size())
+    if stage == "ppo":
+        phases = _ppo(recipe, models, longest, processes, device)
+    else:
+        phases = _trl(stage, recipe, models.shape, longest, processes, device)
+    phase, parts = max(phases, key=lambda item: item[1].total)
+    capacity = memory.capacity(device) / (processes if device.type == "cpu" else 1)
+    return Estimate(phase, parts, capacity, device.type, models.shape.is_called)
+
+
+def _judge(recipe: Recipe, source: str, revision: str | None) -> float:
+    """Bytes of a reward model of somebody's own, which is never quantized."""
+    own = recipe.base.model_copy(update={"model": source, "revision": revision or "main", "quantize": "none"})
+    return memory.scorer_weights(own)
+
+
+def _ppo(
+    recipe: Recipe, models: _Models, prompt: int, processes: int, device: torch.device
+) -> Iterator[tuple[str, Parts]]:
+    settings, shape = recipe.ppo, models.shape
+    on_cpu = device.type == "cpu"
+    has_critic = settings.critic.kind == "adapter"
+    runs = sum(term.run is not None for term in settings.reward)
+    moved = shape.trained * (1 + has_critic)
+    if recipe.adapter is None:  # policy and critic float32, reference and reward runs as loaded
+        scorers = shape.head * (runs + (has_critic and runs > 0) * 4 / shape.itemsize)
+        weights = moved + shape.weights * (1 + runs) - scorers
+        adapters = 0.0
+    else:
+        weights, adapters = shape.weights, shape.trained * (1 + has_critic + runs + (settings.start != "base"))
+    rest = Parts(
+        weights=weights + models.judges + shape.unpacked,
+        adapters=adapters,
+        training=MOMENTS * moved,
+        activations=shape.kept.fixed,
+        cache=0,
+        logits=0,
+        copies=moved * on_cpu,
+        mapped=shape.mapped,
+    )
+    width = prompt + settings.max_new_tokens
+    answers = math.ceil(settings.rollout_batch_size * settings.samples_per_prompt / processes)
+    passing = FORWARD * shape.widest + 3 * shape.hidden  # a token, through a layer without gradients
+
+    rows = _rows(ROLLOUT_TOKENS * settings.micro_batch_tokens, width, answers)
+    reading = rest.activations + rows * prompt * (passing + prompt * (1 + shape.itemsize))  # with its mask
+    # On a CPU torch lays a 16-bit output layer down once for each row, where the last of several tokens are read.
+    laid_down = rows * shape.hidden * shape.vocab_size * (on_cpu and shape.itemsize < 4)
+    yield "rollout", rest._replace(activations=reading, cache=rows * prompt * shape.cache, logits=laid_down)
+    drawn = DRAWS * 4 * rows * shape.vocab_size
+    yield "rollout", rest._replace(cache=rows * width * shape.cache, logits=drawn)
+
+    rows = _rows(settings.micro_batch_tokens, width, answers)
+    yield "scoring", rest._replace(activations=rest.activations + rows * width * passing)
+    logits = _chunk(shape, device, rows * settings.max_new_tokens, CHUNK_COPIES)
+    yield "scoring", rest._replace(activations=rest.activations + rows * width * shape.hidden, logits=logits)
+
+    minibatch = math.ceil(answers / settings.minibatches)
+    rows = _rows(settings.micro_batch_tokens, width, minibatch)
+    earlier = moved * (rows < minibatch)  # gradients of the micro-batches before
+    recomputes = settings.trainer.get("activation_checkpointing", device.type == "cuda")
+    kept = (shape.recomputed if recomputes else shape.kept).of(rows, width)
+    kept += 3 * shape.hidden * rows * settings.max_new_tokens  # where answers are predicted, and their gradients
+    in_layer = BACKWARD * shape.widest * rows * width
+    copies = CHUNK_COPIES + (settings.entropy_coef > 0)
+    logits = _chunk(shape, device, rows * settings.max_new_tokens, copies)
+    begun = rest._replace(training=rest.training + earlier + 2 * shape.embedding)  # the head's, summed over chunks
+    yield "update", begun._replace(activations=kept, logits=logits)
+    yield "update", begun._replace(activations=kept + in_layer)
+    policys = max(earlier, shape.trained) if has_critic else earlier
+    yield "update", rest._replace(training=rest.training + policys, activations=kept + in_layer)
+    yield "update", rest._replace(training=rest.training + moved * (1 + (processes > 1)))
+    if on_cpu:  # a copy of the weights, and one of all that is written
+        yield "saving", rest._replace(copies=rest.copies + moved * (2 + MOMENTS))
+
+
+def _trl(
+    stage: str, recipe: Recipe, shape: Shape, width: int, processes: int, device: torch.device
+) -> Iterator[tuple[str, Parts]]:
+    section = getattr(recipe, stage)
+    on_cpu = device.type == "cpu"
+    rows = section.micro_batch_size * (2 if stage == "reward" else 1)
+    whole = recipe.adapter is None
+    rest = Parts(
+        weights=(shape.trained if whole else shape.weights) + shape.unpacked,
+        adapters=0.0 if whole else shape.trained,
+        training=MOMENTS * shape.trained + shape.trained * (processes > 1),  # and the buckets of DDP
+        activations=shape.kept.fixed,
+        cache=0,
+        logits=0,
+        copies=0,
+        mapped=shape.mapped,
+    )
+    if stage == "reward":
+        own_head = shape.head * (4 / shape.itemsize if whole else 1)
+        rest = rest._replace(weights=rest.weights - own_head)
+    earlier = shape.trained * (section.batch_size > section.micro_batch_size * processes)
+    recomputes = section.trainer.get("gradient_checkpointing", device.type == "cuda")
+    kept = (shape.recomputed if recomputes else shape.kept).of(rows, width) + 2 * shape.hidden * rows * width
+    in_layer = BACKWARD * shape.widest * rows * width
+    heads = shape.embedding * (stage == "sft")  # the gradient of a whole model's output layer comes first
+    started = rest._replace(training=rest.training + earlier + heads, activations=kept)
+    yield "update", started._replace(activations=kept + in_layer)
+    yield "update", rest._replace(training=rest.training + shape.trained)
+    if stage == "sft":
+        tile = min(rows * width, TILE[0]) * min(shape.vocab_size, TILE[1])
+        size = shape.itemsize + (0 if device.type in ("cuda", "xpu") else 4 * TILE_COPIES + 1)
+        yield "update", started._replace(logits=tile * size)
+        floats = shape.itemsize + (4 if shape.itemsize < 4 else 0)  # Trainer hands out float32
+        whole_logits = shape.vocab_size * width * (rows * floats + 8)
+        yield "the loss on held-out rows", rest._replace(logits=whole_logits)
+    if on_cpu:
+        yield "saving", rest._replace(copies=MOMENTS * shape.trained)
+
+
+def _rows(tokens: int, width: int, most: int) -> int:
+    """Rows of `width` in a batch of at most `tokens` tokens, of `most` that there are."""
+    return max(1, min(tokens // width, most))
+
+
+def _chunk(shape: Shape, device: torch.device, tokens: int, copies: int) -> float:
+    """Bytes of the logits that ppo.head has at a time, in so many float32 copies and one in a narrower dtype."""
+    most = CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cuda"])
+    numbers = min(max(1, most // shape.vocab_size), tokens) * shape.vocab_size
+    return numbers * (4 * copies + (shape.itemsize if shape.itemsize < 4 else 0))
+
+
+def _key(stage: str) -> str:
+    """The setting that decides how much is in memory at once."""
+    return "ppo.micro_batch_tokens" if stage == "ppo" else f"{stage}.micro_batch_size"
+
+
+class _Change(NamedTuple):
+    """A setting that makes the estimate smaller."""
+
+    text: str
+    section: str
+    values: dict[str, Any]
+
+    def of(self, recipe: Recipe) -> Recipe:
+        """The recipe with it."""
+        if self.section == "adapter":
+            return recipe.model_copy(update={"adapter": Adapter()})
+        section = getattr(recipe, self.section)
+        values = {name: {**section.trainer, **v} if name == "trainer" else v for name, v in self.values.items()}
+        return recipe.model_copy(update={self.section: section.model_copy(update=values)})
+
+
+def _mend(stage: str, recipe: Recipe, source: str, longest: int, capacity: float) -> str:
+    """The settings that, each by itself, bring the estimate to `capacity`; or else what all of them together do."""
+
+    def best(changed: Recipe, changes: Sequence[_Change]) -> tuple[_Change | None, float]:
+        """The first change that is enough, or the last; and the estimate with it."""
+        models = _models(stage, changed, source)
+        if models is None:
+            return None, math.inf
+        size = _peak(stage, changed, models, longest).parts.needed
+        found = None
+        for change in changes:
+            if size <= capacity:
+                break
+            found, size = change, _peak(stage, change.of(changed), models, longest).parts.needed
+        return found, size
+
+    smaller = _smaller_batches(stage, recipe, longest)
+    whole = _other_changes(stage, recipe)
+    tried = [best(recipe, smaller), *((change, best(change.of(recipe), [])[1]) for change in whole)]
+    fitting = [
+        f"{change.text} ({gigabytes(size)})" for change, size in tried if change is not None and size <= capacity
+    ]
+    if fitting:
+        return f"Set {', or '.join(fitting)}."
+    for change in whole:
+        recipe = change.of(recipe)
+    last, size = best(recipe, smaller)
+    texts = [change.text for change in (*whole, last) if change is not None]
+    if size <= capacity:
+        return f"Set {' and '.join(texts)} ({gigabytes(size)} with all of them)."
+    return f"Take a smaller base or shorter rows: with {' and '.join(texts)} it is still {gigabytes(size)}."
+
+
+def _smaller_batches(stage: str, recipe: Recipe, longest: int) -> list[_Change]:
+    """The largest first."""
+    if stage == "ppo":
+        width = longest + recipe.ppo.max_new_tokens
+        rows = recipe.ppo.micro_batch_tokens // width
+        return [_Change(f"{_key(stage)}: {n * width}", stage, {"micro_batch_tokens": n * width}) for n in _below(rows)]
+    section = getattr(recipe, stage)
+    numbers = [n for n in _below(section.micro_batch_size) if section.batch_size % (n * recipe.launch.processes) == 0]
+    return [_Change(f"{_key(stage)}: {n}", stage, {"micro_batch_size": n}) for n in numbers]
+
+
+def _below(number: int) -> range:
+    return range(number - 1, 0, -1)
+
+
+def _other_changes(stage: str, recipe: Recipe) -> list[_Change]:
+    found: list[_Change] = []
+    key = "activation_checkpointing" if stage == "ppo" else "gradient_checkpointing"
+    if not getattr(recipe, stage).trainer.get(key, default_device().type == "cuda"):
+        found.append(_Change(f"{stage}.trainer.{key}: true", stage, {"trainer": {key: True}}))
+    if recipe.adapter is None:
+        found.append(_Change("an adapter", "adapter", {}))
+    elif recipe.base.quantize != "nf4":
+        found.append(_Change("base.quantize: nf4", "base", {"quantize": "nf4"}))
+    return found
