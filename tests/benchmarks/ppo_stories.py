@@ -50,7 +50,7 @@ def make(model: Path, folder: Path) -> None:
     pairs = []
     for prompt, *answers in zip(asked, *drawn, strict=True):
         ordered = sorted(filter(str.strip, answers), key=cheer)
-        if cheer(ordered[0]) < cheer(ordered[-1]):
+        if ordered and cheer(ordered[0]) < cheer(ordered[-1]):
             pairs.append({"prompt": prompt, "chosen": ordered[-1], "rejected": ordered[0]})
     _write(folder / "preferences.jsonl", pairs)
     reward = {"start": "base", "epochs": 2, "learning_rate": 2e-3, "batch_size": 32, "micro_batch_size": 32}

@@ -26,7 +26,7 @@ def python() -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], check=True)
     asked = FOLDER / "asked.txt"
     asked.write_text(pins)
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", str(asked), *PACKAGES]
+    install = ["-m", "pip", "install", "-qq", "--disable-pip-version-check", "--constraint", str(asked), *PACKAGES]
     subprocess.run([str(interpreter), *install], check=True)
     asked.rename(made_from)  # last: what is half made is made again
     return interpreter
