@@ -22,7 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": {"torch", "accelerate"},
     "recipe": {"pydantic", "yaml", "rlhf_cli.errors"},
     "runs": {"rlhf_cli.errors", *TENSORS},
-    "data": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", "transformers", "datasets", "pyarrow", "jinja2"},
+    "data": {
+        *("rlhf_cli.recipe.schema", "rlhf_cli.errors", "transformers", "datasets", "pyarrow", "jinja2"),
+        *("numpy", "orjson"),
+    },
     "models": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", *(ML - {"trl"}), "safetensors"},
     "ppo": {
         *("torch", "transformers", "peft", "accelerate", "rlhf_cli.errors", "rlhf_cli.recipe.schema", "rlhf_cli.runs"),

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from rlhf_cli.data.reading import Faults, Raw
+from rlhf_cli.data.reading import Faults, Fields
 
 Kind = Literal["pretrain", "sft", "preferences", "prompts"]
 
@@ -32,10 +32,10 @@ OTHER_NAMES = {  # what others call our columns
 }
 
 
-def rename(
-    raws: Sequence[Raw], kind: Kind, columns: Mapping[str, str], found: list[str], name: str, faults: Faults
-) -> tuple[list[Raw], list[str]] | None:
-    """The rows and columns under our names; None, and the faults told, where `columns` names what there is not."""
+def renamed_columns(
+    kind: Kind, columns: Mapping[str, str], found: Sequence[str], name: str, faults: Faults
+) -> list[str] | None:
+    """The columns under our names; None, and the faults told, where `columns` names what there is not."""
     misspelt = list(_misspelt(kind, columns, found))
     for ours, meant in misspelt:
         mend = f"Did you mean {meant}?" if meant else f"Needed are {NEEDED[kind]}."
@@ -48,13 +48,15 @@ def rename(
     if missing or misspelt:
         return None
     gone = {*columns.values(), *columns}
-    kept = [column for column in found if column not in gone]
-    renamed = []
-    for where, fields in raws:
-        row = {column: value for column, value in fields.items() if column not in gone}
-        row.update({ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields})
-        renamed.append(Raw(where, row))
-    return renamed, [*kept, *columns]
+    return [*(column for column in found if column not in gone), *columns]
+
+
+def renamed(fields: Fields, columns: Mapping[str, str]) -> Fields:
+    """A row under our names. A column of ours that another one is mapped to gives way."""
+    gone = {*columns.values(), *columns}
+    row = {column: value for column, value in fields.items() if column not in gone}
+    row.update({ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields})
+    return row
 
 
 def _misspelt(kind: Kind, columns: Mapping[str, str], found: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 
 class Message(TypedDict):
@@ -17,23 +17,20 @@ class Message(TypedDict):
 Text = str | list[Message]  # text is used as it stands; a conversation goes through the chat template
 
 
-@dataclass(frozen=True, slots=True)
-class TextRow:
+class TextRow(NamedTuple):
     """A piece of text to pretrain on."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class SftRow:
+class SftRow(NamedTuple):
     """A demonstration; the loss is on the completion. A row of text alone has the prompt ""."""
 
     prompt: Text
     completion: Text
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceRow:
+class PreferenceRow(NamedTuple):
     """Two answers to one prompt. `extra` holds the data's further columns, the same ones on every row."""
 
     prompt: Text
@@ -43,8 +40,7 @@ class PreferenceRow:
     extra: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRow:
+class PromptRow(NamedTuple):
     """A prompt to answer. `extra` holds the further columns, the same ones on every row, for reward functions."""
 
     prompt: Text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import random
 import re
@@ -13,9 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
+
 from rlhf_cli.data.columns import Kind
-from rlhf_cli.data.convert import convert, form_of
-from rlhf_cli.data.reading import SUFFIXES, Faults, Raw, read_file
+from rlhf_cli.data.convert import Converter
+from rlhf_cli.data.prompts import draw, key, plain
+from rlhf_cli.data.reading import SUFFIXES, Batch, Faults, cut, read_file
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split, TextRow
 from rlhf_cli.errors import DataError
 from rlhf_cli.recipe.schema import Source, Sources
@@ -25,18 +27,24 @@ NOT_ROWS = ("metrics.jsonl", "samples.jsonl")  # of a run: its records, not what
 _SPLIT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 
 EVAL_FRACTION = 0.05  # of the prompts, where the recipe says nothing
+HEAD = 10  # batches that tell the columns
 
 Find = Callable[[str], Path]
 
 
 class _Part(NamedTuple):
-    """What one source gives."""
+    """What one source gives. A row is its index; its prompt is a number, see `prompts.draw`."""
 
     name: str
     weight: float
-    train: list[Any]
-    held_out: list[Any]
-    counts: Counter[str]
+    form: str  # text, or a conversation; "" where there is none
+    rows: list[Any]  # empty where they are but counted
+    prompts: np.ndarray  # (rows,) uint64
+    train: np.ndarray  # indices
+    held_out: np.ndarray
+
+    def kept(self, indices: np.ndarray) -> list[Any]:
+        return [self.rows[index] for index in indices]
 
 
 @overload
@@ -62,58 +70,92 @@ def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | No
     is for the order of the rows, and for which ones a mixture with weights leaves out; what is held out is the same
     with every seed. A mixture where no source sets a weight has all rows of all sources.
     """
+    parts, counts, shares = _parts(sources, kind, find, limit, keep=True)
+    rng = random.Random(seed)
+    train = [row for part, share in zip(parts, shares, strict=True) for row in _drawn(part, share, rng, sources)]
+    if isinstance(sources, list):
+        rng.shuffle(train)
+    return Split(train[:limit], [row for part in parts for row in part.kept(part.held_out)], counts)
+
+
+def count(sources: Sources, kind: Kind, *, find: Find) -> dict[str, int]:
+    """The counts of `load`, and its faults, in one pass that keeps 8 bytes a row."""
+    return _parts(sources, kind, find, None, keep=False)[1]
+
+
+def _parts(
+    sources: Sources, kind: Kind, find: Find, limit: int | None, *, keep: bool
+) -> tuple[list[_Part], dict[str, int], list[int]]:
+    """What each source gives, no prompt on both sides; the counts; and how many rows of each are trained on."""
     faults = Faults()
+    counts: Counter[str] = Counter()
     parts = []
     given = sources if isinstance(sources, list) else [sources]
-    weighted = any(source.weight is not None for source in given)
     for source in given:
         try:
-            parts.append(_load_one(source, kind, find, limit, faults))
+            parts.append(_load_one(source, kind, find, limit, faults, counts, keep=keep))
         except DataError as error:  # the other sources' faults are told with it
             faults.extend(error)
     _check_same_form(parts, faults)
     faults.raise_if_any()
-    counts: Counter[str] = sum((part.counts for part in parts), Counter())
     if kind == "prompts":
-        _drop_repeated_prompts(parts, counts)
-    held_out = [row for part in parts for row in part.held_out]
-    _drop_held_out(parts, held_out, counts)
+        parts = _without_repeated_prompts(parts, counts)
+    parts = _without_held_out(parts, counts)
     for part in parts:
-        if not part.train:
-            told = "; ".join(f"{name} {count}" for name, count in {**part.counts, **counts}.items())
+        if not len(part.train):
+            told = "; ".join(f"{name} {count}" for name, count in counts.items())
             raise DataError(f"no rows are left to train on ({told}).", where=part.name)
-    train = _mix(parts, seed, counts, weighted=weighted) if isinstance(sources, list) else parts[0].train
-    train = train[:limit]
-    counts.update({"train": len(train), "held out": len(held_out)})
-    return Split(train, held_out, dict(counts))
+    shares = _shares(parts, counts, weighted=any(source.weight is not None for source in given))
+    trained = sum(shares) if limit is None else min(sum(shares), limit)
+    counts.update({"train": trained, "held out": sum(len(part.held_out) for part in parts)})
+    return parts, dict(counts), shares
 
 
-def _load_one(source: Source, kind: Kind, find: Find, limit: int | None, faults: Faults) -> _Part:
+def _load_one(
+    source: Source, kind: Kind, find: Find, limit: int | None, faults: Faults, counts: Counter[str], *, keep: bool
+) -> _Part:
     name = source.path or source.hub or source.run
     assert name, "the recipe's check lets no source through that has none of path, hub and run"
-    counts: Counter[str] = Counter()
 
-    def rows_of(split: str) -> list[Any]:
-        raws = list(itertools.islice(_raw_rows(source, split, kind, find, faults), limit))
-        rows = (
-            convert(raws, kind, source.columns, name=name, faults=faults, editable=source.hub is None) if raws else None
-        )
-        counts["read"] += len(raws)
-        if rows is None:
-            if not faults.count:
-                faults.add("there are no rows.", name)
-            return []
-        counts.update(rows.counts)
-        return rows.rows
+    def rows_of(split: str, known: dict[str, None]) -> tuple[str, list[Any], np.ndarray]:
+        """The form, the rows where they are kept, and the prompts of a split's rows."""
+        told, rows, prompts = Faults(), [], bytearray()
+        batches = cut(_batches(source, split, kind, find, told, row_by_row=limit is not None), 0, limit)
+        head = list(batches if keep else itertools.islice(batches, HEAD))
+        found = known | dict.fromkeys(column for batch in head for fields in batch.rows for column in fields)
+        converter = Converter(kind, source.columns, list(found), name=name, faults=told, editable=source.hub is None)
+        for batch in itertools.chain(head, batches):
+            texts = None if keep else converter.prompts(batch)
+            if texts is None:
+                made = converter.rows(batch)
+                keys = map(key, made)
+                if keep:
+                    rows += made
+            else:
+                keys = map(plain, texts)
+            prompts += b"".join(map(draw, keys))
+        converter.close()
+        if len(converter.columns) > len(found):  # what the rows mean may hang on a column that came late
+            return rows_of(split, converter.columns)
+        if not converter.counts["read"] and not told.count:
+            told.add("there are no rows.", name)
+        faults.merge(told)
+        counts.update(converter.counts)
+        return converter.form, rows, np.frombuffer(prompts, ">u8").astype(np.uint64)
 
+    form, rows, prompts = rows_of(source.split, {})
+    weight = source.weight or 1.0
     if source.eval_split:
-        return _Part(name, source.weight or 1.0, rows_of(source.split), rows_of(source.eval_split), counts)
-    fraction = EVAL_FRACTION if source.eval_fraction is None else source.eval_fraction
-    train, held_out = _hold_out(rows_of(source.split), fraction)
-    return _Part(name, source.weight or 1.0, train, held_out, counts)
+        _, more, others = rows_of(source.eval_split, {})
+        train, held_out = np.arange(len(prompts)), np.arange(len(others)) + len(prompts)
+        return _Part(name, weight, form, rows + more, np.concatenate([prompts, others]), train, held_out)
+    is_held_out = _held_out(prompts, EVAL_FRACTION if source.eval_fraction is None else source.eval_fraction)
+    return _Part(name, weight, form, rows, prompts, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
 
 
-def _raw_rows(source: Source, split: str, kind: Kind, find: Find, faults: Faults) -> Iterator[Raw]:
+def _batches(
+    source: Source, split: str, kind: Kind, find: Find, faults: Faults, *, row_by_row: bool
+) -> Iterator[Batch]:
     if source.hub:
         return _hub(source, split)
     path = Path(source.path) if source.path else find(str(source.run))
@@ -123,8 +165,8 @@ def _raw_rows(source: Source, split: str, kind: Kind, find: Find, faults: Faults
     else:
         _check_file(path, kind, split)
         chosen = [path]
-    rows = itertools.chain.from_iterable(read_file(file, faults) for file in chosen)
-    return _slice(rows, split)
+    row_by_row = row_by_row or "[" in split
+    return _slice((batch for file in chosen for batch in read_file(file, faults, row_by_row=row_by_row)), split)
 
 
 def _check_file(path: Path, kind: Kind, split: str) -> None:
@@ -178,19 +220,18 @@ def _parse_split(split: str) -> dict[str, str | None]:
     return match.groupdict()
 
 
-def _slice(rows: Iterable[Raw], split: str) -> Iterator[Raw]:
+def _slice(batches: Iterable[Batch], split: str) -> Iterator[Batch]:
     """The rows between the bounds of train[start:stop], each a number of rows or a percentage."""
     parts = _parse_split(split)
     bounds = [parts["start"] or "0", parts["stop"]]
     if any(bound and bound.endswith("%") for bound in bounds):
-        rows = list(rows)
-        total = len(rows)
+        batches = list(batches)
+        total = sum(len(batch.rows) for batch in batches)
         bounds = [str(total * int(b[:-1]) // 100) if b and b.endswith("%") else b for b in bounds]
-    start, stop = int(bounds[0] or 0), int(bounds[1]) if bounds[1] else None
-    return itertools.islice(rows, start, stop)
+    return cut(batches, int(bounds[0] or 0), int(bounds[1]) if bounds[1] else None)
 
 
-def _hub(source: Source, split: str) -> Iterator[Raw]:
+def _hub(source: Source, split: str) -> Iterator[Batch]:
     import datasets
 
     try:
@@ -200,95 +241,79 @@ def _hub(source: Source, split: str) -> Iterator[Raw]:
         mend = "Check the name, `config`, `split` and the connection; a private data set needs `hf auth login`."
         raise DataError(f"cannot load the hub data set: {reason}", where=str(source.hub), mend=mend) from error
     for number, fields in enumerate(data, 1):
-        yield Raw(f"{source.hub} {split} row {number}", fields)
+        yield Batch(f"{source.hub} {split} row ", [number], [fields])
 
 
-def _key(row: Any) -> str:
-    """What rows with the same prompt share. White space does not make a prompt another one."""
-    if isinstance(row, TextRow):
-        parts = [row.text]
-    elif row.prompt == "":  # no prompt: the row itself
-        parts = [str(row.completion)] if isinstance(row, SftRow) else [str(row.chosen), str(row.rejected)]
-    elif isinstance(row.prompt, str):
-        parts = [row.prompt]
-    else:
-        parts = [text for turn in row.prompt for text in (turn["role"], turn["content"])]
-    return "\0".join(" ".join(part.split()) for part in parts)
-
-
-def _hold_out(rows: list[Any], fraction: float) -> tuple[list[Any], list[Any]]:
-    """Rows to train on, and those of the share of prompts that is held out.
+def _held_out(prompts: np.ndarray, fraction: float) -> np.ndarray:
+    """Whether each row is of the share of prompts that is held out.
 
     A prompt's side follows from its own hash alone. Neither the recipe's seed nor the other rows have a say: whoever
     evaluates with another seed, or after adding rows, must not meet prompts that were trained on. So the share is
     kept as a coin keeps it, not to the row. Both sides get a prompt where there are two, which in tiny data alone
     takes one from its side.
     """
-    keys = [_key(row) for row in rows]
-    draws = {key: _draw(key) for key in dict.fromkeys(keys)}
-    bound = Fraction(str(fraction)) * 2**256
-    held_out = {key for key, draw in draws.items() if draw < bound}
-    if not held_out and fraction > 0 and len(draws) > 1:
-        held_out = {min(draws, key=draws.__getitem__)}
-    elif held_out and len(held_out) == len(draws):
-        held_out.remove(max(draws, key=draws.__getitem__))
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in held_out]
-    return train, [row for row, key in zip(rows, keys, strict=True) if key in held_out]
-
-
-def _draw(key: str) -> int:
-    """The number below 2^256 that `key` has for ever: another salt would move prompts from one side to the other."""
-    return int.from_bytes(hashlib.sha256(f"held out\n{key}".encode()).digest(), "big")
+    held_out = prompts < np.uint64(Fraction(str(fraction)) * 2**64)
+    if fraction > 0 and len(prompts):
+        least, most = prompts.min(), prompts.max()
+        if not held_out.any() and least < most:
+            return prompts == least
+        if held_out.all():
+            return prompts != most
+    return held_out
 
 
 def _check_same_form(parts: Sequence[_Part], faults: Faults) -> None:
-    first = next((part for part in parts if part.train), None)
+    first = next((part for part in parts if part.form), None)
     for part in parts:
-        if first and part.train and form_of(part.train[0]) != form_of(first.train[0]):
+        if first and part.form and part.form != first.form:
             faults.add(
-                f"the rows are {form_of(part.train[0])}, and those of {first.name} are {form_of(first.train[0])}.",
+                f"the rows are {part.form}, and those of {first.name} are {first.form}.",
                 part.name,
                 "Text and conversations are not mixed in one data set.",
             )
 
 
-def _drop_repeated_prompts(parts: Sequence[_Part], counts: Counter[str]) -> None:
+def _without_repeated_prompts(parts: Sequence[_Part], counts: Counter[str]) -> list[_Part]:
     """Prompts are asked once, whatever number of rows or sources hold them."""
-    seen: set[str] = set()
-    for rows in [part.held_out for part in parts] + [part.train for part in parts]:
-        first = []
-        for row in rows:
-            if (key := _key(row)) in seen:
-                counts["dropped: prompt seen before"] += 1
-            else:
-                seen.add(key)
-                first.append(row)
-        rows[:] = first
+    sides = [part.prompts[part.held_out] for part in parts] + [part.prompts[part.train] for part in parts]
+    everything = np.concatenate(sides)
+    first = np.zeros(len(everything), bool)
+    first[np.unique(everything, return_index=True)[1]] = True
+    if repeated := len(everything) - int(first.sum()):
+        counts["dropped: prompt seen before"] += repeated
+    is_first = np.split(first, np.cumsum([len(side) for side in sides])[:-1])
+    return [
+        part._replace(train=part.train[train], held_out=part.held_out[held_out])
+        for part, held_out, train in zip(parts, is_first[: len(parts)], is_first[len(parts) :], strict=True)
+    ]
 
 
-def _drop_held_out(parts: Sequence[_Part], held_out: Sequence[Any], counts: Counter[str]) -> None:
+def _without_held_out(parts: Sequence[_Part], counts: Counter[str]) -> list[_Part]:
     """No prompt on both sides, also where two sources, or two splits of one, share it."""
-    keys = {_key(row) for row in held_out}
-    for part in parts:
-        kept = [row for row in part.train if _key(row) not in keys]
-        if len(kept) < len(part.train):
-            counts["dropped: prompt is held out elsewhere"] += len(part.train) - len(kept)
-            part.train[:] = kept
+    held_out = np.concatenate([part.prompts[part.held_out] for part in parts])
+    kept = [part.train[~np.isin(part.prompts[part.train], held_out)] for part in parts]
+    if dropped := sum(len(part.train) for part in parts) - sum(map(len, kept)):
+        counts["dropped: prompt is held out elsewhere"] += dropped
+    return [part._replace(train=train) for part, train in zip(parts, kept, strict=True)]
 
 
-def _mix(parts: Sequence[_Part], seed: int, counts: Counter[str], *, weighted: bool) -> list[Any]:
-    """Rows of each source, shuffled, none twice: all of them, or (`weighted`) in proportion to the sources' weights,
-    as many as the scarcest source allows."""
+def _shares(parts: Sequence[_Part], counts: Counter[str], *, weighted: bool) -> list[int]:
+    """How many rows of each source are used: all of them, or (`weighted`) in proportion to the sources' weights, as
+    many as the scarcest source allows."""
     weights = [Fraction(str(part.weight)) for part in parts]
     unit = min(len(part.train) / weight for part, weight in zip(parts, weights, strict=True))
-    rng = random.Random(seed)
-    mixed = []
+    shares = []
     for part, weight in zip(parts, weights, strict=True):
-        count = int(unit * weight) if weighted else len(part.train)
-        mixed += rng.sample(part.train, count)
+        share = int(unit * weight) if weighted else len(part.train)
         if len(parts) > 1:
-            counts[f"used of {part.name}"] += count
-        if count < len(part.train):
-            counts[f"dropped: of {part.name}, to keep the weights"] += len(part.train) - count
-    rng.shuffle(mixed)
-    return mixed
+            counts[f"used of {part.name}"] += share
+        if share < len(part.train):
+            counts[f"dropped: of {part.name}, to keep the weights"] += len(part.train) - share
+        shares.append(share)
+    return shares
+
+
+def _drawn(part: _Part, share: int, rng: random.Random, sources: Sources) -> list[Any]:
+    """The rows that a source gives to the training: of a list of sources shuffled, none twice."""
+    rows = part.kept(part.train)
+    return rng.sample(rows, share) if isinstance(sources, list) else rows

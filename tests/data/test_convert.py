@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.data.convert import convert
-from rlhf_cli.data.reading import Faults, Raw
+from rlhf_cli.data.convert import Converter
+from rlhf_cli.data.reading import Batch, Faults
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, TextRow
 from rlhf_cli.errors import DataError
 
@@ -26,10 +26,13 @@ def counted(
     kind: Any, *fields: dict[str, Any], columns: dict[str, str] | None = None, editable: bool = True
 ) -> tuple[list[Any], dict[str, int]]:
     faults = Faults()
-    raws = [Raw(f"x.jsonl:{line}", row) for line, row in enumerate(fields, 1)]
-    converted = convert(raws, kind, columns or {}, name="x.jsonl", faults=faults, editable=editable)
+    found = list(dict.fromkeys(column for row in fields for column in row))
+    converter = Converter(kind, columns or {}, found, name="x.jsonl", faults=faults, editable=editable)
+    converted = converter.rows(Batch("x.jsonl:", range(1, len(fields) + 1), list(fields)))
+    converter.close()
     faults.raise_if_any()
-    return converted.rows, dict(converted.counts)
+    assert converter.counts.pop("read") == len(fields)
+    return converted, dict(converter.counts)
 
 
 def faults_of(kind: Any, *fields: dict[str, Any], columns: dict[str, str] | None = None) -> list[str]:

@@ -31,9 +31,20 @@ def read(path: Path, kind: Any = "sft", **fields: Any) -> Split[Any]:
     return load(Source(path=str(path), **{"eval_fraction": 0, **fields}), kind)
 
 
+def counted(path: Path, kind: Any, **fields: Any) -> dict[str, int]:
+    """What `count` says, which must be what `load` says."""
+    source = Source(path=str(path), **fields)
+    counts = sources.count([source], kind, find=find)
+    assert counts == load([source], kind).counts
+    return counts
+
+
 def faults_of(path: Path, kind: Any = "sft", **fields: Any) -> list[str]:
     with pytest.raises(DataError) as raised:
         read(path, kind, **fields)
+    with pytest.raises(DataError) as counting:
+        sources.count([Source(path=str(path), **{"eval_fraction": 0, **fields})], kind, find=find)
+    assert counting.value.faults == raised.value.faults
     return [str(fault) for fault in raised.value.faults]
 
 
@@ -384,6 +395,33 @@ def test_nothing_left_to_train_on(jsonl: Jsonl) -> None:
     told = faults_of(jsonl({"prompt": "a", "chosen": "b", "rejected": "b"}), "preferences")
     assert "no rows are left to train on" in told[0]
     assert "dropped: chosen equals rejected 1" in told[0]
+
+
+def test_counting_is_loading_without_the_rows(jsonl: Jsonl, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"p{n % 700}", "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(5000)]
+    pairs[1234]["rejected"] = pairs[1234]["chosen"]
+    pairs[4321]["prompt"] = "two  words \n"
+    counts = counted(jsonl(*pairs), "preferences")
+    assert (counts["read"], counts["dropped: chosen equals rejected"]) == (5000, 1)
+    assert counted(jsonl(*pairs), "prompts")["dropped: prompt seen before"] == 4299
+    chats = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}] for n in range(500)]
+    assert counted(jsonl(*[{"messages": chat} for chat in chats]), "sft")["read"] == 500
+    assert counted(jsonl(*[{"text": f"t{n}"} for n in range(500)]), "sft")["read"] == 500
+    assert counted(jsonl(*[{"text": f"t{n}"} for n in range(500)]), "pretrain", split="train[:50%]")["read"] == 250
+    jsonl(*demonstrations(500), name="train.jsonl")
+    jsonl(*demonstrations(50, 480), name="test.jsonl")
+    assert counted(tmp_path, "sft", eval_split="test")["dropped: prompt is held out elsewhere"] == 20
+
+
+def test_a_column_that_comes_late_counts_for_all_rows(jsonl: Jsonl) -> None:
+    early = [{"text": f"t{n}", "n": "x" * 1000} for n in range(5000)]  # more than tell the columns
+    path = jsonl(*early, {"prompt": "a", "completion": "b"})
+    assert faults_of(path)[0] == f"{path}:1  the field `prompt` is missing."
+    assert counted(jsonl(*early, {"text": "t", "late": 3}), "pretrain")["read"] == 5001
+    assert (
+        "must not be called prompts"
+        in faults_of(jsonl(*demonstrations(5000), {"prompt": "b", "prompts": 1}), "prompts")[0]
+    )
 
 
 def test_real_preferences(tmp_path: Path) -> None:
