@@ -16,6 +16,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +120,14 @@ def capacity(device: torch.device) -> float:
         text = path.read_text().strip() if path.is_file() else "max"
         allowed += [float(text)] if text.isdecimal() else []
     return min(allowed)
+
+
+def peak(device: torch.device) -> float:
+    """Bytes at the highest point so far: of the GPU's allocator, else of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(highest if sys.platform == "darwin" else highest * 1024)
 
 
 def shape(base: Base, adapter: Adapter | None, source: str, *, padded: bool) -> Shape:

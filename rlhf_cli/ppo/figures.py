@@ -1,9 +1,7 @@
-"""An iteration's figures: distance from the reference, means over the update's steps, memory."""
+"""An iteration's figures: distance from the reference, and means over the update's steps."""
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -36,11 +34,3 @@ def over_steps(steps: Sequence[update.Step]) -> dict[str, float]:
         "ratio.min": min(s.ratio_min for s in steps),
         "ratio.max": max(s.ratio_max for s in steps),
     }
-
-
-def memory_peak(device: torch.device) -> float:
-    """Bytes at the highest point so far: of the GPU's allocator, else of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_cli import distributed
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError, ModelError
+from rlhf_cli.models import memory
 from rlhf_cli.ppo import algorithm, figures, rewards, rollout, update
 from rlhf_cli.ppo.optimization import Optimization, Trackers
 from rlhf_cli.ppo.roles import POLICY, VALUE, Cast, copied, restore, save_critic
@@ -160,7 +161,7 @@ class Trainer:
             "seconds.scoring": scoring_done - rolled_out,
             "seconds.update": end - scoring_done,
             "tokens_per_second": sum(map(len, scored.experience.responses)) / (end - begin),  # response tokens
-            "memory_peak_bytes": figures.memory_peak(self.bank.device),
+            "memory_peak_bytes": memory.peak(self.bank.device),
             "episodes": float(self.order.served * self._samples),
         }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import distributed
-from rlhf_cli.errors import DiskError, Fault, HardwareError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.errors import DiskError, Fault, RecipeError, RlhfError, StoppedError
 from rlhf_cli.evaluation import gates
 from rlhf_cli.evaluation.gates import Verdict
 from rlhf_cli.recipe import smoke as smoke_recipe
@@ -272,8 +272,7 @@ def _of_the_machine(error: Exception, run: Run, recipe: Recipe) -> RlhfError | N
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         from rlhf_cli.stages import memory
 
-        mend = memory.after_failure(run, recipe)
-        return HardwareError(f"out of memory; incomplete: {run.path}", where=run.stage, mend=mend)
+        return memory.exhausted(run, recipe)
     failure = disk.failure(error)
     if failure is not None:
         place = str(getattr(error, "filename", None) or run.path)

@@ -86,12 +86,19 @@ def checked(stage: str, recipe: Recipe, source: str, longest: int) -> Estimate |
     return found
 
 
-def after_failure(run: Run, recipe: Recipe) -> str:
-    """What to say where memory ran out: the estimate, at the longest rows that the recipe allows, and what to lower."""
+def exhausted(run: Run, recipe: Recipe) -> HardwareError:
+    """What to raise where memory ran out: in which step, the peak, the estimate, and what to lower to what."""
+    steps = len(run.logged())
+    when = f"after {steps:,} logged steps" if steps else "before the first logged step"
+    message = f"out of memory {when}, at a peak of {gigabytes(memory.peak(default_device()))}; incomplete: {run.path}"
+    return HardwareError(message, where=run.stage, mend=_mend_after_failure(run, recipe))
+
+
+def _mend_after_failure(run: Run, recipe: Recipe) -> str:
     stage, source = run.stage, run.base_source()
-    key = {"pretrain": "pretrain.micro_batch_size", "eval": "eval.batch_size"}.get(stage, "base.model")
     if stage not in ESTIMATED:
-        return f"Lower {key}." if key != "base.model" else "Take a smaller base."
+        key = {"pretrain": "pretrain.micro_batch_size", "eval": "eval.batch_size"}.get(stage)
+        return f"Lower {key}." if key else "Take a smaller base."
     section = getattr(recipe, stage)
     longest = section.max_prompt_length if stage == "ppo" else section.max_length
     found = None if run.smoke else estimate(stage, recipe, source, longest)

@@ -196,7 +196,7 @@ def test_ctrl_c_is_told_apart_from_failure(case: Case, set_stage: SetStage, bega
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (MemoryError(), 5, "Lower micro_batch_size"),
+        (MemoryError(), 5, "Lower sft.micro_batch_size"),
         (OSError(errno.ENOSPC, "No space left on device"), 6, "Free space"),
         (PermissionError(errno.EACCES, "Permission denied", "model"), 6, "--runs-dir"),
     ],
