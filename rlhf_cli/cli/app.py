@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_cli import __version__, distributed
-from rlhf_cli.cli import options, output, progress, workers
+from rlhf_cli.cli import init, options, output, progress, workers
 from rlhf_cli.cli.runs import runs
 from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError
 from rlhf_cli.stages import STAGES
@@ -92,6 +92,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
     return command
 
 
+app.command("init", rich_help_panel="Set-up")(init.init)
 for _name in STAGES:
     app.command(_name, help=STAGES[_name].help, rich_help_panel="Stages")(_stage_command(_name))
 
