@@ -32,23 +32,31 @@ def read_messages(value: Any, field: str) -> list[Message]:
         raise RowFault(f"`{field}` must be a list of messages, found {type_name(value)}.")
     if not value:
         raise RowFault(f"`{field}` is an empty list.", drop_as=f"empty {field}")
-    messages = []
+    messages: list[Message] = []
     for index, turn in enumerate(value):
-        name = f"{field}[{index}]"
-        if not isinstance(turn, dict):
-            raise RowFault(f"`{name}` must be a message {{role, content}}, found {type_name(turn)}.")
-        for key in ("role", "content"):
-            if not isinstance(turn.get(key), str):
-                raise RowFault(
-                    f"`{name}.{key}` must be text, found {type_name(turn[key]) if key in turn else 'none'}.",
-                    "A message is {role: user, content: …}." if key not in turn else "",
-                )
-        if turn["role"] not in ROLES:
-            raise RowFault(f"`{name}.role` is {turn['role']!r}; roles are {', '.join(ROLES)}.")
-        if not turn["content"].strip():
-            raise RowFault(f"`{name}.content` is empty.", drop_as=f"empty {field}")
-        messages.append(Message(role=turn["role"], content=turn["content"]))
+        if type(turn) is not dict or len(turn) != 2 or turn.get("role") not in ROLES:  # most are just so
+            turn = _read_turn(turn, f"{field}[{index}]")
+        content = turn.get("content")
+        if type(content) is not str or not content or content.isspace():
+            turn = _read_turn(turn, f"{field}[{index}]")
+            raise RowFault(f"`{field}[{index}].content` is empty.", drop_as=f"empty {field}")
+        messages.append(turn)
     return messages
+
+
+def _read_turn(turn: Any, name: str) -> Message:
+    """A turn, and no more than that; its text may be empty."""
+    if not isinstance(turn, dict):
+        raise RowFault(f"`{name}` must be a message {{role, content}}, found {type_name(turn)}.")
+    for key in ("role", "content"):
+        if not isinstance(turn.get(key), str):
+            raise RowFault(
+                f"`{name}.{key}` must be text, found {type_name(turn[key]) if key in turn else 'none'}.",
+                "A message is {role: user, content: …}." if key not in turn else "",
+            )
+    if turn["role"] not in ROLES:
+        raise RowFault(f"`{name}.role` is {turn['role']!r}; roles are {', '.join(ROLES)}.")
+    return Message(role=turn["role"], content=turn["content"])
 
 
 def check_order(messages: list[Message], field: str) -> None:

@@ -148,9 +148,7 @@ def _is_what_it_says(fields: Any, line: bytes) -> bool:
     """
     if type(fields) is not dict or not fields:
         return False
-    strings: float = len(fields)
-    for value in fields.values():
-        strings += 1 if type(value) is str else _strings(value)
+    strings = _strings(fields)
     quotes = line.count(b'"')
     return quotes == 2 * strings or quotes - line.replace(rb"\\", b"").count(rb"\"") == 2 * strings
 
@@ -158,12 +156,11 @@ def _is_what_it_says(fields: Any, line: bytes) -> bool:
 def _strings(value: Any) -> float:
     """How many strings a value holds, its keys among them; infinite where a number may once have been another one."""
     kind = type(value)
-    if kind is str:
-        return 1
-    if kind is list:
-        return sum(map(_strings, value))
-    if kind is dict:
-        return len(value) + sum(map(_strings, value.values()))
+    if kind is dict or kind is list:
+        strings: float = len(value) if kind is dict else 0
+        for item in value.values() if kind is dict else value:
+            strings += 1 if type(item) is str else _strings(item)
+        return strings
     if kind is bool or value is None:
         return 0
     return 0 if -(2**63) < value < 2**63 else math.inf

@@ -5,9 +5,15 @@ from __future__ import annotations
 import inspect
 import sys
 
-from tests.benchmarks import memory, ppo, startup, trl_overhead
+from tests.benchmarks import data, memory, ppo, startup, trl_overhead
 
-BENCHMARKS = {"startup": startup.run, "trl_overhead": trl_overhead.run, "memory": memory.run, "ppo": ppo.run}
+BENCHMARKS = {
+    "startup": startup.run,
+    "data": data.run,
+    "trl_overhead": trl_overhead.run,
+    "memory": memory.run,
+    "ppo": ppo.run,
+}
 
 if __name__ == "__main__":
     asked: list[tuple[str, list[str]]] = []
