@@ -47,6 +47,7 @@ def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     yield from _eval(recipe)
     yield from _functions(recipe)
     yield from _whole_model(recipe)
+    yield from _launch(recipe)
     yield from _models(recipe)
 
 
@@ -256,6 +257,24 @@ def _whole_model(recipe: Recipe) -> Iterator[Problem]:
     if recipe.export.form == "adapter":
         message = "export.form: there is no adapter to export, for the recipe says adapter: null."
         yield Problem(("export", "form"), message, "Set form: merged.")
+
+
+def _launch(recipe: Recipe) -> Iterator[Problem]:
+    """What splitting a base (`strategy: fsdp`) excludes."""
+    if recipe.launch.strategy == "ddp":
+        return
+    key: Key = ("launch", "strategy")
+    if recipe.adapter is None:
+        message = "launch.strategy: fsdp splits a frozen base, and adapter: null trains it."
+        yield Problem(key, message, "Set strategy: ddp, or give the recipe an adapter.")
+    if recipe.base.quantize != "none":
+        message = f"launch.strategy: fsdp does not split {recipe.base.quantize} weights."
+        yield Problem(key, message, "Set strategy: ddp, or base.quantize: none.")
+    answers = recipe.ppo.rollout_batch_size * recipe.ppo.samples_per_prompt
+    rows, together = answers // recipe.ppo.minibatches, recipe.launch.processes
+    if "ppo" in recipe.model_fields_set and rows % together:
+        message = f"ppo.minibatches: with fsdp, {rows} rows of a minibatch are not a multiple of {together} processes."
+        yield Problem(("ppo", "minibatches"), message, f"Choose it so that {answers} / minibatches is one.")
 
 
 def _reward_model(text: str, key: Key) -> Iterator[Problem]:

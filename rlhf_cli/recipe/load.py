@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rlhf_cli.errors import Fault, RecipeError
 from rlhf_cli.recipe import check
 from rlhf_cli.recipe.document import Document, Dumper, Key, Place, read, scalar, show
-from rlhf_cli.recipe.schema import Recipe, Relative, Section
+from rlhf_cli.recipe.schema import SCHEMA, Recipe, Relative, Section
 
 SOURCE_KEYS = ("path", "hub", "run")
 _SECRET_URL = re.compile(r"://\S*[@?]\S*")  # may hold a password, which no terminal and no log is to show
@@ -73,12 +73,19 @@ def dump(recipe: Recipe, stage: str | None = None) -> str:
     """The recipe as YAML, every default filled in; of the stages, those it names and `stage`."""
     values = recipe.model_dump(mode="json")
     named = recipe.model_fields_set | {stage, "name", "seed", "base", "adapter", "data"}
-    return yaml.dump({key: value for key, value in values.items() if key in named}, Dumper=Dumper, sort_keys=False)
+    written = {"schema": SCHEMA, **{key: value for key, value in values.items() if key in named}}
+    return yaml.dump(written, Dumper=Dumper, sort_keys=False)
 
 
 def _read_with_extends(path: Path, above: tuple[Path, ...]) -> Document:
     document = read(path)
     document.values = _sections_may_be_empty(Recipe, document.values)  # nothing written over a parent's section
+    schema = document.values.pop("schema", SCHEMA)
+    if schema != SCHEMA or schema is True:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        mend = "Install a newer rlhf." if newer else f"Write `schema: {SCHEMA}`, or leave it out."
+        message = f"schema: found {schema}, and this rlhf reads {SCHEMA}."
+        raise RecipeError([_fault(document, ("schema",), message, mend)])
     parent = document.values.pop("extends", None)
     if parent is None:
         return document
@@ -272,7 +279,7 @@ def _suggestion(key: Key) -> str:
             section = _section_of(section, part)
     if section is None:
         return ""
-    names = ["extends", *section.model_fields] if section is Recipe else list(section.model_fields)
+    names = ["schema", "extends", *section.model_fields] if section is Recipe else list(section.model_fields)
     elsewhere = list(_homes(Recipe, str(key[-1]), ""))
     if elsewhere:
         return f"That key belongs under {' or '.join(elsewhere)}."

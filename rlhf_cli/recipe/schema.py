@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+SCHEMA = 1  # of recipes: what a file may say of itself in a key `schema`
 STAGES = ("pretrain", "sft", "reward", "ppo", "eval", "export")  # in the order of the chain
 RUN_REFERENCE = re.compile(rf"(?:(?P<name>[\w.-]+)/)?(?P<stage>{'|'.join(STAGES)})(?:@(?P<version>latest|v\d{{4,}}))?")
 
@@ -46,7 +47,7 @@ def _under(folder: Path, text: str) -> str:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 def is_run_reference(text: str) -> bool:
@@ -339,7 +340,10 @@ class Export(Section):
 class Launch(Section):
     """The processes that work on a stage together, each with a GPU of this machine (or cores of it)."""
 
-    processes: Count = Field(1, description="each holds the base whole, and takes its share of every batch")
+    processes: Count = Field(1, description="each takes its share of every batch")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: each process holds the base whole; fsdp: a part of its every layer"
+    )
 
 
 class Recipe(Section):

@@ -365,17 +365,6 @@ def test_every_fault_of_every_data_file_is_told_in_one_go(rlhf: Rlhf, recipe_fil
 # --- for people ----------------------------------------------------------------------------------------------------
 
 
-def test_five_faults_are_five_located_lines(rlhf: Rlhf, recipe_file: Path) -> None:
-    (recipe_file.parent / "bad.yaml").write_text(FIVE_FAULTS)
-    ended = rlhf("sft", "-r", "bad.yaml")
-    lines = ended.err.splitlines()
-    assert ended.code == 2
-    assert ended.out == ""
-    assert [line.split()[:2] for line in lines] == [
-        ["error", f"bad.yaml:{place}"] for place in ("2:26", "4:3", "5:3", "7:3", "9:9")
-    ]
-
-
 @pytest.mark.usefixtures("stand_ins")
 def test_where_there_is_no_terminal_nothing_is_coloured_or_redrawn(rlhf: Rlhf) -> None:
     texts = [rlhf("run", "-r", "r.yaml"), rlhf("runs", "list"), rlhf("runs", "show", "sft"), rlhf("check", "-r", "no")]

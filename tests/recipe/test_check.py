@@ -174,6 +174,35 @@ def test_a_trainer_key_that_trl_has_not_is_told_with_the_nearest(write: Write, f
     load(write("reward: {trainer: {center_rewards_coefficient: 0.1, weight_decay: 0.1}}"), stages=())
 
 
+@pytest.mark.parametrize(
+    ("stage", "value", "says"),
+    [
+        ("sft", "{weight_decay: '0.1'}", "found 0.1, expected a number. Write it without quotes."),
+        ("sft", "{weight_decay: true}", "found True, expected a number."),
+        ("pretrain", "{adam_beta1: .nan}", "found nan, expected a number."),
+        ("reward", "{seed_everything: 1}", "RewardConfig has no such key."),
+        ("reward", "{dataloader_num_workers: 1.5}", "found 1.5, expected a whole number."),
+        ("reward", "{center_rewards_coefficient: small}", "found small, expected a number or null."),
+        ("sft", "{gradient_checkpointing: 'no'}", "found no, expected true or false."),
+        ("sft", "{lr_scheduler_type: cosien}", "found cosien, which is none of its words. Did you mean cosine?"),
+        ("sft", "{optim: zzz}", "found zzz, which is none of its words. It takes adamw_torch, "),
+        ("ppo", "{optim: adamw_trch}", "Did you mean adamw_torch?"),
+        ("ppo", "{max_grad_norm: [1]}", "found [1], expected a number."),
+    ],
+)
+def test_a_trainer_value_that_its_field_does_not_take_is_told(
+    faults_of: FaultsOf, stage: str, value: str, says: str
+) -> None:
+    (fault,) = faults_of(f"{stage}: {{trainer: {value}}}")
+    assert says in str(fault)
+
+
+def test_trainer_values_of_every_kind_are_taken(write: Write) -> None:
+    values = "{weight_decay: 1, warmup_steps: 0.1, optim: sgd, lr_scheduler_kwargs: {num_cycles: 1}, report_to: [none]}"
+    load(write(f"sft: {{trainer: {values}}}\nppo: {{trainer: {values}}}"), stages=())
+    load(write("reward: {trainer: {eval_strategy: 'no', run_name: null, lr_scheduler_kwargs: '{}'}}"), stages=())
+
+
 def test_a_trainer_key_that_would_have_no_effect_is_refused(faults_of: FaultsOf) -> None:
     (fault,) = faults_of("sft: {trainer: {packing: true}}")
     assert "has no effect" in fault.message

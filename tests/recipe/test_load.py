@@ -276,10 +276,10 @@ def test_extends_of_nothing_is_told(faults_of: FaultsOf, text: str, says: str) -
 
 
 def test_set_splits_at_the_first_equals_and_reads_yaml(write: Write) -> None:
-    overrides = ["sft.trainer.optim=a=b", "sft.learning_rate=1e-4", "adapter.targets=[a, b]", "seed=7", "seed=8"]
-    overrides += ["base.revision='123'", "ppo.critic={kind: shared}", "sft.trainer.optim_args="]
+    overrides = ["sft.trainer.optim_args=a=b", "sft.learning_rate=1e-4", "adapter.targets=[a, b]", "seed=7", "seed=8"]
+    overrides += ["base.revision='123'", "ppo.critic={kind: shared}", "sft.trainer.optim_target_modules="]
     recipe = load(write("ppo: {critic: {learning_rate: 0.5}}"), overrides, ())
-    assert recipe.sft.trainer == {"optim": "a=b", "optim_args": None}
+    assert recipe.sft.trainer == {"optim_args": "a=b", "optim_target_modules": None}
     assert recipe.sft.learning_rate == 1e-4
     assert recipe.adapter is not None
     assert recipe.adapter.targets == ["a", "b"]
