@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
@@ -9,6 +10,10 @@ from rlhf_cli.data.reading import type_name
 from rlhf_cli.data.rows import Message
 
 ROLES = ("system", "user", "assistant")
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+MESSAGE = 'A message is {"role": "user", "content": "…"}.'
+LAST_TURN = "Take out what stands behind it, or the row."
+FILL_IN = "Fill it in, or take the row out."
 TRANSCRIPT = "\n\nHuman:"  # how an HH-RLHF transcript begins
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -29,9 +34,9 @@ class UnusableRow(Exception):
 def read_messages(value: Any, field: str) -> list[Message]:
     """`value` as turns with known roles and text in them; further keys of a turn are left out."""
     if not isinstance(value, list):
-        raise RowFault(f"`{field}` must be a list of messages, found {type_name(value)}.")
+        raise RowFault(f"`{field}` must be a list of messages, found {type_name(value)}.", MESSAGE)
     if not value:
-        raise RowFault(f"`{field}` is an empty list.", drop_as=f"empty {field}")
+        raise RowFault(f"`{field}` is an empty list.", FILL_IN, drop_as=f"empty {field}")
     messages: list[Message] = []
     for index, turn in enumerate(value):
         if type(turn) is not dict or len(turn) != 2 or turn.get("role") not in ROLES:  # most are just so
@@ -39,7 +44,7 @@ def read_messages(value: Any, field: str) -> list[Message]:
         content = turn.get("content")
         if type(content) is not str or not content or content.isspace():
             turn = _read_turn(turn, f"{field}[{index}]")
-            raise RowFault(f"`{field}[{index}].content` is empty.", drop_as=f"empty {field}")
+            raise RowFault(f"`{field}[{index}].content` is empty.", FILL_IN, drop_as=f"empty {field}")
         messages.append(turn)
     return messages
 
@@ -47,15 +52,19 @@ def read_messages(value: Any, field: str) -> list[Message]:
 def _read_turn(turn: Any, name: str) -> Message:
     """A turn, and no more than that; its text may be empty."""
     if not isinstance(turn, dict):
-        raise RowFault(f"`{name}` must be a message {{role, content}}, found {type_name(turn)}.")
+        raise RowFault(f"`{name}` must be a message {{role, content}}, found {type_name(turn)}.", MESSAGE)
     for key in ("role", "content"):
         if not isinstance(turn.get(key), str):
             raise RowFault(
                 f"`{name}.{key}` must be text, found {type_name(turn[key]) if key in turn else 'none'}.",
-                "A message is {role: user, content: …}." if key not in turn else "",
+                MESSAGE,
             )
     if turn["role"] not in ROLES:
-        raise RowFault(f"`{name}.role` is {turn['role']!r}; roles are {', '.join(ROLES)}.")
+        meant = OTHER_ROLES.get(turn["role"].lower()) or next(
+            iter(difflib.get_close_matches(turn["role"], ROLES, 1)), ""
+        )
+        mend = f"Did you mean {meant}?" if meant else ""
+        raise RowFault(f"`{name}.role` is {turn['role']!r}; roles are {', '.join(ROLES)}.", mend)
     return Message(role=turn["role"], content=turn["content"])
 
 
@@ -77,7 +86,7 @@ def split_last_answer(messages: list[Message], field: str) -> tuple[list[Message
     """A conversation as the prompt and its last assistant turn."""
     check_order(messages, field)
     if messages[-1]["role"] != "assistant":
-        raise RowFault(f"`{field}` must end with an assistant turn.", drop_as="no closing assistant turn")
+        raise RowFault(f"`{field}` must end with an assistant turn.", LAST_TURN, drop_as="no closing assistant turn")
     return messages[:-1], messages[-1:]
 
 
@@ -85,13 +94,14 @@ def check_prompt(prompt: list[Message], field: str) -> None:
     """A prompt is what an assistant's answer can follow: it ends with a user turn."""
     check_order(prompt, field)
     if not prompt or prompt[-1]["role"] != "user":
-        raise RowFault(f"`{field}` must end with a user turn.", drop_as="no closing user turn")
+        raise RowFault(f"`{field}` must end with a user turn.", LAST_TURN, drop_as="no closing user turn")
 
 
 def check_answer(prompt: list[Message], answer: list[Message], field: str) -> None:
     """An answer goes on from the prompt with an assistant turn, and ends with one."""
     if not answer or answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
-        raise RowFault(f"`{field}` must begin and end with an assistant turn.", drop_as="no closing assistant turn")
+        message = f"`{field}` must begin and end with an assistant turn."
+        raise RowFault(message, LAST_TURN, drop_as="no closing assistant turn")
     check_order([*prompt, *answer], field)
 
 

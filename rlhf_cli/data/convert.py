@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_cli.data.columns import FORMS, Kind, add_wrong_columns, renamed, renamed_columns
 from rlhf_cli.data.conversations import (
+    FILL_IN,
     TRANSCRIPT,
     RowFault,
     UnusableRow,
@@ -223,7 +224,9 @@ def _prompt_of_preference(fields: Fields) -> Text:
     prompt = _explicit(fields)[0]
     if not prompt:
         raise RowFault(
-            "`chosen` and `rejected` have no common beginning that could be the prompt.", drop_as="no prompt"
+            "`chosen` and `rejected` have no common beginning that could be the prompt.",
+            "Write the prompt in a column `prompt`.",
+            drop_as="no prompt",
         )
     return prompt
 
@@ -307,7 +310,7 @@ def _margin(fields: Fields) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise RowFault(f"`margin` must be a finite number, found {value!r}.")
+        raise RowFault(f"`margin` must be a finite number, found {value!r}.", "Write a number, or null on all rows.")
     return number
 
 
@@ -320,18 +323,18 @@ def _text(fields: Fields, name: str) -> Text:
 
 def _value(fields: Fields, name: str) -> Any:
     if name not in fields:
-        raise RowFault(f"the field `{name}` is missing.")
+        raise RowFault(f"the field `{name}` is missing.", FILL_IN)
     if fields[name] is None:
-        raise RowFault(f"`{name}` is null.", drop_as=f"empty {name}")
+        raise RowFault(f"`{name}` is null.", FILL_IN, drop_as=f"empty {name}")
     return fields[name]
 
 
 def _string(fields: Fields, name: str) -> str:
     value = _value(fields, name)
     if not isinstance(value, str):
-        raise RowFault(f"`{name}` must be text, found {type_name(value)}.")
+        raise RowFault(f"`{name}` must be text, found {type_name(value)}.", "Write it in quotes, or take the row out.")
     if not value.strip():
-        raise RowFault(f"`{name}` is empty.", drop_as=f"empty {name}")
+        raise RowFault(f"`{name}` is empty.", FILL_IN, drop_as=f"empty {name}")
     return value
 
 

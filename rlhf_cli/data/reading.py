@@ -26,6 +26,8 @@ SHOWN_FAULTS = 20
 BATCH_BYTES = 2**16  # about a hundred rows: one that needs a second look slows down few others
 BATCH_ROWS = 100
 CSV_CELL = 2**31 - 1  # characters; the most that a C long holds everywhere. The csv module stops at 131,072
+LINE_MEND = 'Write one object a line, such as {"prompt": "…"}.'
+AS_TEXT = 'Write it as text, in "quotes".'
 ENCODING_MEND = "Save the file as UTF-8, e.g. with `iconv -f latin1 -t utf-8`."
 
 
@@ -75,7 +77,7 @@ def read_file(path: Path, faults: Faults, *, row_by_row: bool = False) -> Iterat
     """
     assert path.suffix in SUFFIXES, path
     if path.stat().st_size == 0:
-        faults.add("the file is empty.", str(path))
+        faults.add("the file is empty.", str(path), "Name another one, or leave it out.")
         return
     before, rows = faults.count, 0
     size = 1 if row_by_row else BATCH_BYTES if path.suffix == ".jsonl" else BATCH_ROWS
@@ -83,7 +85,7 @@ def read_file(path: Path, faults: Faults, *, row_by_row: bool = False) -> Iterat
         rows += len(batch.rows)
         yield batch
     if not rows and faults.count == before:
-        faults.add("the file holds no rows.", str(path))
+        faults.add("the file holds no rows.", str(path), "Name another one, or leave it out.")
 
 
 def cut(batches: Iterable[Batch], start: int, stop: int | None) -> Iterator[Batch]:
@@ -178,10 +180,10 @@ def _exact(line: bytes, where: str, faults: Faults) -> Fields | None:
         if inside and not line.endswith(b"\n"):
             faults.add("the last line is truncated: the file ends inside a row.", where, "Was a copy cut off?")
         else:
-            faults.add(f"broken JSON at column {error.colno}: {error.msg}.", where)
+            faults.add(f"broken JSON at column {error.colno}: {error.msg}.", where, LINE_MEND)
         return None
-    except (ValueError, RecursionError) as error:
-        faults.add(f"{_reason(error)}.", where)
+    except (_Refused, RecursionError) as error:
+        faults.add(*_reason(error, where))
         return None
     return _object(value, text, where, faults)
 
@@ -209,8 +211,9 @@ def _json(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
             message = "the file ends inside a row." if ends else f"broken JSON: {error.msg}."
             faults.add(message, f"{path}:{error.lineno}", f"The row begins in line {line}.")
             return
-        except (ValueError, RecursionError) as error:
-            faults.add(f"{_reason(error)}; the rows behind it were not read.", where)
+        except (_Refused, RecursionError) as error:
+            message, _, mend = _reason(error, where)
+            faults.add(f"{message} The rows behind it were not read.", where, mend)
             return
         if fields := _object(value, text[position:end], where, faults):
             yield line, fields
@@ -285,13 +288,15 @@ def _txt(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
 
 def _object(value: Any, text: str, where: str, faults: Faults) -> Fields | None:
     if not isinstance(value, dict):
-        faults.add(f"a row must be an object {{…}}, found {type_name(value)}.", where)
+        faults.add(f"a row must be an object {{…}}, found {type_name(value)}.", where, LINE_MEND)
         return None
     if not value:
-        faults.add("the row has no fields.", where)
+        faults.add("the row has no fields.", where, "Take it out.")
         return None
     if "\\u" in text and _has_lone_surrogate(value):
-        faults.add("half a character: a lone surrogate such as \\ud800.", where, "It cannot be written as UTF-8.")
+        faults.add(
+            "half a character: a lone surrogate such as \\ud800.", where, "It cannot be written as UTF-8: take it out."
+        )
         return None
     return value
 
@@ -347,23 +352,29 @@ def _skip_blanks(text: str, position: int) -> int:
     return position
 
 
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+class _Refused(Exception):
+    """What is JSON, or nearly, and not what was meant; and how to mend it."""
+
+
+def _reason(error: Exception, where: str) -> tuple[str, str, str]:
+    if isinstance(error, RecursionError):
+        return "nested too deeply.", where, "Write what is inside as text."
+    return error.args[0], where, error.args[1]
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that JSON knows")
+    raise _Refused(f"{name} is not a number that JSON knows.", "Write a number, or null.")
 
 
 def _integer(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError(f"the integer {digits[:25]} is beyond 64 bits; write it as text")
+        raise _Refused(f"the integer {digits[:25]} is beyond 64 bits.", AS_TEXT)
     return int(digits)
 
 
 def _float(digits: str) -> float:
     if math.isinf(number := float(digits)):
-        raise ValueError(f"the number {digits[:25]} is beyond what 64 bits hold; write it as text")
+        raise _Refused(f"the number {digits[:25]} is beyond what 64 bits hold.", AS_TEXT)
     return number
 
 
@@ -372,7 +383,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise _Refused(f"the key {twice!r} stands twice in one object.", "Keep one of them.")
     return fields
 
 

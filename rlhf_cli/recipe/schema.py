@@ -127,6 +127,9 @@ class Data(Section):
     sft: Sources | None = Field(None, description="rows with prompt/completion, messages, or text")
     preferences: Sources | None = Field(None, description="rows with prompt/chosen/rejected")
     prompts: Sources | None = Field(None, description="rows with prompt; further columns go to reward functions")
+    max_overlong: Share = Field(
+        1.0, description="share of a data set's rows that may be over their stage's limit in tokens; more are refused"
+    )
 
 
 class Architecture(Section):

@@ -25,6 +25,7 @@ def shrink(recipe: Recipe) -> Recipe:
         changed[stage] = section.model_copy(
             update={**update, "max_length": length, "start": _start(section.start, stage)}
         )
+    changed["data"] = recipe.data.model_copy(update={"max_overlong": 1.0})  # the lengths are no longer the recipe's
     shape = recipe.pretrain.architecture
     changed["pretrain"] = changed["pretrain"].model_copy(
         update={

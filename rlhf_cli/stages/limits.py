@@ -21,10 +21,10 @@ def check(
 ) -> None:
     """Hold the rows of sft, reward or ppo that were kept, by their `lengths` in tokens, against the limits.
 
-    `counts`: rows that were dropped, by reason; `positions`: as in `check_positions`.
+    `counts`: rows that were dropped or cut, by reason; `positions`: as in `check_positions`.
 
     Raises:
-        DataError: none was kept.
+        DataError: none was kept, or more are over the limit than `data.max_overlong` allows.
         RecipeError: one goes beyond the base's positions.
     """
     if stage == "ppo":
@@ -35,6 +35,13 @@ def check(
     if not lengths:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items() if count)
         raise DataError(f"no row is left to train on ({why}).", where=key, mend="Raise it, or mend the data.")
+    over = sum(counts.values())
+    kept = len(lengths) // 2 if stage == "reward" else len(lengths)  # a pair has two
+    rows = kept + sum(count for reason, count in counts.items() if reason.startswith("dropped"))
+    if over > recipe.data.max_overlong * rows:
+        message = f"{over:,} of {rows:,} rows are over {allowed:,} tokens, and data.max_overlong is "
+        mend = f"Raise {key} or data.max_overlong, or shorten the rows."
+        raise DataError(f"{message}{recipe.data.max_overlong:g}.", where=key, mend=mend)
     where, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
     check_positions(positions, max(lengths) + answer, allowed + answer, where, what=what, tell=tell)
 

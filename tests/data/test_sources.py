@@ -90,37 +90,6 @@ def test_paragraphs_of_a_text_file_are_rows(tmp_path: Path) -> None:
     assert "not sft rows" in faults_of(path)[0]
 
 
-def test_every_fault_of_a_file_has_its_line(jsonl: Jsonl) -> None:
-    good = json.dumps(PAIR)
-    path = jsonl(
-        good,
-        '{"prompt": "a", "completion": "b"',
-        "[1]",
-        '{"prompt": NaN, "completion": "b"}',
-        '{"prompt": "\\ud800", "completion": "b"}',
-        '{"prompt": "\\ud83d\\ude00", "completion": "b"}',
-        '{"prompt": "a", "prompt": "b", "completion": "c"}',
-        '{"prompt": "a", "completion": "b", "id": 99999999999999999999}',
-        "",
-        '{"prompt": "a"}',
-        good,
-    )
-    told = faults_of(path)
-    expected = {
-        2: "broken JSON at column 34",
-        3: "a row must be an object {…}, found a list",
-        4: "NaN is not a number",
-        5: "lone surrogate",
-        7: "the key 'prompt' stands twice",
-        8: "beyond 64 bits",
-        10: "the field `completion` is missing",
-    }
-    assert len(told) == len(expected)
-    for fault, (line, message) in zip(told, expected.items(), strict=True):
-        assert fault.startswith(f"{path}:{line}  ")
-        assert message in fault
-
-
 @pytest.mark.parametrize("end", ['{"prompt": "a", "comp', '{"prompt": "a", "completion": tr', '{"prompt": {"a": "b"}'])
 def test_truncated_last_line(tmp_path: Path, end: str) -> None:
     path = tmp_path / "rows.jsonl"
@@ -150,7 +119,8 @@ def test_empty_files(tmp_path: Path) -> None:
     for name, content in (("a.jsonl", ""), ("b.json", "[]"), ("c.csv", "prompt,completion\n"), ("d.jsonl", "\n\n")):
         (tmp_path / name).write_text(content)
         told = faults_of(tmp_path / name)
-        assert told == [f"{tmp_path / name}  the file {'is empty' if not content else 'holds no rows'}."]
+        (fault,) = told
+        assert fault.startswith(f"{tmp_path / name}  the file {'is empty' if not content else 'holds no rows'}.")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +386,7 @@ def test_counting_is_loading_without_the_rows(jsonl: Jsonl, tmp_path: Path) -> N
 def test_a_column_that_comes_late_counts_for_all_rows(jsonl: Jsonl) -> None:
     early = [{"text": f"t{n}", "n": "x" * 1000} for n in range(5000)]  # more than tell the columns
     path = jsonl(*early, {"prompt": "a", "completion": "b"})
-    assert faults_of(path)[0] == f"{path}:1  the field `prompt` is missing."
+    assert faults_of(path)[0].startswith(f"{path}:1  the field `prompt` is missing.")
     assert counted(jsonl(*early, {"text": "t", "late": 3}), "pretrain")["read"] == 5001
     assert (
         "must not be called prompts"
@@ -430,7 +400,7 @@ def test_real_preferences(tmp_path: Path) -> None:
         pytest.skip(f"{file} is absent")
     columns = {"prompt": "instruction", "chosen": "response1", "rejected": "response2"}
     told = faults_of(file, "preferences", columns=columns)
-    assert told[0] == f"{file}:218  `chosen` is empty."
+    assert told[0].startswith(f"{file}:218  `chosen` is empty.")
     rows = json.loads(file.read_text(encoding="utf-8"))
     rows = [row for row in rows if all(isinstance(row[c], str) and row[c].strip() for c in columns.values())]
     (tmp_path / "clean.json").write_text(json.dumps(rows))
