@@ -26,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
         *("rlhf_cli.recipe.schema", "rlhf_cli.errors", "transformers", "datasets", "pyarrow", "jinja2"),
         *("numpy", "orjson"),
     },
-    "models": {"rlhf_cli.recipe.schema", "rlhf_cli.errors", *(ML - {"trl"}), "safetensors"},
+    "models": {
+        *("rlhf_cli.recipe.schema", "rlhf_cli.errors", "rlhf_cli.distributed", *(ML - {"trl"}), "safetensors"),
+    },
     "ppo": {
         *("torch", "transformers", "peft", "accelerate", "rlhf_cli.errors", "rlhf_cli.recipe.schema", "rlhf_cli.runs"),
         "rlhf_cli.distributed",

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_cli.errors import Fault, ModelError
+from rlhf_cli.models import splitting
 from rlhf_cli.models.base import ADAPTER_CONFIG, load_causal_lm
 from rlhf_cli.models.heads import STORED_HEAD
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -83,15 +84,19 @@ def load_policy(
     *,
     smoke: bool = False,
     trainable: bool = True,
+    is_split: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """A language model to train or to sample from: the base with an adapter, or (adapter None) a whole model.
 
     `start` is the folder that it goes on from; None is the bare base (with a new adapter, where there is one).
+    `is_split`: over all processes, as `models.splitting` does it.
     """
     if start is not None:
         check_form(start, adapter)
     if adapter is not None:
         model = load_causal_lm(base, source, smoke=smoke)
+        if is_split:
+            splitting.split(model)
         return attach(model, adapter, task="CAUSAL_LM", start=start, trainable=trainable)
     if start is not None:  # a smoke run's own model is tiny already
         return load_causal_lm(base, str(start)).requires_grad_(trainable)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models import adapters
+from rlhf_cli.models import adapters, splitting
 from rlhf_cli.models.base import load_causal_lm, load_scorer
 from rlhf_cli.models.heads import ScalarHead, has_score_head, load_score_head
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -30,6 +30,7 @@ class Bank:
     """Roles by name. Made by `Bank.load`; all start frozen and in eval mode, so that dropout is off."""
 
     def __init__(self, base: PreTrainedModel, adapter: Adapter | None) -> None:
+        self.is_split = False
         self.heads = nn.ModuleDict()  # name -> ScalarHead; a name may have a head alone (a head on another's trunk)
         self._base, self._dtype = base, base.dtype
         # Dropout is noise in PPO's ratios, and a Trainer may put the model in train mode.
@@ -49,9 +50,11 @@ class Bank:
         roles: Mapping[str, Path | None],
         *,
         smoke: bool = False,
+        is_split: bool = False,
     ) -> Bank:
         """Load one base and the roles' folders onto it; None is the bare base.
 
+        `is_split`: over all processes, as `models.splitting` does it; all have to call it equally often.
         A reward model's folder brings its score head into `heads`. With `adapter=None` each role is a whole model.
         """
         for folder in roles.values():
@@ -60,6 +63,9 @@ class Bank:
         if adapter is None:
             return _load_whole(base, source, roles, smoke=smoke)
         bank = Bank(load_causal_lm(base, source, smoke=smoke).requires_grad_(False), adapter)
+        if is_split:
+            splitting.split(bank._base)
+            bank.is_split = True
         for name, folder in roles.items():
             bank._check_new(name)
             if folder is None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_cli import distributed
 from rlhf_cli.models.bank import Bank
 from rlhf_cli.models.heads import score_index
 from rlhf_cli.ppo import head
@@ -53,17 +54,33 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
+def cut_up(groups: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The groups, the largest of them halved until there are `count`; there are as many rows at least."""
+    cut = [*groups]
+    while len(cut) < count:
+        at = max(range(len(cut)), key=lambda i: len(cut[i]))
+        half = (len(cut[at]) + 1) // 2
+        cut[at : at + 1] = [cut[at][:half], cut[at][half:]]
+    return cut
+
+
 def micro_batches(
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     *,
     pad_id: int,
     max_tokens: int,
-    device: torch.device,
+    bank: Bank,
 ) -> Iterator[MicroBatch]:
-    """Prompt + response of every row, in micro-batches of at most `max_tokens` tokens, padding counted."""
+    """Prompt + response of every row, in micro-batches of at most `max_tokens` tokens, padding counted.
+
+    For a base that is split over processes, which have equally many rows, they are equally many everywhere.
+    """
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    for rows in pack(lengths, max_tokens):
+    groups, device = pack(lengths, max_tokens), bank.device
+    if bank.is_split:
+        groups = cut_up(groups, max(distributed.everyones(len(groups))))
+    for rows in groups:
         width = lengths[rows[0]]
         ids = torch.tensor([prompts[i] + responses[i] + [pad_id] * (width - lengths[i]) for i in rows])
         columns = torch.arange(width)
@@ -109,7 +126,7 @@ def policy_scores(
 ) -> list[PolicyScore]:
     """What `role` says of each response token, by sequence; with the head of a critic that shares its trunk."""
     found: list[PolicyScore | None] = [None] * len(prompts)
-    for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, device=bank.device):
+    for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, bank=bank):
         hidden = token_hidden(bank, role, batch)  # (N, H)
         scores = token_scores(bank, role, hidden, batch.tokens, temperature, with_entropy=with_entropy)
         values = hidden[:0, 0] if value_head is None else bank.heads[value_head](hidden)
@@ -141,7 +158,7 @@ def token_values(
 ) -> list[Tensor]:
     """The value before each response token, (len(response),) float32: `value_head` on role `trunk`'s hidden states."""
     found: list[Tensor | None] = [None] * len(prompts)
-    for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, device=bank.device):
+    for batch in micro_batches(prompts, responses, pad_id=pad_id, max_tokens=max_tokens, bank=bank):
         values = bank.heads[value_head](token_hidden(bank, trunk, batch))  # (N,)
         for row, own in zip(batch.rows, values.split([len(responses[i]) for i in batch.rows]), strict=True):
             found[row] = own
@@ -152,9 +169,7 @@ def token_values(
 def final_scores(bank: Bank, role: str, sequences: list[list[int]], *, pad_id: int, max_tokens: int) -> Tensor:
     """The reward model's score of each sequence, (N,) float32, read where transformers' scorer reads it."""
     scores = torch.empty(len(sequences), dtype=torch.float32, device=bank.device)
-    for batch in micro_batches(
-        [[]] * len(sequences), sequences, pad_id=pad_id, max_tokens=max_tokens, device=bank.device
-    ):
+    for batch in micro_batches([[]] * len(sequences), sequences, pad_id=pad_id, max_tokens=max_tokens, bank=bank):
         hidden = bank.hidden(role, batch.input_ids)  # (b, T, H)
         last = score_index(batch.input_ids, pad_id)  # (b,)
         scores[batch.rows] = bank.heads[role](hidden[torch.arange(len(batch.rows), device=bank.device), last])

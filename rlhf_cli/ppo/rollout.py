@@ -32,11 +32,13 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     batch_size: int,
+    in_step: bool = False,
 ) -> list[list[int]]:
     """Sample one response for each prompt: token ids in the order of the prompts, the end token included.
 
     A response ends where `stops` says, or is cut off at `max_new_tokens`. Prompts of like length share a batch of at
-    most `batch_size`, so that little of it is padding. Draws from torch's global generator.
+    most `batch_size`, so that little of it is padding. Draws from torch's global generator. `in_step`: all processes
+    call the model equally often, which have as many prompts and the same `batch_size`.
     """
     assert all(prompts), "an empty prompt gives a model nothing to go on from"
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -44,7 +46,7 @@ def generate(
     with _plain(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            found = _sample(model, [prompts[i] for i in rows], pad_id, stops, max_new_tokens, temperature)
+            found = _sample(model, [prompts[i] for i in rows], pad_id, stops, max_new_tokens, temperature, in_step)
             for i, response in zip(rows, found, strict=True):
                 responses[i] = response
     return responses
@@ -57,6 +59,7 @@ def _sample(
     stops: Stops,
     max_new_tokens: int,
     temperature: float,
+    in_step: bool,
 ) -> list[list[int]]:
     """One batch. Whenever half of its rows have ended, those leave it, and the others go on from their cache."""
     width = max(map(len, prompts))
@@ -67,7 +70,8 @@ def _sample(
     responses: list[list[int]] = [[] for _ in prompts]
     cache = None
     while rows:
-        watch = _Ends(stops, width, leave_at=len(rows) // 2 if len(rows) >= SMALL_BATCH else len(rows))
+        is_halved = len(rows) >= SMALL_BATCH and not in_step
+        watch = _Ends(stops, width, leave_at=len(rows) // 2 if is_halved else len(rows))
         settings = GenerationConfig(
             do_sample=True,
             temperature=temperature,
@@ -86,6 +90,7 @@ def _sample(
                 past_key_values=cache,
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([watch]),
+                synced_gpus=in_step,
             )
         except RuntimeError as error:
             if "probability tensor" not in str(error):

@@ -167,7 +167,7 @@ class Trainer:
 
     def _answer(self, prompts: Prompts) -> rewards.Answered:
         settings = self.settings
-        longest = max(map(len, prompts.ids)) + settings.max_new_tokens
+        longest = max(distributed.everyones(max(map(len, prompts.ids)))) + settings.max_new_tokens
         with self.bank.use(POLICY) as model:
             responses = rollout.generate(
                 model,
@@ -177,6 +177,7 @@ class Trainer:
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
                 batch_size=max(1, ROLLOUT_TOKENS * settings.micro_batch_tokens // longest),
+                in_step=self.bank.is_split,
             )
         texts = [self.stops.text(response) for response in responses]
         completions = [rewards.as_completion(row.prompt, t) for row, t in zip(prompts.rows, texts, strict=True)]

@@ -6,7 +6,7 @@ share a trunk): no more than one graph is in memory.
 
 Of several processes each takes its share of a minibatch's rows, and gradients and figures are summed once, behind the
 loop. A model wrapped for that (DistributedDataParallel) would need equal numbers of backward passes everywhere, which
-token budgets do not give.
+token budgets do not give but where they are made to (`experience.micro_batches`, for a base that is split).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def gradients(
     means = [torch.zeros(6, device=device)]  # (6,) a micro-batch, weighted
     ranges = [torch.tensor([torch.inf, -torch.inf], device=device)]  # (2,)
     for batch in micro_batches(
-        prompts, responses, pad_id=pad_id, max_tokens=settings.micro_batch_tokens, device=device
+        prompts, responses, pad_id=pad_id, max_tokens=settings.micro_batch_tokens, bank=cast.bank
     ):
         share = len(batch.tokens) / count
         old = _flat(experience, [rows[i] for i in batch.rows])
@@ -111,7 +111,7 @@ def imitate(cast: Cast, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> 
         rows.completions[mine],
         pad_id=pad_id,
         max_tokens=settings.micro_batch_tokens,
-        device=cast.bank.device,
+        bank=cast.bank,
     ):
         with cast.bank.use(POLICY):
             hidden = token_hidden(cast.bank, POLICY, batch)

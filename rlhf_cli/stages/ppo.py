@@ -63,7 +63,14 @@ def _cast(recipe: Recipe, run: Run, terms: list[rewards.Term]) -> roles.Cast:
     start = None if recipe.ppo.start == "base" else run.model_of(recipe.ppo.start)
     judges = [run.model_of(source.run) for source in recipe.ppo.reward if source.run is not None]
     wanted = roles.folders(start, terms, judges)
-    bank = Bank.load(recipe.base, recipe.adapter, run.base_source(), wanted, smoke=run.smoke)
+    bank = Bank.load(
+        recipe.base,
+        recipe.adapter,
+        run.base_source(),
+        wanted,
+        smoke=run.smoke,
+        is_split=recipe.launch.strategy == "fsdp",
+    )
     return roles.assign(bank, recipe.ppo.critic, terms)
 
 

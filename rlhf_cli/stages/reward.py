@@ -10,7 +10,7 @@ from trl import RewardConfig, RewardTrainer
 from rlhf_cli import distributed
 from rlhf_cli.data import sources, template
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.models import adapters, base
+from rlhf_cli.models import adapters, base, splitting
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
@@ -34,6 +34,7 @@ def run(recipe: Recipe, run: Run) -> Result:
 
     model = load(recipe, run, tokenizer)
     dtype = base.compute_dtype(recipe.base, base.default_device())
+    splitting.keep_from_ddp(model)
     journal = training.Journal(run)
     trainer = RewardTrainer(
         model=model,
@@ -51,7 +52,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     )
     metrics = saving.train(trainer, journal, run, section.save_every)
     training.save(trainer, tokenizer, run)
-    if distributed.is_main():
+    if distributed.is_main() or recipe.launch.strategy == "fsdp":  # a split base is called by all or none
         held_out = encoding.preference_columns(tokenizer, rows.held_out, section.max_length)
         metrics |= quality.ranking(trainer, held_out, 2 * section.micro_batch_size * max(columns.lengths()))
     return Result(metrics)
@@ -68,6 +69,8 @@ def load(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
         model = base.load_scorer(recipe.base, source, smoke=run.smoke and start is None)
     else:
         model = base.load_scorer(recipe.base, run.base_source(), smoke=run.smoke)
+        if recipe.launch.strategy == "fsdp":
+            splitting.split(model)
     model.config.pad_token_id = tokenizer.pad_token_id
     if recipe.adapter is None:
         return model

@@ -6,7 +6,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_cli import distributed
 from rlhf_cli.data import sources, template
-from rlhf_cli.models import adapters, base
+from rlhf_cli.models import adapters, base, splitting
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Result, Run
@@ -29,8 +29,12 @@ def run(recipe: Recipe, run: Run) -> Result:
     memory.check(run, recipe, columns.lengths())
 
     start = None if section.start == "base" else run.model_of(section.start)
-    model = adapters.load_policy(recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke)
+    is_split = recipe.launch.strategy == "fsdp"
+    model = adapters.load_policy(
+        recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke, is_split=is_split
+    )
     dtype = base.compute_dtype(recipe.base, base.default_device())
+    splitting.keep_from_ddp(model)
     journal = training.Journal(run)
     trainer = SFTTrainer(
         model=model,
@@ -49,7 +53,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     )
     metrics = saving.train(trainer, journal, run, section.save_every)
     training.save(trainer, tokenizer, run)
-    if distributed.is_main():
+    if distributed.is_main() or is_split:  # a split base is called by all or none
         held_out = encoding.sft_columns(tokenizer, rows.held_out, section.max_length)
         metrics |= quality.loss(trainer, held_out, section.micro_batch_size * max(columns.lengths()))
     return Result(metrics)

@@ -1,6 +1,6 @@
 """One of the processes of test_distributed: its answers are a function of the prompt; prints its figures.
 
-python -m tests.ppo.distributed_worker BASE SFT REWARD critic-kind FOLDER
+python -m tests.ppo.distributed_worker BASE SFT REWARD critic-kind ddp|fsdp FOLDER
 """
 
 import json
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from rlhf_cli import distributed
@@ -24,7 +25,7 @@ from rlhf_cli.runs.run import Run
 from .conftest import ADAPTER, EOS, Quiet, small
 
 
-def main(base: str, sft: str, reward: str, kind: str, folder: str) -> None:
+def main(base: str, sft: str, reward: str, kind: str, strategy: str, folder: str) -> None:
     quiet()
     distributed.connect()
     torch.manual_seed(distributed.rank())  # as different draws as can be
@@ -41,7 +42,8 @@ def main(base: str, sft: str, reward: str, kind: str, folder: str) -> None:
     )
     folders = {roles.POLICY: Path(sft), roles.REFERENCE: Path(sft), "reward": Path(reward)}
     terms = [rewards.Term("reward", 1.0, "reward", None)]
-    cast = roles.assign(Bank.load(Base(model=base), ADAPTER, base, folders), settings.critic, terms)
+    bank = Bank.load(Base(model=base), ADAPTER, base, folders, is_split=strategy == "fsdp")
+    cast = roles.assign(bank, settings.critic, terms)
     tokenizer = AutoTokenizer.from_pretrained(base)
     template.prepare(tokenizer, "auto")
     rows = [PromptRow(f"w{i} w{(3 * i) % 28}", {}) for i in range(24)]
@@ -68,7 +70,8 @@ def main(base: str, sft: str, reward: str, kind: str, folder: str) -> None:
     trainer = Trainer(settings, cast, terms, tokenizer, prompts, watched, demonstrations, parts, trackers, run, seed=0)
     history = trainer.train()
     weights = [float(p.double().norm()) for role in (roles.POLICY, roles.VALUE) for p in cast.bank.parameters(role)]
-    print(json.dumps({"history": history, "weights": weights, "answered": answered}))
+    held = sum(p.to_local().numel() for p in bank._base.parameters() if isinstance(p, DTensor))
+    print(json.dumps({"history": history, "weights": weights, "answered": answered, "held": held}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 TIMED = ("seconds.", "tokens_per_second", "memory_peak_bytes")
@@ -35,9 +36,9 @@ def run(count, *arguments):
     return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
 
-@pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_two_processes_log_the_losses_of_one(base_folder, sft_folder, reward_folder, tmp_path, kind):
-    arguments = (base_folder, sft_folder, reward_folder, kind)
+@pytest.mark.parametrize(("kind", "strategy"), [("adapter", "ddp"), ("shared", "ddp"), ("adapter", "fsdp")])
+def test_two_processes_log_the_losses_of_one(base_folder, sft_folder, reward_folder, tmp_path, kind, strategy):
+    arguments = (base_folder, sft_folder, reward_folder, kind, strategy)
     (alone,) = run(1, *arguments, tmp_path / "one")
     together = run(2, *arguments, tmp_path / "two")
     assert together[0]["weights"] == together[1]["weights"]
@@ -50,4 +51,7 @@ def test_two_processes_log_the_losses_of_one(base_folder, sft_folder, reward_fol
                     assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
         assert process["weights"] == pytest.approx(alone["weights"], rel=1e-4)
     assert abs(alone["history"][2]["kl"] - alone["history"][0]["kl"]) > 0.1  # it has moved
+    layers = AutoModelForCausalLM.from_pretrained(base_folder).model.layers.parameters()
+    half = sum(p.numel() for p in layers) / 2  # of the base's layers, in each process
+    assert [process["held"] for process in together] == [half if strategy == "fsdp" else 0] * 2
     assert sorted(together[0]["answered"] + together[1]["answered"]) == sorted(alone["answered"])  # none twice

@@ -75,6 +75,25 @@ def test_two_processes_train_on_the_batch_of_one(folder: Path) -> None:
     assert losses(runs / "v0001", "num_tokens") == losses(runs / "v0002", "num_tokens")
 
 
+def test_a_base_that_is_split_trains_as_a_whole_one(folder: Path) -> None:
+    """The same command with `strategy: fsdp`: PPO's answers end where they end, and no process waits for ever."""
+    answers = ["ppo.stop=[e]", "ppo.max_new_tokens=24", "ppo.micro_batch_tokens=64", "ppo.learning_rate=1.0e-3"]
+    sets = [word for setting in answers for word in ("--set", setting)]
+    for stage, *words in (["sft"], ["ppo", *sets]):
+        for strategy in ("ddp", "fsdp"):
+            process = start(folder, stage, *words, "--set", f"launch.strategy={strategy}")
+            out, told = process.communicate(timeout=200)
+            assert process.returncode == 0, told
+            if stage == "sft":
+                assert json.loads(out)["metrics"]["sft.nll"] > 0  # by all processes, after training
+    for stage, names in (("sft", ("loss", "grad_norm")), ("ppo", ("reward", "policy_loss", "value_loss", "kl"))):
+        whole, split = (folder / "runs/t" / stage / version for version in ("v0001", "v0002"))
+        for name in names:
+            assert losses(split, name) == pytest.approx(losses(whole, name), rel=1e-4, abs=1e-6), name
+    assert losses(split, "truncation_rate")[0] < 1  # some end early
+    assert len(set(losses(split, "response_length"))) > 1
+
+
 def test_a_failure_in_one_process_ends_all_with_its_message_and_code(folder: Path) -> None:
     process = start(folder, "ppo", BROKEN_RANK="1")
     _, told = process.communicate(timeout=200)

@@ -1,0 +1,46 @@
+"""One frozen base over several processes: each holds a part of every layer, and gets the rest when it is called.
+
+FSDP's second version (torch's `fully_shard`; Zhao et al. 2023, arXiv:2304.11277), one unit a layer. Only the frozen
+weights are split: adapters and heads, which are small, stay whole in every process, and are trained and saved as ever.
+So are embeddings and the output layer, which PPO reads by itself.
+
+A layer is gathered by all processes together: all of them must call the model equally often.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlhf_cli import distributed
+from rlhf_cli.errors import ModelError
+
+
+def split(model: PreTrainedModel) -> None:
+    """Split the layers of a frozen base over all processes; with one, nothing.
+
+    Raises:
+        ModelError: it has no layers that transformers marks as such.
+    """
+    count = distributed.world_size()
+    if count == 1:
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        found = f"{type(model).__name__} has no layers to split."
+        raise ModelError(found, where=model.name_or_path, mend="Set launch.strategy: ddp.")
+    mesh = init_device_mesh(model.device.type, (count,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)  # unset, a unit that is in no other keeps what it got
+
+
+def keep_from_ddp(model: nn.Module) -> None:
+    """Have DistributedDataParallel leave the parts alone: it would broadcast the first process's to all others."""
+    # The name that DDP asks for; TRL's own scripts set it too.
+    model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+        name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)
+    ]
