@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -31,6 +32,7 @@ class RlhfError(Exception):
     """What a user can cause and mend. Raise one of the kinds below; each has its exit code."""
 
     code: ClassVar[int] = 1
+    result: Mapping[str, Any] = MappingProxyType({})  # what `--json` tells beside the faults
 
     def __init__(self, fault: str | Sequence[Fault], *, where: str = "", mend: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(fault, where, mend),) if isinstance(fault, str) else tuple(fault)
@@ -74,7 +76,7 @@ class DivergedError(RlhfError):
 
 
 class GateError(RlhfError):
-    """The run is complete, and a gate says that it is not good enough. `result`: what `--json` tells of it."""
+    """The run is complete, and a gate says that it is not good enough. `result` tells of it."""
 
     code = 8
 

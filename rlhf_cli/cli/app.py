@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_cli import __version__, distributed
-from rlhf_cli.cli import init, options, output, progress, workers
+from rlhf_cli.cli import doctor, init, options, output, progress, workers
 from rlhf_cli.cli.runs import runs
 from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError
 from rlhf_cli.stages import STAGES
@@ -93,6 +93,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 
 app.command("init", rich_help_panel="Set-up")(init.init)
+app.command("doctor", rich_help_panel="Set-up")(doctor.doctor)
 for _name in STAGES:
     app.command(_name, help=STAGES[_name].help, rich_help_panel="Stages")(_stage_command(_name))
 
@@ -221,7 +222,8 @@ def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, 
 def main() -> None:
     """Entry point of `rlhf`: run the command, and turn what it raises into one message and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    for name, value in (ENVIRONMENT if workers.is_worker() else ENVIRONMENT | ONE_GPU).items():
+    sees_all = workers.is_worker() or sys.argv[1:2] == ["doctor"]
+    for name, value in (ENVIRONMENT if sees_all else ENVIRONMENT | ONE_GPU).items():
         os.environ.setdefault(name, value)
     as_json = "--json" in sys.argv and distributed.is_main()
     with output.stdout_for_json() if as_json else contextlib.nullcontext():
@@ -240,8 +242,7 @@ def _run(as_json: bool) -> int:
     try:
         code = app(standalone_mode=False)
     except RlhfError as error:
-        result = error.result if isinstance(error, GateError) else {}
-        code = _fail(error.code, list(error.faults), as_json, result)
+        code = _fail(error.code, list(error.faults), as_json, error.result)
     except typer.TyperException as error:
         code = _usage(error, as_json)
     except (KeyboardInterrupt, typer.Abort):

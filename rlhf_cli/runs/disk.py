@@ -42,10 +42,11 @@ def check_free(folder: Path, needed: int, *, saved: str | None, mend: str) -> No
     """Raise DiskError where fewer than `needed` bytes are free in `folder`; `saved` is what was saved before."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        message = f"a checkpoint takes {_size(needed)}, and {_size(free)} are free."
+        message = f"a checkpoint takes {size(needed)}, and {size(free)} are free."
         kept = f" What was saved before is whole: {saved}." if saved else ""
         raise DiskError(message + kept, where=str(folder), mend=mend)
 
 
-def _size(count: int) -> str:
+def size(count: float) -> str:
+    """Bytes as 4.20 GB, or 310.0 MB."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
