@@ -167,11 +167,23 @@ def _converter(kind: Kind, form: tuple[str, ...], found: Sequence[str]) -> Calla
         return {"prompt": _sft_pair, "messages": _sft_messages, "text": _sft_text}[form[0]]
     if kind == "preferences":
         extra = [column for column in found if column not in ("prompt", "chosen", "rejected", "margin")]
-        return lambda fields: _preference(fields, extra)
+        return _prompted(lambda fields: _preference(fields, extra), found)
     used = (*form, "prompt")
     extra = [column for column in found if column not in used]
     prompt_of = {"chosen": _prompt_of_preference, "messages": _prompt_of_messages, "prompt": _prompt}[form[0]]
-    return lambda fields: PromptRow(prompt_of(fields), _extra(fields, extra))
+    return _prompted(lambda fields: PromptRow(prompt_of(fields), _extra(fields, extra)), found)
+
+
+def _prompted(one_row: Callable[[Fields], Any], found: Sequence[str]) -> Callable[[Fields], Any]:
+    """Where other rows have a prompt, none is guessed for one that has not."""
+    if "prompt" not in found:
+        return one_row
+
+    def make(fields: Fields) -> Any:
+        _value(fields, "prompt")
+        return one_row(fields)
+
+    return make
 
 
 def _extra(fields: Fields, columns: Sequence[str]) -> Fields:

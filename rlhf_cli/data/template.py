@@ -143,12 +143,10 @@ def _joint(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text) -
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, generate: bool) -> str:
-    import jinja2
-
     try:
         # The rendering is transformers' own, which runs in jinja's sandbox.
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program, and may raise anything
         raise ModelError(
             f"the chat template does not take this conversation "
             f"({', '.join(message['role'] for message in messages)}): {str(error).rstrip('.')}.",

@@ -82,6 +82,13 @@ CASES = {
     "missing field": Case(
         "preferences", (PAIR, '{"prompt": "a", "chosen": "b"}'), ":2", "`rejected` is missing", "Fill it"
     ),
+    "missing prompt": Case(
+        "preferences",
+        (PAIR, '{"chosen": "a b", "rejected": "a c"}'),
+        ":2",
+        "the field `prompt` is missing",
+        "Fill it in",
+    ),
     "null": Case("sft", (DEMO, DEMO.replace('"b"', "null")), ":2", "`completion` is null.", "Fill it in"),
     "a number for a text": Case(
         "sft", (DEMO, DEMO.replace('"b"', "3")), ":2", "must be text, found a number", "in quotes"
