@@ -5,10 +5,29 @@ An error holds one fault or many, because everything that is wrong with a recipe
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
+
+SECRETS = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")  # in the environment, variables of these names hold one
+SHORTEST = 8  # characters of a secret; a shorter value may stand anywhere by chance
+_SECRET_TEXT = re.compile(
+    r"""(?P<scheme>\b[a-z][a-z0-9+.-]*:/{1,2})[^/\s]*@  # user and password of a URL, also one that was read as a path
+    | (?P<parameter>[?&][^=&\s]*(?:token|key|secret|passw|auth|sig|cred)[^=&\s]*=)[^&\s]+
+    | \b(?P<token>hf_)[A-Za-z0-9]{20,}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """`text` without secrets: those of the environment, passwords and keys of URLs, tokens of the hub."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST and value in text and SECRETS.search(name):
+            text = text.replace(value, "…")
+    return _SECRET_TEXT.sub(lambda match: f"{match[match.lastgroup or 0]}…{'@' if match['scheme'] else ''}", text)
 
 
 @dataclass(frozen=True)
@@ -16,12 +35,16 @@ class Fault:
     """One thing that is wrong.
 
     `where` is `file:line:column`, `file:line` or a name, as near as it is known; `message` says what was found and
-    what is allowed; `mend` says what to do.
+    what is allowed; `mend` says what to do. What a library said, or a recipe held, may hold a secret: it is taken out.
     """
 
     message: str
     where: str = ""
     mend: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("message", "where", "mend"):
+            object.__setattr__(self, name, redacted(getattr(self, name)))
 
     def __str__(self) -> str:
         text = f"{self.where}  {self.message}" if self.where else self.message

@@ -18,7 +18,7 @@ import typer
 from rlhf_cli import __version__, distributed
 from rlhf_cli.cli import doctor, init, options, output, progress, workers
 from rlhf_cli.cli.runs import runs
-from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError
+from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError, redacted
 from rlhf_cli.stages import STAGES
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _run(as_json: bool) -> int:
     except Exception as error:
         if distributed.world_size() > 1:
             time.sleep(AFTER_MAIN)  # it may be that another process is gone, which has told why
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
         code = _fail(1, [Fault(f"{type(error).__name__}: {error}", mend=BUG)], as_json)
     return code if isinstance(code, int) else 0
 
@@ -276,7 +276,7 @@ def _fail(code: int, faults: list[Fault], as_json: bool, result: Mapping[str, An
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(AFTER_MAIN)
     if os.environ.get("RLHF_DEBUG") == "1" and code != 1:
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
     if as_json:
         output.write_json({**result, **output.error_json(code, faults)})
     output.print_faults(faults)

@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
-import rlhf_cli
 from rlhf_cli.cli import options, output
 from rlhf_cli.errors import DiskError, RecipeError
 from rlhf_cli.runs.layout import place
 
-STARTER = Path(rlhf_cli.__file__).parent / "starter"
+STARTER = Path(__file__).parents[1] / "starter"
 NO_CONTENT = {".git"}  # a repository that was just made is still an empty folder
 
 

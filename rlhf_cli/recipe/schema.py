@@ -16,7 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 SCHEMA = 1  # of recipes: what a file may say of itself in a key `schema`
 STAGES = ("pretrain", "sft", "reward", "ppo", "eval", "export")  # in the order of the chain
-RUN_REFERENCE = re.compile(rf"(?:(?P<name>[\w.-]+)/)?(?P<stage>{'|'.join(STAGES)})(?:@(?P<version>latest|v\d{{4,}}))?")
+RUN_REFERENCE = re.compile(
+    rf"(?:(?P<name>[A-Za-z0-9][\w.-]*)/)?(?P<stage>{'|'.join(STAGES)})(?:@(?P<version>latest|v\d{{4,}}))?"
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from rlhf_cli.errors import DiskError, ModelError, RecipeError
 from rlhf_cli.runs.manifest import Manifest, read_manifest
 
 VERSION = re.compile(r"v\d{4,}")
+_NAME = r"[A-Za-z0-9][\w.-]*"  # one folder: neither `..` nor one with a `/`
+REFERENCE = re.compile(rf"(?:(?P<name>{_NAME})/)?(?P<stage>{_NAME})(?:@(?P<version>latest|v\d{{4,}}))?")
 
 
 class Reference(NamedTuple):
@@ -81,11 +83,18 @@ def point_latest(stage_dir: Path) -> None:
     fresh.replace(stage_dir / "latest")
 
 
-def parse(text: str, name: str) -> Reference:
-    """`stage`, `stage@latest`, `stage@v0003` or `name/stage@v0003`; `name` is the recipe's own."""
-    head, _, version = text.partition("@")
-    owner, slash, stage = head.rpartition("/")
-    return Reference(owner if slash else name, stage, None if version in ("", "latest") else version)
+def parse(text: str, name: str, *, where: str = "") -> Reference:
+    """`stage`, `stage@latest`, `stage@v0003` or `name/stage@v0003`; `name` is the recipe's own.
+
+    Raises:
+        RecipeError: it is of another form, such as one that leads out of the runs folder.
+    """
+    match = REFERENCE.fullmatch(text)
+    if match is None:
+        mend = "Write stage, stage@v0003, name/stage@v0003, or its folder."
+        raise RecipeError(f"{text} names no run.", where=where, mend=mend)
+    owner, stage, version = match["name"], match["stage"], match["version"]
+    return Reference(owner or name, stage, None if version == "latest" else version)
 
 
 def versions(runs_dir: Path, name: str, stage: str) -> list[Entry]:
@@ -121,7 +130,7 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, where: str = "") 
     Raises:
         RecipeError: where there is none, it is incomplete, or a smoke run is asked of a real one.
     """
-    reference = parse(text, name)
+    reference = parse(text, name, where=where)
     if reference.version is None:
         entry = newest(runs_dir, reference.name, reference.stage, smoke=smoke)
         if entry is not None:

@@ -97,9 +97,12 @@ def remove(runs_dir: Path, entry: Entry, *, force: bool) -> None:
     """Take a run away, and move `latest`.
 
     Raises:
-        DiskError: a living process works on it.
+        DiskError: a living process works on it, or it lies outside of `runs_dir`.
         RecipeError: other runs are made of it, and not `force`.
     """
+    if entry.path.resolve().parents[2] != runs_dir.resolve():
+        mend = f"Say --runs-dir {entry.path.resolve().parents[2]}, if that is where runs lie."
+        raise DiskError(f"{entry.path} is not in the runs folder {runs_dir}.", where=str(entry.path), mend=mend)
     who = owner.of(entry.path)
     if who:
         raise DiskError(f"{name_of(entry)} is under way, by {who}.", where=str(entry.path), mend="Stop it first.")

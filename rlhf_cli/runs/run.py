@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from rlhf_cli.errors import StoppedError
+from rlhf_cli.errors import StoppedError, redacted
 from rlhf_cli.runs import disk, layout, owner
 from rlhf_cli.runs.checkpoint import AGAIN, checkpoints, committed, path_of, remove, step_of
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
@@ -161,15 +161,16 @@ class Run:
     def say(self, text: str) -> None:
         """Tell the person, and `log.txt`."""
         self.note(text)
-        self.reporter.say(text)
+        self.reporter.say(redacted(text))
 
     def note(self, text: str) -> None:
         """Tell `log.txt` alone."""
         with (self.path / "log.txt").open("a", encoding="utf-8") as out:
-            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {redacted(text)}\n")
 
     def warn(self, text: str) -> None:
         """Tell the person, `log.txt` and the manifest."""
+        text = redacted(text)
         self.note(f"warning: {text}")
         self.warnings.append(text)
         self.reporter.warn(text)
