@@ -27,7 +27,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_cli.errors import Fault, ModelError
-from rlhf_cli.models import splitting
 from rlhf_cli.models.base import ADAPTER_CONFIG, load_causal_lm
 from rlhf_cli.models.heads import STORED_HEAD
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -94,9 +93,7 @@ def load_policy(
     if start is not None:
         check_form(start, adapter)
     if adapter is not None:
-        model = load_causal_lm(base, source, smoke=smoke)
-        if is_split:
-            splitting.split(model)
+        model = load_causal_lm(base, source, smoke=smoke, is_split=is_split)
         return attach(model, adapter, task="CAUSAL_LM", start=start, trainable=trainable)
     if start is not None:  # a smoke run's own model is tiny already
         return load_causal_lm(base, str(start)).requires_grad_(trainable)

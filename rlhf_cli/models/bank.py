@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models import adapters, splitting
+from rlhf_cli.models import adapters
 from rlhf_cli.models.base import load_causal_lm, load_scorer
 from rlhf_cli.models.heads import ScalarHead, has_score_head, load_score_head
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -62,10 +62,8 @@ class Bank:
                 adapters.check_form(folder, adapter)
         if adapter is None:
             return _load_whole(base, source, roles, smoke=smoke)
-        bank = Bank(load_causal_lm(base, source, smoke=smoke).requires_grad_(False), adapter)
-        if is_split:
-            splitting.split(bank._base)
-            bank.is_split = True
+        bank = Bank(load_causal_lm(base, source, smoke=smoke, is_split=is_split).requires_grad_(False), adapter)
+        bank.is_split = is_split
         for name, folder in roles.items():
             bank._check_new(name)
             if folder is None:

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from rlhf_cli.errors import HardwareError, ModelError
+from rlhf_cli.models import splitting
 from rlhf_cli.recipe.schema import Base
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -88,20 +89,30 @@ def positions(source: str, revision: str) -> int | None:
     return found if isinstance(found, int) and found > 0 else None  # some say -1
 
 
-def load_causal_lm(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
+def embeddings(source: str, revision: str) -> int | None:
+    """How many tokens the model at `source` has embeddings for; None where its config does not say."""
+    _check_folder(source)
+    with _told(source):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    found = getattr(config.get_text_config(), "vocab_size", None)
+    return found if isinstance(found, int) else None
+
+
+def load_causal_lm(base: Base, source: str, *, smoke: bool = False, is_split: bool = False) -> PreTrainedModel:
     """The language model at `source` on this process's device, quantized as asked, in eval mode.
 
     `smoke` loads random weights of the same architecture at 2 layers and small width, the same ones every time.
+    `is_split`: frozen, its layers over all processes (see `models.splitting`).
     """
-    return _load(AutoModelForCausalLM, base, source, smoke=smoke)
+    return _load(AutoModelForCausalLM, base, source, smoke=smoke, is_split=is_split)
 
 
-def load_scorer(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
+def load_scorer(base: Base, source: str, *, smoke: bool = False, is_split: bool = False) -> PreTrainedModel:
     """The model at `source` with a head that gives one score; the head is new where `source` has none.
 
     The caller sets `model.config.pad_token_id`: without it transformers refuses batches.
     """
-    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, num_labels=1)
+    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, is_split=is_split, num_labels=1)
 
 
 def reward_model_config(source: str, revision: str) -> PreTrainedConfig:
@@ -128,24 +139,33 @@ def load_reward_model(base: Base, source: str, *, smoke: bool = False) -> PreTra
 
 
 def _load(
-    model_class: Any, base: Base, source: str, *, smoke: bool, whole: bool = False, **kwargs: Any
+    model_class: Any,
+    base: Base,
+    source: str,
+    *,
+    smoke: bool,
+    whole: bool = False,
+    is_split: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """`whole`: the stored model is of this very class, and has its head; else it is a causal language model."""
     quiet()
     _check_folder(source)
     new = () if whole else NEW_HEADS
     if not smoke:
-        return _from_pretrained(model_class, base, source, new, **kwargs)
+        return _from_pretrained(model_class, base, source, new, is_split, **kwargs)
     # Through a folder, so that quantization and everything else takes the very path of a real load.
     with tempfile.TemporaryDirectory(prefix="rlhf-smoke-") as folder:
         _save_tiny(model_class if whole else AutoModelForCausalLM, source, base.revision, folder)
-        model = _from_pretrained(model_class, base, folder, new, **kwargs)
+        model = _from_pretrained(model_class, base, folder, new, is_split, **kwargs)
     # PEFT writes this name into adapter_config.json; the temporary folder is gone by then.
     model.name_or_path = model.config.name_or_path = source
     return model
 
 
-def _from_pretrained(model_class: Any, base: Base, source: str, new: Sequence[str], **kwargs: Any) -> PreTrainedModel:
+def _from_pretrained(
+    model_class: Any, base: Base, source: str, new: Sequence[str], is_split: bool, **kwargs: Any
+) -> PreTrainedModel:
     """`new`: tensors that the weights may lack."""
     device = default_device()
     dtype = compute_dtype(base, device)
@@ -159,7 +179,7 @@ def _from_pretrained(model_class: Any, base: Base, source: str, new: Sequence[st
                 source,
                 revision=base.revision,
                 dtype=dtype,
-                device_map={"": device},
+                device_map={"": "cpu" if is_split else device},  # no device holds a base whole that is split
                 use_safetensors=True,
                 trust_remote_code=False,  # None would ask at a terminal
                 output_loading_info=True,
@@ -179,6 +199,8 @@ def _from_pretrained(model_class: Any, base: Base, source: str, new: Sequence[st
             where=source,
             mend="Check that the download is complete, and that it is such a model.",
         )
+    if is_split:
+        splitting.split(model, device)
     if base.quantize == "nf4" and device.type == "cpu":
         _use_exact_kernels(model)
     return model

@@ -67,6 +67,8 @@ class Shape(NamedTuple):
 
     weights: float  # as loaded, frozen and quantized
     mapped: float  # on a CPU: their file's pages that stay mapped beside them though nothing reads them any more
+    layers: float  # of the weights: what is split over processes where that is asked for
+    layer: float  # of them: the largest
     head: float  # of the weights: an output layer of its own, which a scorer lacks
     trained: float  # what a role trains, in float32: its adapter, or all weights
     embedding: float  # the largest gradient of a whole model, float32
@@ -145,11 +147,16 @@ def shape(base: Base, adapter: Adapter | None, source: str, *, padded: bool) -> 
     has_own_head = head is not None and head.weight is not table
     quantized = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head] * (base.quantize != "none")
     text = config.get_text_config()
+    layers = [
+        sum(p.nbytes for p in m.parameters()) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)
+    ]
     numbers = sum(p.numel() for p in model.parameters())
     packed = sum(m.weight.numel() for m in quantized)
     found = Shape(
         weights=(numbers - packed) * dtype.itemsize + packed * (NF4 if base.quantize == "nf4" else 1),
         mapped=packed * dtype.itemsize if default_device().type == "cpu" and config.dtype == dtype else 0,
+        layers=sum(layers),
+        layer=max(layers, default=0),
         head=head.weight.nbytes if has_own_head else 0,
         trained=4 * numbers,
         embedding=4 * table.numel(),

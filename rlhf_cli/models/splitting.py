@@ -9,6 +9,7 @@ A layer is gathered by all processes together: all of them must call the model e
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,22 +21,23 @@ from rlhf_cli import distributed
 from rlhf_cli.errors import ModelError
 
 
-def split(model: PreTrainedModel) -> None:
-    """Split the layers of a frozen base over all processes; with one, nothing.
+def split(model: PreTrainedModel, device: torch.device) -> None:
+    """Freeze a base and split its layers over all processes, each to its `device`, one layer after another.
 
     Raises:
         ModelError: it has no layers that transformers marks as such.
     """
+    model.requires_grad_(False)
     count = distributed.world_size()
-    if count == 1:
-        return
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         found = f"{type(model).__name__} has no layers to split."
         raise ModelError(found, where=model.name_or_path, mend="Set launch.strategy: ddp.")
-    mesh = init_device_mesh(model.device.type, (count,))
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)  # unset, a unit that is in no other keeps what it got
+    if count > 1:
+        mesh = init_device_mesh(device.type, (count,))
+        for layer in layers:  # where not told so, a unit that is in no other keeps what it was given
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    model.to(device)
 
 
 def keep_from_ddp(model: nn.Module) -> None:

@@ -135,6 +135,10 @@ def _models(stage: str, recipe: Recipe, source: str) -> _Models | None:
 def _peak(stage: str, recipe: Recipe, models: _Models, longest: int) -> Estimate:
     device = default_device()
     processes = max(recipe.launch.processes, distributed.world_size())
+    if recipe.launch.strategy == "fsdp" and processes > 1:  # its part of each layer, and the layer that is called
+        shape = models.shape
+        mine = shape.weights - shape.layers * (1 - 1 / processes) + shape.layer
+        models = models._replace(shape=shape._replace(weights=mine, mapped=0))
     if stage == "ppo":
         phases = _ppo(recipe, models, longest, processes, device)
     else:

@@ -30,6 +30,8 @@ def run(recipe: Recipe, run: Run) -> Result:
     training.tell_counts(run, "preferences", rows, columns.counts)
     positions = base.positions(run.base_source(), recipe.base.revision)
     limits.check("reward", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
+    embeddings = base.embeddings(run.base_source(), recipe.base.revision)
+    limits.check_ids(tokenizer, columns.sequences(), embeddings, run.base_source())
     memory.check(run, recipe, columns.lengths())
 
     model = load(recipe, run, tokenizer)
@@ -68,9 +70,8 @@ def load(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
             raise RecipeError("reward.start is an adapter, and adapter is null.", where="reward.start", mend=mend)
         model = base.load_scorer(recipe.base, source, smoke=run.smoke and start is None)
     else:
-        model = base.load_scorer(recipe.base, run.base_source(), smoke=run.smoke)
-        if recipe.launch.strategy == "fsdp":
-            splitting.split(model)
+        is_split = recipe.launch.strategy == "fsdp"
+        model = base.load_scorer(recipe.base, run.base_source(), smoke=run.smoke, is_split=is_split)
     model.config.pad_token_id = tokenizer.pad_token_id
     if recipe.adapter is None:
         return model

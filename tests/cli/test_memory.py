@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rlhf_cli.models import adapters
 from rlhf_cli.models import memory as model_memory
@@ -44,6 +45,14 @@ def estimated(rlhf: Rlhf, stage: str, *words: str) -> dict[str, Any]:
     found = shown["memory"]
     assert isinstance(found, dict)
     return found
+
+
+def test_a_split_base_takes_its_part_in_each_process(rlhf: Rlhf, project: Path, tiny_base: Path) -> None:
+    whole = estimated(rlhf, "sft", "--set", "launch.processes=2")
+    split = estimated(rlhf, "sft", "--set", "launch.processes=2", "--set", "launch.strategy=fsdp")
+    layers = AutoModelForCausalLM.from_pretrained(tiny_base).model.layers
+    sizes = [sum(4 * p.numel() for p in layer.parameters()) for layer in layers]
+    assert whole["weights"] - split["weights"] == pytest.approx(sum(sizes) / 2 - sizes[0], abs=2)
 
 
 PARTS = ("weights", "adapters", "training", "activations", "cache", "logits", "copies", "mapped")
