@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+from rlhf_cli.errors import redacted
 from rlhf_cli.recipe import functions, trainer_keys
 from rlhf_cli.recipe.document import Key, show
 from rlhf_cli.recipe.schema import STAGES, Recipe, Rule, Section, Source, is_run_reference
@@ -38,6 +39,7 @@ def named_stages(recipe: Recipe) -> list[str]:
 
 def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     """Every cross-field fault of `recipe`, and what the `stages` about to run lack."""
+    yield from _secrets(recipe.model_dump(), ())
     yield from _training(recipe)
     yield from _trainer(recipe)
     yield from _missing_data(recipe, stages)
@@ -49,6 +51,19 @@ def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
     yield from _whole_model(recipe)
     yield from _launch(recipe)
     yield from _models(recipe)
+
+
+def _secrets(value: Any, key: Key) -> Iterator[Problem]:
+    """What must not stand in a recipe, for its run keeps a copy. It is not repeated; of a reward's URL `_url` tells."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _secrets(item, (*key, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):  # a lone data source is a list of one, whose index stands nowhere
+            yield from _secrets(item, key if key[0] == "data" and len(value) == 1 else (*key, index))
+    elif isinstance(value, str) and redacted(value) != value and key[-1] != "http":
+        message = f"{'.'.join(map(str, key))}: holds a password or a token, which the run's recipe.yaml would show."
+        yield Problem(key, message, "Take it out; tokens belong into the environment, as HF_TOKEN.")
 
 
 def _trainer(recipe: Recipe) -> Iterator[Problem]:
