@@ -35,6 +35,7 @@ from rlhf_cli.recipe.schema import Base
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 NEW_HEADS = ("score.weight",)  # what a scorer may lack when it starts from a causal model
 
 
@@ -76,6 +77,9 @@ def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or folder, as it is stored. Raises ModelError where there is none."""
     if not (Path(source) / TOKENIZER_CONFIG).is_file():  # an adapter's folder may have one, and no config of a model
         _check_folder(source)
+        if Path(source).is_dir() and not any(any(Path(source).glob(pattern)) for pattern in TOKENIZER_FILES):
+            mend = "Copy the model's tokenizer.json and tokenizer_config.json into it."
+            raise ModelError("this folder holds no tokenizer", where=source, mend=mend)
     with _told(source):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
@@ -183,6 +187,7 @@ def _from_pretrained(
                 use_safetensors=True,
                 trust_remote_code=False,  # None would ask at a terminal
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below: transformers logs them, and raises without a name
                 **kwargs,
             )
     except (ImportError, torch.OutOfMemoryError) as error:  # an absent kernel or too small a device
@@ -192,6 +197,15 @@ def _from_pretrained(
             where="base",
             mend="Set `base.quantize: none` or `base.attention: auto`, or take a smaller model.",
         ) from error
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        message = f"{len(mismatched)} tensors have another shape than config.json gives them, such as {name}: "
+        raise ModelError(
+            f"{message}{tuple(stored)}, and not {tuple(expected)}",
+            where=source,
+            mend="Its config.json and its weights are not of one model: fetch it again.",
+        )
     missing = sorted(set(info["missing_keys"]) - set(new))
     if missing:  # transformers would go on with random weights there
         raise ModelError(
@@ -290,6 +304,11 @@ def _check_folder(source: str) -> None:
                 mend="Name the model that it adapts as `base.model`, and the adapter as the stage's `start`.",
             )
         raise ModelError("this folder holds no config.json", where=source, mend="Name a transformers model folder.")
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles and not any(folder.glob("*.safetensors")):
+        message = f"the weights are pickles alone ({pickles[0]}), which run a stranger's program as they are loaded"
+        mend = "Take a version with *.safetensors, or convert them where you trust them."
+        raise ModelError(message, where=source, mend=mend)
 
 
 @contextmanager

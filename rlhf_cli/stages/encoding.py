@@ -28,10 +28,15 @@ class Columns(NamedTuple):
         """How many rows there are."""
         return sum(len(next(iter(part.values()))) for part in self.parts)
 
+    def sequences(self) -> Iterator[list[int]]:
+        """The token ids of each row that was kept; of a pair, of both answers with their prompt."""
+        for part in self.parts:
+            for name in ("input_ids", "chosen_ids", "rejected_ids"):
+                yield from part.get(name, [])
+
     def lengths(self) -> list[int]:
-        """Tokens of each row that was kept; of a pair, of both answers with their prompt."""
-        names = ("input_ids", "chosen_ids", "rejected_ids")
-        return [len(ids) for part in self.parts for name in names for ids in part.get(name, [])]
+        """Tokens of each of these."""
+        return [len(ids) for ids in self.sequences()]
 
 
 class Fitting(NamedTuple):
@@ -45,6 +50,10 @@ class Fitting(NamedTuple):
     def kept(self) -> int:
         """How many prompts there are."""
         return len(self.rows)
+
+    def sequences(self) -> Iterator[list[int]]:
+        """The token ids of each prompt."""
+        return iter(self.ids)
 
     def lengths(self) -> list[int]:
         """Tokens of each prompt."""

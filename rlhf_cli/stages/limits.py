@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.errors import DataError, ModelError, RecipeError
 from rlhf_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tell = Callable[[str], None]
 
@@ -44,6 +48,24 @@ def check(
         raise DataError(f"{message}{recipe.data.max_overlong:g}.", where=key, mend=mend)
     where, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
     check_positions(positions, max(lengths) + answer, allowed + answer, where, what=what, tell=tell)
+
+
+def check_ids(
+    tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Sequence[int]], embeddings: int | None, source: str
+) -> None:
+    """Hold the token ids that are used against the embeddings that the model at `source` has: torch would crash.
+
+    Raises:
+        ModelError: one is beyond them. A token that is never used may be.
+    """
+    if embeddings is None or max(tokenizer.get_vocab().values()) < embeddings:
+        return
+    largest = max(max(map(max, sequences)), tokenizer.pad_token_id or 0)
+    if largest >= embeddings:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        message = f"the tokenizer gives {token} the id {largest:,}, and the model has {embeddings:,} embeddings."
+        mend = "Take the tokenizer that belongs to the model; where tokens were added to it, resize the model."
+        raise ModelError(message, where=source, mend=mend)
 
 
 def check_positions(positions: int | None, longest: int, allowed: int, where: str, *, what: str, tell: Tell) -> None:

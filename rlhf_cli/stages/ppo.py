@@ -88,6 +88,8 @@ def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tu
     source = held_out if held_out.rows else train
     positions = base.positions(run.base_source(), recipe.base.revision)
     limits.check("ppo", recipe, train.lengths(), train.counts, positions=positions, tell=run.warn)
+    embeddings = base.embeddings(run.base_source(), recipe.base.revision)
+    limits.check_ids(tokenizer, train.sequences(), embeddings, run.base_source())
     memory.check(run, recipe, train.lengths())
     return Prompts(train.rows, train.ids), Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
 

@@ -76,7 +76,7 @@ def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[
         RlhfError: what the stage itself would raise of its rows.
     """
     from rlhf_cli.data import template
-    from rlhf_cli.models.base import load_tokenizer, positions, quiet
+    from rlhf_cli.models.base import embeddings, load_tokenizer, positions, quiet
 
     quiet()
     tokenizer = load_tokenizer(source, recipe.base.revision)
@@ -94,6 +94,7 @@ def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[
     warnings: list[str] = []
     bound = positions(source, recipe.base.revision)
     limits.check(stage, recipe, lengths, found.counts, positions=bound, tell=warnings.append)
+    limits.check_ids(tokenizer, found.sequences(), embeddings(source, recipe.base.revision), source)
     facts |= (
         {"rows train": found.kept}
         | _told(found.counts)

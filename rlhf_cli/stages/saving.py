@@ -13,7 +13,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    GenerationConfig,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from rlhf_cli import distributed
 from rlhf_cli.runs.run import Run
@@ -132,11 +140,25 @@ def train(trainer: Trainer, journal: Journal, run: Run, save_every: int) -> dict
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    _make_savable(trainer.model)
     checkpoints = Checkpoints(run, journal, trainer, save_every)
     trainer.add_callback(checkpoints)
     with _silent() if run.resumed is not None else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=checkpoints.resume_from)
     return journal.summary(run.stage, trainer.state.global_step)
+
+
+def _make_savable(model: Any) -> None:
+    """A whole model is saved with its generation_config, and save_pretrained refuses one such as a temperature without
+    sampling: found at the end of a training that is lost. It is for whoever generates, and no part of the training."""
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        return
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**tokens)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ def run(recipe: Recipe, run: Run) -> Result:
     training.tell_counts(run, "demonstrations", rows, columns.counts)
     positions = base.positions(run.base_source(), recipe.base.revision)
     limits.check("sft", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
+    embeddings = base.embeddings(run.base_source(), recipe.base.revision)
+    limits.check_ids(tokenizer, columns.sequences(), embeddings, run.base_source())
     memory.check(run, recipe, columns.lengths())
 
     start = None if section.start == "base" else run.model_of(section.start)
