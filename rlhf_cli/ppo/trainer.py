@@ -83,6 +83,7 @@ class Trainer:
         self.adaptive = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
         self.saved: set[int] = set()  # iterations whose policy is in a checkpoint
         self.good: Good | None = None
+        self.asked: list[PromptRow] = []  # of the iteration that is under way
 
     @property
     def coefficient(self) -> float:
@@ -118,13 +119,13 @@ class Trainer:
                 if is_stopped:
                     raise run.stopped(iteration)
         except DivergedError as error:
-            if self.good is None:
-                raise
-            restore(self.cast, self.good.weights)
-            folder = self._save(self.good.iteration, state=False)
             found = error.faults[0]
-            mend = f"{found.mend} The last good policy is in {folder}."
-            raise DivergedError(found.message, where=found.where, mend=mend) from error
+            mend = f"{found.mend} The prompts of that iteration are in log.txt."
+            run.note("\n".join([f"prompts of iteration {iteration}:", *(str(row.prompt) for row in self.asked)]))
+            if self.good is not None:
+                restore(self.cast, self.good.weights)
+                mend += f" The last good policy is in {self._save(self.good.iteration, state=False)}."
+            raise DivergedError(f"iteration {iteration}: {found.message}", where=found.where, mend=mend) from error
         finally:
             self.trackers.close()
         return history
@@ -139,7 +140,8 @@ class Trainer:
         begin = time.perf_counter()
         chosen = [i for i in self.order.take(self.settings.rollout_batch_size) for _ in range(self._samples)]
         chosen = chosen[distributed.rank() :: distributed.world_size()]
-        answered = self._answer(Prompts([self.prompts.rows[i] for i in chosen], [self.prompts.ids[i] for i in chosen]))
+        self.asked = [self.prompts.rows[i] for i in chosen]
+        answered = self._answer(Prompts(self.asked, [self.prompts.ids[i] for i in chosen]))
         rolled_out = time.perf_counter()
         scored = self.scorer.score(answered, self.coefficient)
         scoring_done = time.perf_counter()

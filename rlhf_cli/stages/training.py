@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rlhf_cli.data.rows import Split
 
 C = TypeVar("C")
+SHOWN = 60  # characters of a row that an error shows
 
 
 def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: torch.dtype) -> dict[str, Any]:
@@ -100,6 +102,23 @@ class Journal(TrainerCallback):
         self.seconds = 0.0  # of training, before a resume
         self.since = time.perf_counter()
         self.started = self.since
+        self.batch: list[Tensor] = []  # (b, T) token ids of each forward pass of the step
+
+    def watch(self, trainer: Trainer) -> None:
+        """See the rows of each step, to name those of one that goes wrong."""
+        self.tokenizer: Any = trainer.processing_class
+
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module.training and isinstance(ids := kwargs.get("input_ids"), Tensor):
+                self.batch.append(ids.detach())
+
+        trainer.model.register_forward_pre_hook(see, with_kwargs=True)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Its rows are about to be seen."""
+        self.batch.clear()
 
     def state(self) -> dict[str, float]:
         """For `restore`, in another process."""
@@ -140,8 +159,22 @@ class Journal(TrainerCallback):
         for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             value = numbers.get(name, 0.0)
             if not math.isfinite(value):
-                message = f"{name} is {value} at step {state.global_step}."
-                raise DivergedError(message, where=self.run.stage, mend="Lower the learning rate, or check the data.")
+                message = f"{name} is {value} at step {state.global_step}{self._rows()}."
+                mend = "Lower the learning rate, or look at these rows."
+                if saved := self.run.checkpoints():
+                    mend += f" The last checkpoint is {saved[-1]}: {self.run.stage}.start takes its model folder."
+                raise DivergedError(message, where=self.run.stage, mend=mend)
+
+    def _rows(self) -> str:
+        """The rows of the step, by how they begin; all of them go into the log."""
+        rows = [row for ids in self.batch for row in ids.tolist()]
+        texts = [" ".join(self.tokenizer.decode(row, skip_special_tokens=True).split()) for row in rows]
+        if not texts:
+            return ""
+        self.run.note("\n".join(["rows of the step that went wrong:", *texts]))
+        shown = ", ".join(f"“{text[:SHOWN]}…”" if len(text) > SHOWN else f"“{text}”" for text in texts[:3])
+        more = f" and {len(texts) - 3:,} more, in log.txt" if len(texts) > 3 else ""
+        return f", on {shown}{more}"
 
     def summary(self, stage: str, steps: int) -> dict[str, float]:
         """The figures that end up in the manifest; seconds are of training alone."""

@@ -263,12 +263,17 @@ def test_all_kinds_of_reward_train_together_and_are_logged_apart(
 def test_a_server_that_fails_leaves_the_last_good_policy(world: Path, server: Server, new_run: Run) -> None:
     replies = [ok([0.0]), ok([0.0] * 4), ok([0.5] * 4)]  # the check, the watched prompts, the first iteration
     server.replies = [*replies, (200, b"oops", {})]
-    with pytest.raises(DivergedError, match=r"answered what is not JSON: 'oops'.*The last good policy is in") as raised:
+    with pytest.raises(
+        DivergedError, match=r"iteration 2: .* answered what is not JSON: 'oops'.*The last good policy is in"
+    ) as raised:
         ppo.run(recipe(world, reward=[{"http": server.url}], iterations=9, save_every=9), new_run)
     assert raised.value.code == 7
     (folder,) = (new_run.path / "checkpoints").iterdir()
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "base"), folder / "model")
     assert [row["reward.http"] for row in lines(new_run.path / "metrics.jsonl")] == [0.5]
+    log = (new_run.path / "log.txt").read_text()
+    noted = log.partition("prompts of iteration 2:\n")[2].splitlines()[:4]
+    assert noted == server.asked[-1]["prompts"]
 
 
 @pytest.mark.parametrize("status", [404, 500])

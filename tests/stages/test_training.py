@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,17 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(go: Go, tmp_pa
     with pytest.raises(DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step \d") as raised:
         go("sft", "sft.learning_rate=1e38", "sft.max_steps=5", "sft.trainer={max_grad_norm: 0.0}")
     assert raised.value.code == 7
-    assert not (tmp_path / "runs/t/sft/v0001/manifest.json").exists()
+    folder = tmp_path / "runs/t/sft/v0001"
+    assert not (folder / "manifest.json").exists()
+    told = raised.value.faults[0].message
+    shown = re.findall("“(.+?)”", told)
+    log = (folder / "log.txt").read_text()
+    noted = log.partition("rows of the step that went wrong:\n")[2].splitlines()[:4]
+    assert shown == noted[:3]
+    assert f"and {len(noted) - 3} more" in told
+    assert len(noted) == 4  # the batch
+    texts = {f"{row['prompt']}{row['completion']}" for row in map(json.loads, (tmp_path / "sft.jsonl").open())}
+    assert set(noted) <= texts
 
 
 def test_a_trainer_key_that_trl_has_not_is_refused_with_the_nearest(go: Go) -> None:
