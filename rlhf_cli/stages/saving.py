@@ -143,6 +143,7 @@ def train(trainer: Trainer, journal: Journal, run: Run, save_every: int) -> dict
     _make_savable(trainer.model)
     checkpoints = Checkpoints(run, journal, trainer, save_every)
     trainer.add_callback(checkpoints)
+    journal.watch(trainer)
     with _silent() if run.resumed is not None else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=checkpoints.resume_from)
     return journal.summary(run.stage, trainer.state.global_step)
