@@ -30,7 +30,10 @@ class Loaded(NamedTuple):
     document: Document
 
     def located(self, fault: Fault) -> Fault:
-        """`fault`, found later, at the line of the key that its `where` names; as it is where it names none."""
+        """`fault`, found later, at the line of the key that its `where` names; a file below the working folder as a
+        person would write it; else as it is."""
+        if fault.where.startswith("/"):
+            return Fault(fault.message, show(Path(fault.where)), fault.mend)
         if not _DOTTED.fullmatch(fault.where) or fault.where.partition(".")[0] not in Recipe.model_fields:
             return fault
         key: Key = tuple(int(part) if part.isdecimal() else part for part in fault.where.split("."))

@@ -193,7 +193,7 @@ def test_a_fault_of_the_data_is_told_at_its_row_with_its_mend_and_nothing_is_wri
         assert (ended.code, ended.json["code"]) == (3, 3), words
         (fault,) = ended.json["errors"]
         assert case.says in fault["message"]
-        assert fault["where"].endswith(f"{case.name}{case.where}")
+        assert fault["where"] == f"{case.name}{case.where}"
         assert case.mend in fault["mend"] + fault["message"]
         assert "Traceback" not in ended.err
         assert fault["message"] in ended.err
