@@ -22,7 +22,7 @@ def of(stage: str, recipe: Recipe, inputs: Sequence[Input]) -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
-    packages = {name: metadata.version(name) for name in PACKAGES}
+    packages = {name: _version(name) for name in PACKAGES}
     made_of = {
         "settings": settings_of(stage, recipe),
         "seed": recipe.seed,
@@ -31,6 +31,14 @@ def of(stage: str, recipe: Recipe, inputs: Sequence[Input]) -> dict[str, Any]:
         "device": device,
     }
     return json.loads(json.dumps(made_of, default=str))
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: bitsandbytes is for quantized bases alone."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -126,6 +127,17 @@ def test_bitsandbytes_that_is_not_installed_is_no_failure(versions: dict[str, st
     one = by_name(doctor_findings._packages())["bitsandbytes"]
     assert (one.state, one.needed) == ("missing", False)
     assert 'pip install "bitsandbytes>=0.50"' in one.mend
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_stage_needs_no_bitsandbytes(rlhf: Rlhf, recipe_file: Path, versions: dict[str, str | None]) -> None:
+    """As the finding says."""
+    versions["bitsandbytes"] = None
+    ended = rlhf("sft", "-r", recipe_file, "--json")
+    assert ended.code == 0, ended.err
+    manifest = json.loads((Path(ended.json["path"]) / "manifest.json").read_text())
+    assert manifest["packages"]["bitsandbytes"] is None
+    assert manifest["packages"]["torch"] == metadata.version("torch")
 
 
 def test_a_kernel_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
