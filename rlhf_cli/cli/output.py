@@ -19,6 +19,7 @@ from rlhf_cli.runs.unfinished import state
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from rlhf_cli.errors import Fault
     from rlhf_cli.runs.layout import Entry
@@ -35,8 +36,8 @@ HEADLINES = {
 }
 EXAMPLES = {  # what `--dry-run` shows of a stage
     "pretrain": "one text, which is packed with others",
-    "sft": "one row (the loss is on what is in ⟦…⟧)",
-    "reward": "one pair's chosen answer, in ⟦…⟧",
+    "sft": "one row (the loss is on what {mark})",
+    "reward": "one pair's chosen answer, which {mark}",
     "ppo": "one prompt",
 }
 ALWAYS_COMPARED = ("response_length", "truncation_rate")  # where reward hacking shows first
@@ -295,8 +296,20 @@ def print_preview(shown: Mapping[str, Any]) -> None:
         text = f"{value:,}" if isinstance(value, int) else value
         out.print(f"  {name:<{width}}  {text}", markup=False, soft_wrap=True)
     if shown.get("example"):
-        out.print(f"  {EXAMPLES[shown['stage']]}:", style="dim")
-        out.print(shown["example"], markup=False, soft_wrap=True)
+        color = out.is_terminal and not out.no_color
+        mark = "is green" if color else "stands in ⟦…⟧"
+        out.print(f"  {EXAMPLES[shown['stage']].format(mark=mark)}:", style="dim")
+        out.print(_with_mask(shown["example"], color=color), markup=False, soft_wrap=True)
+
+
+def _with_mask(example: str, *, color: bool) -> str | Text:
+    """An example with what is under the loss in green, where there is colour, instead of in ⟦…⟧."""
+    from rich.text import Text
+
+    prompt, bracket, completion = example.partition("⟦")
+    if not (color and bracket):
+        return example
+    return Text.assemble((prompt, "dim"), (completion.removesuffix("⟧"), "green"))
 
 
 def print_faults(faults: Sequence[Fault]) -> None:

@@ -108,8 +108,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return text[len(_decode(tokenizer, anchor, skip_special=True)) :]
 
 
-def render_with_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, color: bool) -> str:
-    """One example for the eye: special tokens by name, what is under the loss in ⟦…⟧, or green where `color`.
+def render_with_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:
+    """One example for the eye: special tokens by name, what is under the loss in ⟦…⟧.
 
     A prompt alone has no such part.
     """
@@ -121,7 +121,7 @@ def render_with_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, color
     )
     if not encoded.completion_ids:
         return prompt
-    return f"\x1b[2m{prompt}\x1b[0m\x1b[32m{completion}\x1b[0m" if color else f"{prompt}⟦{completion}⟧"
+    return f"{prompt}⟦{completion}⟧"
 
 
 def _joint(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import resource
 import sys
 import weakref
@@ -186,6 +187,21 @@ def shape(base: Base, adapter: Adapter | None, source: str, *, padded: bool) -> 
         cache=calls[0].cache / TRIED[0],
         is_called=True,
     )
+
+
+def trainable(base: Base, adapter: Adapter | None, source: str) -> dict[str, int]:
+    """How many parameters are trained, by the name of their module, over all layers. Raises as `shape` does."""
+    quiet()
+    config = AutoConfig.from_pretrained(source, revision=base.revision, trust_remote_code=False)
+    model = _built(config, torch.float32)
+    if adapter is not None:
+        _adapted(model, adapter)
+    found: dict[str, int] = defaultdict(int)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            module = re.sub(r"\.(lora_|weight$|bias$).*", "", name)
+            found[module.rpartition(".")[2]] += parameter.numel()
+    return dict(found)
 
 
 def scorer_weights(base: Base) -> float:

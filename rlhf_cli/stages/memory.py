@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoConfig
 
 from rlhf_cli import distributed
 from rlhf_cli.errors import HardwareError
@@ -113,6 +114,22 @@ def estimate(stage: str, recipe: Recipe, source: str, longest: int) -> Estimate 
     """The peak of sft, reward or ppo with rows (prompts) of at most `longest` tokens; None where there is no way."""
     models = _models(stage, recipe, source)
     return None if models is None else _peak(stage, recipe, models, longest)
+
+
+def trainable(stage: str, recipe: Recipe, source: str) -> dict[str, int]:
+    """How many parameters a stage trains, by the name of their module; a critic's are as many again."""
+    try:
+        found = memory.trainable(recipe.base, recipe.adapter, source)
+        hidden = AutoConfig.from_pretrained(source, revision=recipe.base.revision).get_text_config().hidden_size
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError):  # loading it will tell
+        return {}
+    if stage == "reward":
+        found.pop("lm_head", None)
+        found["score"] = hidden
+    if stage == "ppo":
+        has_own = recipe.ppo.critic.kind == "adapter"
+        found["critic"] = hidden + (sum(found.values()) if has_own else 0)
+    return found
 
 
 class _Models(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
         estimate = memory.checked(stage, recipe, source, more["tokens in the longest"])
         more["memory"] = memory.UNKNOWN if estimate is None else str(estimate)
         told = {} if estimate is None else {"memory": estimate.as_json()}
+        trained = memory.trainable(stage, recipe, source)
+        if trained:
+            by_module = ", ".join(f"{name} {number:,}" for name, number in trained.items())
+            more["trainable parameters"] = f"{sum(trained.values()):,}: {by_module}"
+            told["trainable"] = trained
     return {"stage": stage, "facts": {**facts, **more}, **told, "example": example}
 
 
@@ -98,6 +103,7 @@ def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[
     facts |= (
         {"rows train": found.kept}
         | _told(found.counts)
+        | _told({"rows that repeat another one": found.kept - len(set(map(hash, _rows(found))))})
         | {"tokens in all": sum(lengths), "tokens in the longest": max(lengths)}
     )
     if warnings:
@@ -107,4 +113,17 @@ def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[
     else:
         longest = recipe.sft.max_length if stage == "sft" else recipe.reward.max_length
         example = encoding.first(tokenizer, split.train, longest)
-    return facts, template.render_with_mask(tokenizer, example, color=False)
+    if stage == "sft":
+        ends = example.completion_ids[-1] in template.stop_ids(tokenizer)
+        facts["end token of the example"] = "under the loss" if ends else "cut off"
+    return facts, template.render_with_mask(tokenizer, example)
+
+
+def _rows(found: encoding.Fitting | encoding.Columns) -> Iterator[tuple[Any, ...]]:
+    """Each row that is kept, as token ids."""
+    if isinstance(found, encoding.Fitting):
+        yield from map(tuple, found.ids)
+    else:
+        for part in found.parts:
+            columns = [part[name] for name in ("input_ids", "chosen_ids", "rejected_ids") if name in part]
+            yield from (tuple(map(tuple, row)) for row in zip(*columns, strict=True))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from rlhf_cli import __version__
 from rlhf_cli.errors import (
@@ -103,13 +105,44 @@ def test_runs_are_listed_and_shown_in_one_object(rlhf: Rlhf) -> None:
     assert shown["manifest"]["metrics"] == listed["metrics"] == {"sft.loss": 0.5, "reward.accuracy": 0.75}
 
 
-def test_a_dry_run_tells_in_one_object_and_makes_no_run(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
+def test_a_dry_run_tells_in_one_object(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
     words = ("-r", "r.yaml", "--set", f"base.model={tiny_base}", "--dry-run")
     told = rlhf("sft", *words, "--json").json
     (shown,) = told["dry_run"]
     assert (told["status"], told["stage"], shown["stage"]) == ("ok", "sft", "sft")
     assert "⟦" in shown["example"]
-    assert "⟦" in rlhf("sft", *words).out
+    rows = json.loads((recipe_file.parent / "rows.jsonl").read_text().splitlines()[0])
+    assert shown["example"].endswith(f"⟦{rows['completion']}</s>⟧")
+    assert shown["facts"]["end token of the example"] == "under the loss"
+    plain = rlhf("sft", *words).out
+    assert f"⟦{rows['completion']}</s>⟧" in plain
+    # By PEFT: LoRA of rank 16 on seven layers of two blocks, A and B each.
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert sum(shown["trainable"].values()) == adapted.get_nb_trainable_parameters()[0]
+    assert set(shown["trainable"]) == {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+def test_on_a_terminal_a_dry_run_colours_what_is_under_the_loss(
+    rlhf: Rlhf, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = rlhf("sft", "-r", "r.yaml", "--set", f"base.model={tiny_base}", "--dry-run").out
+    assert "⟦" not in out
+    assert "\x1b[32mb</s>\x1b[0m" in out
+
+
+def test_a_dry_run_counts_rows_that_are_there_twice(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
+    row = (recipe_file.parent / "rows.jsonl").read_text()
+    (recipe_file.parent / "rows.jsonl").write_text(row * 3 + row.replace('"a"', '"z"'))
+    words = ("-r", "r.yaml", "--set", f"base.model={tiny_base}", "--set", "data.sft.eval_fraction=0", "--dry-run")
+    assert facts(rlhf("sft", *words, "--json").json)["rows that repeat another one"] == 2
+    assert facts(rlhf("sft", *words, "--json").json)["rows train"] == 4
+
+
+def test_a_dry_run_makes_no_run(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
+    rlhf("sft", "-r", "r.yaml", "--set", f"base.model={tiny_base}", "--dry-run")
     assert not (recipe_file.parent / "runs").exists()
 
 

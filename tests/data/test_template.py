@@ -186,16 +186,13 @@ def test_example_shows_the_loss_and_the_special_tokens(chatml: Any, stories: Any
     template.prepare(stories, "auto")
     chat, text = template.encode_pairs(chatml, [([USER], [YES])]), template.encode_pairs(stories, [("Once", " upon")])
     shown = "<|im_start|>user\nhello there<|im_end|>\n<|im_start|>assistant\n⟦good day<|im_end|>⟧"
-    assert template.render_with_mask(chatml, chat[0], color=False) == shown
-    assert template.render_with_mask(stories, text[0], color=False) == "<s> Once⟦ upon</s>⟧"
-    colored = template.render_with_mask(chatml, chat[0], color=True)
-    assert "⟦" not in colored
-    assert "\x1b[32mgood day<|im_end|>\x1b[0m" in colored
+    assert template.render_with_mask(chatml, chat[0]) == shown
+    assert template.render_with_mask(stories, text[0]) == "<s> Once⟦ upon</s>⟧"
 
 
 def test_data_cannot_steer_the_terminal(chatml: Any) -> None:
     encoded = template.encode_pairs(chatml, [("a", " \x1b[2Jb")])[0]
-    assert template.render_with_mask(chatml, encoded, color=False) == "a⟦ \\x1b[2Jb</s>⟧"
+    assert template.render_with_mask(chatml, encoded) == "a⟦ \\x1b[2Jb</s>⟧"
 
 
 def test_real_demonstrations_come_back_whole(stories: Any) -> None:
