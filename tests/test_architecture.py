@@ -34,7 +34,6 @@ ALLOWED: dict[str, set[str]] = {
         "rlhf_cli.distributed",
         *("rlhf_cli.data", "rlhf_cli.models", "safetensors"),
         "rlhf_cli.recipe.functions",  # how a Python reward is named, looked at and loaded
-        "jinja2",  # the errors of a reward model's own chat template
         "rlhf_cli.evaluation.text",  # how much an answer repeats itself: the same figure in training and in eval
     },
     "evaluation": {"numpy", "scipy", "rlhf_cli.recipe.schema", "rlhf_cli.errors"},

@@ -263,6 +263,15 @@ def test_its_weights_are_in_the_recipes_dtype_and_frozen(make_scorer: Callable[.
     assert {(p.dtype, p.requires_grad) for p in made._model.parameters()} == {(torch.bfloat16, False)}
 
 
+@pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ messages"])
+def test_a_strangers_template_is_rendered_in_the_sandbox(make_scorer: Callable[..., Path], template: str) -> None:
+    prompts, _ = conversations()
+    folder = make_scorer()
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match="chat template does not take this conversation"):
+        ModelJudge(str(folder), "main", print).check([PromptRow(prompt, {}) for prompt in prompts])
+
+
 def test_conversations_need_a_template_that_takes_them_before_any_weights(make_scorer: Callable[..., Path]) -> None:
     prompts, _ = conversations()
     rows = [PromptRow(prompt, {}) for prompt in prompts]

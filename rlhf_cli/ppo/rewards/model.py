@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.data.rows import Message, PromptRow, Text
@@ -169,7 +168,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
         raise ModelError(message, where=where, mend=mend)
     try:  # in jinja's sandbox, by transformers
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program, and may raise anything
         roles = ", ".join(message["role"] for message in messages)
         message = (
             f"the reward model's chat template does not take this conversation ({roles}): {str(error).rstrip('.')}."
