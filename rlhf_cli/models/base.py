@@ -62,15 +62,23 @@ def default_device() -> torch.device:
 
 
 def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
-    """The dtype of weights and computation; auto is bfloat16 on a GPU that has it, else float32."""
-    if base.dtype != "auto":
-        dtype = getattr(torch, base.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+    """The dtype of weights and computation; auto is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        HardwareError: the device has not the one that is asked for.
+    """
     has_bfloat16 = device.type == "xpu" or (
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    if base.dtype == "auto":
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    lacks = base.dtype == "bfloat16" and device.type == "cuda" and not has_bfloat16
+    if lacks or (base.dtype == "float16" and device.type == "cpu"):
+        reason = "this GPU emulates it" if lacks else "on a CPU its gradients under- and overflow, and it is slow"
+        raise HardwareError(f"{base.dtype}: {reason}.", where="base.dtype", mend="Set auto, or float32.")
+    dtype = getattr(torch, base.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
