@@ -205,6 +205,7 @@ def _finish(result: dict[str, Any], failed_gates: Sequence[Fault], *, json: bool
 
 
 def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
+    from rlhf_cli.cli.preview import print_preview
     from rlhf_cli.stages.preview import preview
 
     _check(loaded, stages, runs_dir, smoke=smoke, thorough=True)
@@ -216,7 +217,7 @@ def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, 
         output.write_json({"status": "ok", "stage": stages[0] if len(stages) == 1 else "run", "dry_run": previews})
     else:
         for shown in previews:
-            output.print_preview(shown)
+            print_preview(shown)
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from rlhf_cli.runs.unfinished import state
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from rlhf_cli.errors import Fault
     from rlhf_cli.runs.layout import Entry
@@ -33,12 +32,6 @@ HEADLINES = {
     "ppo": ("ppo.reward", "ppo.kl"),
     "eval": ("reward.accuracy",),
     "export": ("export.kl",),
-}
-EXAMPLES = {  # what `--dry-run` shows of a stage
-    "pretrain": "one text, which is packed with others",
-    "sft": "one row (the loss is on what {mark})",
-    "reward": "one pair's chosen answer, which {mark}",
-    "ppo": "one prompt",
 }
 ALWAYS_COMPARED = ("response_length", "truncation_rate")  # where reward hacking shows first
 
@@ -285,31 +278,6 @@ def print_check(recipe: Path, stages: Sequence[str], counts: Mapping[str, Mappin
     for kind, numbers in counts.items():
         text = ", ".join(f"{reason} {number:,}" for reason, number in numbers.items())
         out.print(f"  data.{kind}: {text}", markup=False)
-
-
-def print_preview(shown: Mapping[str, Any]) -> None:
-    """What `--dry-run` found out: rows, tokens, one example with its loss mask."""
-    out = console()
-    out.print(f"{shown['stage']}", style="bold")
-    width = max((len(name) for name in shown["facts"]), default=0)
-    for name, value in shown["facts"].items():
-        text = f"{value:,}" if isinstance(value, int) else value
-        out.print(f"  {name:<{width}}  {text}", markup=False, soft_wrap=True)
-    if shown.get("example"):
-        color = out.is_terminal and not out.no_color
-        mark = "is green" if color else "stands in ⟦…⟧"
-        out.print(f"  {EXAMPLES[shown['stage']].format(mark=mark)}:", style="dim")
-        out.print(_with_mask(shown["example"], color=color), markup=False, soft_wrap=True)
-
-
-def _with_mask(example: str, *, color: bool) -> str | Text:
-    """An example with what is under the loss in green, where there is colour, instead of in ⟦…⟧."""
-    from rich.text import Text
-
-    prompt, bracket, completion = example.partition("⟦")
-    if not (color and bracket):
-        return example
-    return Text.assemble((prompt, "dim"), (completion.removesuffix("⟧"), "green"))
 
 
 def print_faults(faults: Sequence[Fault]) -> None:
