@@ -181,6 +181,7 @@ def _check(
 
 def _spread(recipe: Recipe) -> None:
     """Where the recipe asks for several processes, and this is none of them, let them do it, and end as they end."""
+    workers.check_environment()
     if recipe.launch.processes > 1 and not workers.is_worker():
         environment = {name: value for name, value in os.environ.items() if (name, value) not in ONE_GPU.items()}
         raise typer.Exit(workers.run(recipe.launch.processes, sys.argv[1:], environment, output.real_stdout()))

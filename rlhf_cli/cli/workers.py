@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from rlhf_cli.errors import RecipeError
+
 GRACE = 1.0  # seconds from the end of a process that failed to the end of those that wait for it
 HEEDED = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,6 +24,14 @@ HEEDED = (signal.SIGINT, signal.SIGTERM)
 def is_worker() -> bool:
     """Whether this process was started by us, accelerate or torchrun."""
     return "WORLD_SIZE" in os.environ
+
+
+def check_environment() -> None:
+    """Raise RecipeError where accelerate is set to split what is trained: here it is adapters, and whole everywhere."""
+    for name, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "").lower() == "true":
+            mend = "Use `accelerate launch --multi_gpu`, and launch.strategy: fsdp for a base that one GPU cannot hold."
+            raise RecipeError(f"accelerate is set to {kind}, which this does not use.", where=name, mend=mend)
 
 
 def run(count: int, arguments: list[str], environment: Mapping[str, str], stdout: int) -> int:

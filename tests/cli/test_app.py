@@ -542,3 +542,17 @@ def _environment() -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+@pytest.mark.usefixtures("stand_ins")
+def test_a_configuration_of_accelerate_that_is_not_used_is_refused(
+    rlhf: Rlhf, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "true")
+    ended = rlhf("sft", "-r", "r.yaml", "--json")
+    assert ended.code == 2
+    (fault,) = ended.json["errors"]
+    assert fault["where"] == name
+    assert "launch.strategy: fsdp" in fault["mend"]
+    assert not (recipe_file.parent / "runs").exists()
