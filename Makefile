@@ -29,7 +29,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile  # a file to a process: what it makes once, it makes once
 
 demo: $(READY)
 	$(BIN)/rlhf run -r recipes/demo/recipe.yaml --runs-dir $(RUNS)

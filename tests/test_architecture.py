@@ -27,7 +27,14 @@ ALLOWED: dict[str, set[str]] = {
         *("numpy", "orjson"),
     },
     "models": {
-        *("rlhf_cli.recipe.schema", "rlhf_cli.errors", "rlhf_cli.distributed", *(ML - {"trl"}), "safetensors"),
+        *(
+            "rlhf_cli.recipe.schema",
+            "rlhf_cli.errors",
+            "rlhf_cli.distributed",
+            *(ML - {"trl"}),
+            "safetensors",
+            "psutil",
+        ),
     },
     "ppo": {
         *("torch", "transformers", "peft", "accelerate", "rlhf_cli.errors", "rlhf_cli.recipe.schema", "rlhf_cli.runs"),

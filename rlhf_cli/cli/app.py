@@ -32,6 +32,7 @@ ENVIRONMENT = {  # before a library is imported, which reads these once; what th
 }
 ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of one process: with more in sight Trainer would split batches over them
 AFTER_MAIN = 8.0  # seconds, in which a process that failed comes to its end
+TYPERS_INTERRUPT = 130  # what Typer makes of a KeyboardInterrupt
 BUG = "This is a bug in rlhf. Please report it with the lines above."
 
 app = typer.Typer(
@@ -73,7 +74,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
                 _dry_run(loaded, [stage], runs_dir, smoke=smoke, json=json)
                 return
             _check(loaded, [stage], runs_dir, smoke=smoke)
-            _spread(loaded)
+            _spread(loaded, smoke=smoke)
             from rlhf_cli.stages.dispatch import run_stage
 
             with progress.reporter(json=json, quiet=quiet) as reporter:
@@ -117,7 +118,7 @@ def run_(
             _dry_run(loaded, wanted, runs_dir, smoke=smoke, json=json)
             return
         _check(loaded, wanted, runs_dir, smoke=smoke, thorough=True)
-        _spread(loaded)
+        _spread(loaded, smoke=smoke)
         from rlhf_cli.stages.dispatch import run_chain
 
         outcomes = []
@@ -173,16 +174,19 @@ def _check(
     from rlhf_cli.stages.preflight import check_functions, check_references, check_rows
 
     check_references(recipe, stages, runs_dir.absolute(), smoke=smoke, thorough=thorough)
-    counts = check_rows(recipe, stages)
+    counts = check_rows(recipe, stages, smoke=smoke)
     if thorough:
         check_functions(recipe, stages)
     return counts
 
 
-def _spread(recipe: Recipe) -> None:
-    """Where the recipe asks for several processes, and this is none of them, let them do it, and end as they end."""
+def _spread(recipe: Recipe, *, smoke: bool) -> None:
+    """Where the recipe asks for several processes, and this is none of them, let them do it, and end as they end.
+
+    A smoke run is one process.
+    """
     workers.check_environment()
-    if recipe.launch.processes > 1 and not workers.is_worker():
+    if recipe.launch.processes > 1 and not workers.is_worker() and not smoke:
         environment = {name: value for name, value in os.environ.items() if (name, value) not in ONE_GPU.items()}
         raise typer.Exit(workers.run(recipe.launch.processes, sys.argv[1:], environment, output.real_stdout()))
 
@@ -243,6 +247,8 @@ def _run(as_json: bool) -> int:
     """Run the command; its exit code."""
     try:
         code = app(standalone_mode=False)
+        if code == TYPERS_INTERRUPT:
+            raise KeyboardInterrupt
     except RlhfError as error:
         code = _fail(error.code, list(error.faults), as_json, error.result)
     except typer.TyperException as error:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -37,6 +37,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 NEW_HEADS = ("score.weight",)  # what a scorer may lack when it starts from a causal model
+
+
+class Sizes(NamedTuple):
+    """What a model's config says of its tables; None where there is no such bound, or it does not say."""
+
+    positions: int | None  # tokens of a row
+    embeddings: int | None  # token ids
+    hidden: int | None  # width of a hidden state
 
 
 def quiet() -> None:
@@ -92,22 +100,13 @@ def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
-def positions(source: str, revision: str) -> int | None:
-    """How many tokens the model at `source` has positions for; None where it has no such bound."""
+def sizes(source: str, revision: str) -> Sizes:
+    """How long and how rich in tokens the rows of the model at `source` may be."""
     _check_folder(source)
     with _told(source):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None  # some say -1
-
-
-def embeddings(source: str, revision: str) -> int | None:
-    """How many tokens the model at `source` has embeddings for; None where its config does not say."""
-    _check_folder(source)
-    with _told(source):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    found = getattr(config.get_text_config(), "vocab_size", None)
-    return found if isinstance(found, int) else None
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).get_text_config()
+    names = ("max_position_embeddings", "vocab_size", "hidden_size")
+    return Sizes(*(n if isinstance(n := getattr(config, name, None), int) and n > 0 else None for name in names))
 
 
 def load_causal_lm(base: Base, source: str, *, smoke: bool = False, is_split: bool = False) -> PreTrainedModel:

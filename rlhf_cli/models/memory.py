@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import re
 import resource
 import sys
@@ -26,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_cli.models import adapters
 from rlhf_cli.models.base import compute_dtype, default_device, quiet
+from rlhf_cli.models.splitting import layers_of
 from rlhf_cli.recipe.schema import Adapter, Base
 
 TRIED = (64, 128, 256)  # tokens of the rows that are called: bytes are a polynomial of the second degree in them
@@ -115,10 +116,10 @@ def gigabytes(size: float) -> str:
 
 
 def capacity(device: torch.device) -> float:
-    """Bytes of memory that the device has in all; of a CPU, what a container leaves of it."""
+    """Bytes of memory that the device has in all; of a CPU, swap included, what a container leaves of it."""
     if device.type in ("cuda", "xpu"):
         return float(getattr(torch, device.type).mem_get_info(device)[1])
-    allowed = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    allowed = [float(psutil.virtual_memory().total + psutil.swap_memory().total)]
     for path in map(Path, LIMITS):
         text = path.read_text().strip() if path.is_file() else "max"
         allowed += [float(text)] if text.isdecimal() else []
@@ -148,9 +149,7 @@ def shape(base: Base, adapter: Adapter | None, source: str, *, padded: bool) -> 
     has_own_head = head is not None and head.weight is not table
     quantized = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head] * (base.quantize != "none")
     text = config.get_text_config()
-    layers = [
-        sum(p.nbytes for p in m.parameters()) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)
-    ]
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in layers_of(model)]
     numbers = sum(p.numel() for p in model.parameters())
     packed = sum(m.weight.numel() for m in quantized)
     found = Shape(

@@ -29,7 +29,7 @@ def split(model: PreTrainedModel, device: torch.device) -> None:
     """
     model.requires_grad_(False)
     count = distributed.world_size()
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         found = f"{type(model).__name__} has no layers to split."
         raise ModelError(found, where=model.name_or_path, mend="Set launch.strategy: ddp.")
@@ -38,6 +38,13 @@ def split(model: PreTrainedModel, device: torch.device) -> None:
         for layer in layers:  # where not told so, a unit that is in no other keeps what it was given
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     model.to(device)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, outermost ones: one may hold another."""
+    if isinstance(model, GradientCheckpointingLayer):
+        return [model]
+    return [layer for child in model.children() for layer in layers_of(child)]
 
 
 def keep_from_ddp(model: nn.Module) -> None:

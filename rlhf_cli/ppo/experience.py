@@ -56,6 +56,7 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 def cut_up(groups: Sequence[list[int]], count: int) -> list[list[int]]:
     """The groups, the largest of them halved until there are `count`; there are as many rows at least."""
+    assert count <= sum(map(len, groups))
     cut = [*groups]
     while len(cut) < count:
         at = max(range(len(cut)), key=lambda i: len(cut[i]))

@@ -85,7 +85,9 @@ def _training(recipe: Recipe) -> Iterator[Problem]:
                 (stage, "batch_size"),
                 f"{stage}.batch_size: {section.batch_size} is not a multiple of micro_batch_size "
                 f"{section.micro_batch_size}{each}.",
-                f"Set {stage}.micro_batch_size to a divisor of {section.batch_size / together:g}.",
+                f"Set {stage}.micro_batch_size to a divisor of {section.batch_size // together}."
+                if section.batch_size % together == 0
+                else f"Set {stage}.batch_size to a multiple of {together}.",
             )
 
 
@@ -199,7 +201,8 @@ def _url(url: str, key: Key) -> Iterator[Problem]:
     except ValueError as error:
         yield Problem(key, f"{dotted}: is no URL: {type(error).__name__}.", "Write https://host:port/path.")
         return
-    if "@" in parts.netloc or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if "@" in parts.netloc or redacted(url) != url or any(map(SECRET.search, names)):
         message = f"{dotted}: holds a password or a key, which the run's recipe.yaml and its logs would show."
         yield Problem(key, message, "Take it out; RLHF_REWARD_TOKEN in the environment is sent as a Bearer header.")
     elif parts.scheme not in ("http", "https") or not host or not url.isascii() or re.search(r"[\s\x00-\x20\x7f]", url):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_cli.recipe.schema import STAGES, Recipe, is_run_reference
+from rlhf_cli.recipe.schema import STAGES, Launch, Recipe, is_run_reference
 
 STEPS = 2  # optimizer steps, or PPO iterations
 ROWS = 16  # of each data set
@@ -26,6 +26,7 @@ def shrink(recipe: Recipe) -> Recipe:
             update={**update, "max_length": length, "start": _start(section.start, stage)}
         )
     changed["data"] = recipe.data.model_copy(update={"max_overlong": 1.0})  # the lengths are no longer the recipe's
+    changed["launch"] = Launch()  # one process: there is no work for more
     shape = recipe.pretrain.architecture
     changed["pretrain"] = changed["pretrain"].model_copy(
         update={

@@ -11,7 +11,7 @@ from types import FrameType
 
 from rlhf_cli.runs.run import Run
 
-SAME = 1.0  # seconds in which a second signal is the first one again: `timeout` sends to a process and to its group
+SAME = 0.3  # seconds in which a second signal is the first one again: `timeout` sends to a process and to its group
 TOLD = b"\nstopping at the next step; Ctrl-C again stops at once\n"
 
 

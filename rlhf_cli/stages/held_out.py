@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from rlhf_cli.data import sources
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.data.sources import Find
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import DataError, Fault
 from rlhf_cli.evaluation import names
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Sources
@@ -22,6 +22,12 @@ class HeldOut(NamedTuple):
     sft: list[SftRow]
     preferences: list[PreferenceRow]
     prompts: list[PromptRow]
+
+
+def nothing(kind: str) -> Fault:
+    """What is wrong where none of a data set's rows is held out."""
+    mend = "Raise its eval_fraction, or name an eval_split."
+    return Fault("no row is held out, so there is nothing to evaluate on.", where=f"data.{kind}", mend=mend)
 
 
 def load(recipe: Recipe, find: Find, *, smoke: bool) -> HeldOut:
@@ -41,8 +47,7 @@ def load(recipe: Recipe, find: Find, *, smoke: bool) -> HeldOut:
         # sixteen rows may leave none held out, and a smoke run measures nothing anyway
         found = split.held_out or (split.train if smoke else [])
         if not found:
-            mend = "Raise its eval_fraction, or name an eval_split."
-            raise DataError("no row is held out, so there is nothing to evaluate on.", where=f"data.{kind}", mend=mend)
+            raise DataError([nothing(kind)])
         most = recipe.eval.samples
         return random.Random(recipe.seed).sample(found, min(most, len(found)))
 

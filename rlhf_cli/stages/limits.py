@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,32 @@ from rlhf_cli.recipe.schema import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rlhf_cli.stages.encoding import Columns, Fitting
+
 Tell = Callable[[str], None]
+
+
+def check_all(
+    stage: str,
+    recipe: Recipe,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Columns | Fitting,
+    held_out: Columns | Fitting,
+    *,
+    tell: Tell,
+) -> None:
+    """Hold a stage's encoded rows, of both sides, against its limits and against the base at `source`.
+
+    Raises as `check` and `check_ids`.
+    """
+    from rlhf_cli.models import base
+
+    size = base.sizes(source, recipe.base.revision)
+    longest = max(held_out.lengths(), default=0)
+    check(stage, recipe, train.lengths(), train.counts, positions=size.positions, tell=tell, held_out=longest)
+    sequences = itertools.chain(train.sequences(), held_out.sequences())
+    check_ids(tokenizer, sequences, size.embeddings, source)
 
 
 def check(
@@ -22,10 +48,12 @@ def check(
     *,
     positions: int | None,
     tell: Tell,
+    held_out: int = 0,
 ) -> None:
     """Hold the rows of sft, reward or ppo that were kept, by their `lengths` in tokens, against the limits.
 
-    `counts`: rows that were dropped or cut, by reason; `positions`: as in `check_positions`.
+    `counts`: rows that were dropped or cut, by reason; `positions`: as in `check_positions`; `held_out`: tokens of the
+    longest row that is held out.
 
     Raises:
         DataError: none was kept, or more are over the limit than `data.max_overlong` allows.
@@ -47,7 +75,8 @@ def check(
         mend = f"Raise {key} or data.max_overlong, or shorten the rows."
         raise DataError(f"{message}{recipe.data.max_overlong:g}.", where=key, mend=mend)
     where, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
-    check_positions(positions, max(lengths) + answer, allowed + answer, where, what=what, tell=tell)
+    longest = max(max(lengths), held_out)
+    check_positions(positions, longest + answer, allowed + answer, where, what=what, tell=tell)
 
 
 def check_ids(

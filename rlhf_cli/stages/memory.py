@@ -14,19 +14,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig
 
 from rlhf_cli import distributed
 from rlhf_cli.errors import HardwareError
-from rlhf_cli.models import memory
+from rlhf_cli.models import base, memory
 from rlhf_cli.models.base import default_device
 from rlhf_cli.models.memory import Parts, Shape, gigabytes
 from rlhf_cli.ppo.head import CHUNK_LOGITS
 from rlhf_cli.ppo.trainer import ROLLOUT_TOKENS
 from rlhf_cli.recipe.schema import Adapter, Recipe
 from rlhf_cli.runs.run import Run
+from rlhf_cli.stages import quality
 
-MOMENTS = 2  # of AdamW, as many numbers each as are trained
 BACKWARD = 2  # of a layer's widest tensor, alive at once: its gradients on both ways, less what is freed by then
 FORWARD = 4  # the same without gradients: the base's result, the adapter's, its scaled one, and the other branch
 CHUNK_COPIES = 4  # of a chunk of logits: its own, their log-softmax, and both results of the chunk before
@@ -58,33 +57,37 @@ class Estimate(NamedTuple):
         return {"phase": self.phase, **parts, "total": round(self.parts.total), **rest}
 
 
-def check(run: Run, recipe: Recipe, lengths: Sequence[int]) -> None:
-    """Tell the estimate, as `checked` has it; a smoke run's base is another one, and tiny.
+def check(run: Run, recipe: Recipe, lengths: Sequence[int], held_out: Sequence[int]) -> None:
+    """Tell the estimate; a smoke run's base is another one, and tiny. `lengths`: tokens of the rows.
+
+    Where memory is short, what is freed is returned at once from now on. Of several processes the main one looks.
 
     Raises:
-        HardwareError: as `checked`.
+        HardwareError: as `refusal` has it.
     """
     if run.smoke:
         return
-    found = checked(run.stage, recipe, run.base_source(), max(lengths))
+    short, found, refused = False, None, None
+    if distributed.is_main():
+        source, longest, aside = run.base_source(), max(lengths), max(held_out, default=0)
+        found = estimate(run.stage, recipe, source, longest, aside)
+        refused = None if found is None else refusal(run.stage, recipe, source, longest, aside, found)
+        short = found is not None and found.device == "cpu" and 2 * found.parts.needed > found.capacity
+    if refused is not None:
+        raise refused
     run.say(f"memory: {UNKNOWN if found is None else found}")
-
-
-def checked(stage: str, recipe: Recipe, source: str, longest: int) -> Estimate | None:
-    """As `estimate`; where memory is short, freed memory is returned at once from now on.
-
-    Raises:
-        HardwareError: it is more than the device has. It names what to lower, and to what.
-    """
-    found = estimate(stage, recipe, source, longest)
-    if found is None:
-        return None
-    if found.parts.needed > found.capacity:
-        mend = _mend(stage, recipe, source, longest, found.capacity)
-        raise HardwareError(f"it does not fit: {found}.", where=stage, mend=mend)
-    if found.device == "cpu" and 2 * found.parts.needed > found.capacity:
+    if distributed.shared(short):
         memory.return_what_is_freed()
-    return found
+
+
+def refusal(
+    stage: str, recipe: Recipe, source: str, longest: int, held_out: int, found: Estimate
+) -> HardwareError | None:
+    """What to raise where it is more than the device has; it names what to lower, and to what."""
+    if found.parts.needed <= found.capacity:
+        return None
+    mend = _mend(stage, recipe, source, longest, held_out, found.capacity)
+    return HardwareError(f"it does not fit: {found}.", where=stage, mend=mend)
 
 
 def exhausted(run: Run, recipe: Recipe) -> HardwareError:
@@ -102,26 +105,29 @@ def _mend_after_failure(run: Run, recipe: Recipe) -> str:
         return f"Lower {key}." if key else "Take a smaller base."
     section = getattr(recipe, stage)
     longest = section.max_prompt_length if stage == "ppo" else section.max_length
-    found = None if run.smoke else estimate(stage, recipe, source, longest)
+    found = None if run.smoke else estimate(stage, recipe, source, longest, longest)
     if found is None:
         return f"Lower {_key(stage)}, or set base.quantize: nf4."
     less = 0.75 * min(found.capacity, found.parts.needed)  # how much was lacking is not known
     what = "prompts" if stage == "ppo" else "rows"
-    return f"It takes {found}, with {what} of {longest:,} tokens. {_mend(stage, recipe, source, longest, less)}"
+    return (
+        f"It takes {found}, with {what} of {longest:,} tokens. {_mend(stage, recipe, source, longest, longest, less)}"
+    )
 
 
-def estimate(stage: str, recipe: Recipe, source: str, longest: int) -> Estimate | None:
-    """The peak of sft, reward or ppo with rows (prompts) of at most `longest` tokens; None where there is no way."""
+def estimate(stage: str, recipe: Recipe, source: str, longest: int, held_out: int) -> Estimate | None:
+    """The peak of sft, reward or ppo with rows (prompts) of at most `longest` tokens, of those held out `held_out` (0:
+    there are none); None where there is no way."""
     models = _models(stage, recipe, source)
-    return None if models is None else _peak(stage, recipe, models, longest)
+    return None if models is None else _peak(stage, recipe, models, longest, held_out)
 
 
 def trainable(stage: str, recipe: Recipe, source: str) -> dict[str, int]:
     """How many parameters a stage trains, by the name of their module; a critic's are as many again."""
     try:
         found = memory.trainable(recipe.base, recipe.adapter, source)
-        hidden = AutoConfig.from_pretrained(source, revision=recipe.base.revision).get_text_config().hidden_size
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError):  # loading it will tell
+        hidden = base.sizes(source, recipe.base.revision).hidden or 0
+    except Exception:  # as in `_models`
         return {}
     if stage == "reward":
         found.pop("lm_head", None)
@@ -130,6 +136,15 @@ def trainable(stage: str, recipe: Recipe, source: str) -> dict[str, int]:
         has_own = recipe.ppo.critic.kind == "adapter"
         found["critic"] = hidden + (sum(found.values()) if has_own else 0)
     return found
+
+
+def _moments(optimizer: str) -> float:
+    """What an optimizer keeps, in float32 numbers for each that is trained; 0 where it is not known."""
+    if optimizer.startswith(("adamw_8bit", "adamw_bnb_8bit")):
+        return 0.5
+    if optimizer.startswith("adamw"):
+        return 2
+    return 1 if optimizer.startswith("lion_32bit") else 0
 
 
 class _Models(NamedTuple):
@@ -141,15 +156,17 @@ class _Models(NamedTuple):
 
 def _models(stage: str, recipe: Recipe, source: str) -> _Models | None:
     try:
-        shape = memory.shape(recipe.base, recipe.adapter, source, padded=stage != "ppo")
+        rows = 1 if stage == "ppo" else getattr(recipe, stage).micro_batch_size * (1 + (stage == "reward"))
+        padded = rows > 1 and not recipe.base.attention.startswith("flash")  # PPO needs no mask
+        shape = memory.shape(recipe.base, recipe.adapter, source, padded=padded)
         others = [term for term in recipe.ppo.reward if term.model is not None] if stage == "ppo" else []
         judges = sum(_judge(recipe, str(term.model), term.revision) for term in others)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError):  # loading it will tell
+    except Exception:  # an architecture may fail in any way; loading it will tell which
         return None
     return _Models(shape, judges)
 
 
-def _peak(stage: str, recipe: Recipe, models: _Models, longest: int) -> Estimate:
+def _peak(stage: str, recipe: Recipe, models: _Models, longest: int, held_out: int) -> Estimate:
     device = default_device()
     processes = max(recipe.launch.processes, distributed.world_size())
     if recipe.launch.strategy == "fsdp" and processes > 1:  # its part of each layer, and the layer that is called
@@ -159,7 +176,7 @@ def _peak(stage: str, recipe: Recipe, models: _Models, longest: int) -> Estimate
     if stage == "ppo":
         phases = _ppo(recipe, models, longest, processes, device)
     else:
-        phases = _trl(stage, recipe, models.shape, longest, processes, device)
+        phases = _trl(stage, recipe, models.shape, longest, held_out, processes, device)
     phase, parts = max(phases, key=lambda item: item[1].total)
     capacity = memory.capacity(device) / (processes if device.type == "cpu" else 1)
     return Estimate(phase, parts, capacity, device.type, models.shape.is_called)
@@ -175,6 +192,7 @@ def _ppo(
     recipe: Recipe, models: _Models, prompt: int, processes: int, device: torch.device
 ) -> Iterator[tuple[str, Parts]]:
     settings, shape = recipe.ppo, models.shape
+    moments = _moments(settings.trainer.get("optim", "adamw"))
     on_cpu = device.type == "cpu"
     has_critic = settings.critic.kind == "adapter"
     runs = sum(term.run is not None for term in settings.reward)
@@ -188,7 +206,7 @@ def _ppo(
     rest = Parts(
         weights=weights + models.judges + shape.unpacked,
         adapters=adapters,
-        training=MOMENTS * moved,
+        training=moments * moved,
         activations=shape.kept.fixed,
         cache=0,
         logits=0,
@@ -228,20 +246,21 @@ def _ppo(
     yield "update", rest._replace(training=rest.training + policys, activations=kept + in_layer)
     yield "update", rest._replace(training=rest.training + moved * (1 + (processes > 1)))
     if on_cpu:  # a copy of the weights, and one of all that is written
-        yield "saving", rest._replace(copies=rest.copies + moved * (2 + MOMENTS))
+        yield "saving", rest._replace(copies=rest.copies + moved * (2 + moments))
 
 
 def _trl(
-    stage: str, recipe: Recipe, shape: Shape, width: int, processes: int, device: torch.device
+    stage: str, recipe: Recipe, shape: Shape, width: int, held_out: int, processes: int, device: torch.device
 ) -> Iterator[tuple[str, Parts]]:
     section = getattr(recipe, stage)
+    moments = _moments(section.trainer.get("optim", "adamw"))
     on_cpu = device.type == "cpu"
     rows = section.micro_batch_size * (2 if stage == "reward" else 1)
     whole = recipe.adapter is None
     rest = Parts(
         weights=(shape.trained if whole else shape.weights) + shape.unpacked,
         adapters=0.0 if whole else shape.trained,
-        training=MOMENTS * shape.trained + shape.trained * (processes > 1),  # and the buckets of DDP
+        training=moments * shape.trained + shape.trained * (processes > 1),  # and the buckets of DDP
         activations=shape.kept.fixed,
         cache=0,
         logits=0,
@@ -263,11 +282,11 @@ def _trl(
         tile = min(rows * width, TILE[0]) * min(shape.vocab_size, TILE[1])
         size = shape.itemsize + (0 if device.type in ("cuda", "xpu") else 4 * TILE_COPIES + 1)
         yield "update", started._replace(logits=tile * size)
-        floats = shape.itemsize + (4 if shape.itemsize < 4 else 0)  # Trainer hands out float32
-        whole_logits = shape.vocab_size * width * (rows * floats + 8)
-        yield "the loss on held-out rows", rest._replace(logits=whole_logits)
+        if held_out:  # Trainer hands out float32, and cross entropy makes a copy
+            numbers = min(section.micro_batch_size * width * shape.vocab_size, quality.LOGITS)
+            yield "the loss on held-out rows", rest._replace(logits=numbers * (shape.itemsize + 8))
     if on_cpu:
-        yield "saving", rest._replace(copies=MOMENTS * shape.trained)
+        yield "saving", rest._replace(copies=moments * shape.trained)
 
 
 def _rows(tokens: int, width: int, most: int) -> int:
@@ -303,7 +322,7 @@ class _Change(NamedTuple):
         return recipe.model_copy(update={self.section: section.model_copy(update=values)})
 
 
-def _mend(stage: str, recipe: Recipe, source: str, longest: int, capacity: float) -> str:
+def _mend(stage: str, recipe: Recipe, source: str, longest: int, held_out: int, capacity: float) -> str:
     """The settings that, each by itself, bring the estimate to `capacity`; or else what all of them together do."""
 
     def best(changed: Recipe, changes: Sequence[_Change]) -> tuple[_Change | None, float]:
@@ -311,12 +330,12 @@ def _mend(stage: str, recipe: Recipe, source: str, longest: int, capacity: float
         models = _models(stage, changed, source)
         if models is None:
             return None, math.inf
-        size = _peak(stage, changed, models, longest).parts.needed
+        size = _peak(stage, changed, models, longest, held_out).parts.needed
         found = None
         for change in changes:
             if size <= capacity:
                 break
-            found, size = change, _peak(stage, change.of(changed), models, longest).parts.needed
+            found, size = change, _peak(stage, change.of(changed), models, longest, held_out).parts.needed
         return found, size
 
     smaller = _smaller_batches(stage, recipe, longest)
@@ -337,18 +356,21 @@ def _mend(stage: str, recipe: Recipe, source: str, longest: int, capacity: float
 
 
 def _smaller_batches(stage: str, recipe: Recipe, longest: int) -> list[_Change]:
-    """The largest first."""
+    """The largest first, each at most half the one before."""
     if stage == "ppo":
         width = longest + recipe.ppo.max_new_tokens
-        rows = recipe.ppo.micro_batch_tokens // width
-        return [_Change(f"{_key(stage)}: {n * width}", stage, {"micro_batch_tokens": n * width}) for n in _below(rows)]
+        answers = recipe.ppo.rollout_batch_size * recipe.ppo.samples_per_prompt
+        rows = min(recipe.ppo.micro_batch_tokens // width, answers)
+        return [_Change(f"{_key(stage)}: {n * width}", stage, {"micro_batch_tokens": n * width}) for n in _halves(rows)]
     section = getattr(recipe, stage)
-    numbers = [n for n in _below(section.micro_batch_size) if section.batch_size % (n * recipe.launch.processes) == 0]
+    numbers = [n for n in _halves(section.micro_batch_size) if section.batch_size % (n * recipe.launch.processes) == 0]
     return [_Change(f"{_key(stage)}: {n}", stage, {"micro_batch_size": n}) for n in numbers]
 
 
-def _below(number: int) -> range:
-    return range(number - 1, 0, -1)
+def _halves(number: int) -> Iterator[int]:
+    while number > 1:
+        number //= 2
+        yield number
 
 
 def _other_changes(stage: str, recipe: Recipe) -> list[_Change]:

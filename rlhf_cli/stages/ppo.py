@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_cli import distributed
 from rlhf_cli.data import sources, template
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.models import base
@@ -34,6 +35,7 @@ REPORTED = (  # of the last iterations, in the result
 def run(recipe: Recipe, run: Run) -> Result:
     """Train the policy for `ppo.iterations`; the final policy is the run's model, the critic lies beside it."""
     settings = recipe.ppo
+    _check_shares(recipe)
     asked = optimization.arguments(settings.trainer, run.path)
     terms = rewards.terms(settings.reward, run.say)
     trackers = optimization.Trackers(asked, settings.model_dump(mode="json"))
@@ -57,6 +59,15 @@ def run(recipe: Recipe, run: Run) -> Result:
     history = trainer.train()
     trainer.save(run.model_dir, run.path / "critic")
     return Result(_summary(history))
+
+
+def _check_shares(recipe: Recipe) -> None:
+    """Raise RecipeError where processes of one's own launcher cannot share a split base's minibatches evenly."""
+    settings, together = recipe.ppo, distributed.world_size()
+    rows = settings.rollout_batch_size * settings.samples_per_prompt // settings.minibatches
+    if recipe.launch.strategy == "fsdp" and rows % together:
+        message = f"with fsdp, {rows} rows of a minibatch are not a multiple of {together} processes."
+        raise RecipeError(message, where="ppo.minibatches", mend="Choose it so that they are.")
 
 
 def _cast(recipe: Recipe, run: Run, terms: list[rewards.Term]) -> roles.Cast:
@@ -86,11 +97,8 @@ def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tu
     training.tell_counts(run, "prompts", rows, train.counts)
     held_out = encoding.fitting_prompts(tokenizer, rows.held_out[: 4 * WATCHED], longest)
     source = held_out if held_out.rows else train
-    positions = base.positions(run.base_source(), recipe.base.revision)
-    limits.check("ppo", recipe, train.lengths(), train.counts, positions=positions, tell=run.warn)
-    embeddings = base.embeddings(run.base_source(), recipe.base.revision)
-    limits.check_ids(tokenizer, train.sequences(), embeddings, run.base_source())
-    memory.check(run, recipe, train.lengths())
+    limits.check_all("ppo", recipe, run.base_source(), tokenizer, train, held_out, tell=run.warn)
+    memory.check(run, recipe, train.lengths(), ())
     return Prompts(train.rows, train.ids), Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
 
 
@@ -101,7 +109,8 @@ def _demonstrations(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase
     rows = sources.load(recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=limit)
     columns = encoding.sft_columns(tokenizer, rows.train, recipe.sft.max_length)
     training.tell_counts(run, "demonstrations", rows, columns.counts)
-    limits.check("sft", recipe, columns.lengths(), columns.counts, positions=None, tell=run.warn)
+    nothing = encoding.sft_columns(tokenizer, [], recipe.sft.max_length)
+    limits.check_all("sft", recipe, run.base_source(), tokenizer, columns, nothing, tell=run.warn)
     found = Demonstrations([], [])
     for part in columns.parts:
         for ids, labels in zip(part["input_ids"], part["labels"], strict=True):

@@ -16,7 +16,7 @@ from rlhf_cli.recipe import functions
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.check import ROWS
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import STAGES, held_out
 from rlhf_cli.stages.inputs import Input, check_base, model_input
 from rlhf_cli.stages.references import Reference, awaited, check_stage, find, references
 
@@ -86,25 +86,34 @@ def check_functions(recipe: Recipe, stages: Sequence[str]) -> None:
         raise RecipeError(faults)
 
 
-def check_rows(recipe: Recipe, stages: Sequence[str]) -> dict[str, dict[str, int]]:
+def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) -> dict[str, dict[str, int]]:
     """Read every data set that `stages` train on, and count its rows; look whether the gates' metrics will exist.
 
     Raises:
         RecipeError: with every gate on a metric that the evaluation does not give.
-        DataError: with every faulty row of every data set.
+        DataError: with every faulty row of every data set, and each that leaves the evaluation nothing.
     """
+    measured = (
+        dict(zip(("sft", "preferences", "prompts"), names.parts(recipe), strict=True)) if "eval" in stages else {}
+    )
     if "eval" in stages:
         gates.check_names(recipe.eval.gates, names.metric_names(recipe))
     counted: dict[str, dict[str, int]] = {}
     faults: list[Fault] = []
     for stage in stages:
         kind: Any = ROWS.get(stage)
-        if kind is None or any(source.path is None for source in getattr(recipe.data, kind)):
-            continue  # runs were checked when they were written; the hub is asked when the stage loads
+        # Runs were checked when they were written; the hub is asked when the stage loads.
+        local = [source for source in getattr(recipe.data, kind) if source.path is not None] if kind else []
+        if not local:
+            continue
         try:
-            counted[kind] = sources.count(getattr(recipe.data, kind), kind, find=Path)
+            counted[kind] = sources.count(local, kind, find=Path)
         except DataError as error:
             faults += error.faults
+            continue
+        is_all = len(local) == len(getattr(recipe.data, kind))
+        if is_all and measured.get(kind) and not counted[kind]["held out"] and not smoke:
+            faults.append(held_out.nothing(kind))
     if faults:
         raise DataError(faults)
     return counted

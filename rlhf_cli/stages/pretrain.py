@@ -45,7 +45,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     else:
         start = recipe.base.model_copy(update={"model": section.start, "quantize": "none"})
         tokenizer = base.load_tokenizer(run.base_source(), start.revision)
-        positions, length = base.positions(run.base_source(), start.revision), section.max_length
+        positions, length = base.sizes(run.base_source(), start.revision).positions, section.max_length
         limits.check_positions(positions, length, length, "pretrain.max_length", what="a sequence", tell=run.warn)
         model = base.load_causal_lm(start, run.base_source(), smoke=run.smoke)
     run.say(f"base: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,11 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
     if not smoke:  # its base is another one, and tiny
         from rlhf_cli.stages import memory
 
-        estimate = memory.checked(stage, recipe, source, more["tokens in the longest"])
+        longest, aside = more["tokens in the longest"], more["tokens in the longest held out"]
+        estimate = memory.estimate(stage, recipe, source, longest, aside)
         more["memory"] = memory.UNKNOWN if estimate is None else str(estimate)
+        if estimate is not None and (refusal := memory.refusal(stage, recipe, source, longest, aside, estimate)):
+            more["memory"] = str(refusal)
         told = {} if estimate is None else {"memory": estimate.as_json()}
         trained = memory.trainable(stage, recipe, source)
         if trained:
@@ -81,30 +85,30 @@ def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[
         RlhfError: what the stage itself would raise of its rows.
     """
     from rlhf_cli.data import template
-    from rlhf_cli.models.base import embeddings, load_tokenizer, positions, quiet
+    from rlhf_cli.models.base import load_tokenizer, quiet
 
     quiet()
     tokenizer = load_tokenizer(source, recipe.base.revision)
     template.prepare(tokenizer, recipe.base.chat_template)
     stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in template.stop_ids(tokenizer))
     facts: dict[str, Any] = {"end tokens": stops, "pad token": f"{tokenizer.pad_token} ({tokenizer.pad_token_id})"}
-    found: encoding.Fitting | encoding.Columns
+    encode: Callable[[Any], encoding.Fitting | encoding.Columns]
     if stage == "ppo":
-        found = encoding.fitting_prompts(tokenizer, split.train, recipe.ppo.max_prompt_length)
+        encode = partial(encoding.fitting_prompts, tokenizer, longest=recipe.ppo.max_prompt_length)
     elif stage == "sft":
-        found = encoding.sft_columns(tokenizer, split.train, recipe.sft.max_length)
+        encode = partial(encoding.sft_columns, tokenizer, max_length=recipe.sft.max_length)
     else:
-        found = encoding.preference_columns(tokenizer, split.train, recipe.reward.max_length)
+        encode = partial(encoding.preference_columns, tokenizer, max_length=recipe.reward.max_length)
+    found, held_out = encode(split.train), encode(split.held_out)
     lengths = found.lengths()
     warnings: list[str] = []
-    bound = positions(source, recipe.base.revision)
-    limits.check(stage, recipe, lengths, found.counts, positions=bound, tell=warnings.append)
-    limits.check_ids(tokenizer, found.sequences(), embeddings(source, recipe.base.revision), source)
+    limits.check_all(stage, recipe, source, tokenizer, found, held_out, tell=warnings.append)
     facts |= (
         {"rows train": found.kept}
         | _told(found.counts)
         | _told({"rows that repeat another one": found.kept - len(set(map(hash, _rows(found))))})
         | {"tokens in all": sum(lengths), "tokens in the longest": max(lengths)}
+        | {"tokens in the longest held out": max(held_out.lengths(), default=0)}
     )
     if warnings:
         facts["warning"] = warnings[0]

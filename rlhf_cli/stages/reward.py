@@ -28,15 +28,15 @@ def run(recipe: Recipe, run: Run) -> Result:
     )
     columns = encoding.preference_columns(tokenizer, rows.train, section.max_length)
     training.tell_counts(run, "preferences", rows, columns.counts)
-    positions = base.positions(run.base_source(), recipe.base.revision)
-    limits.check("reward", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
-    embeddings = base.embeddings(run.base_source(), recipe.base.revision)
-    limits.check_ids(tokenizer, columns.sequences(), embeddings, run.base_source())
-    memory.check(run, recipe, columns.lengths())
+    held_out = encoding.preference_columns(tokenizer, rows.held_out, section.max_length)
+    limits.check_all("reward", recipe, run.base_source(), tokenizer, columns, held_out, tell=run.warn)
+    memory.check(run, recipe, columns.lengths(), held_out.lengths())
 
     model = load(recipe, run, tokenizer)
     dtype = base.compute_dtype(recipe.base, base.default_device())
-    splitting.keep_from_ddp(model)
+    is_split = recipe.launch.strategy == "fsdp"
+    if is_split:
+        splitting.keep_from_ddp(model)
     journal = training.Journal(run)
     trainer = RewardTrainer(
         model=model,
@@ -54,8 +54,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     )
     metrics = saving.train(trainer, journal, run, section.save_every)
     training.save(trainer, tokenizer, run)
-    if distributed.is_main() or recipe.launch.strategy == "fsdp":  # a split base is called by all or none
-        held_out = encoding.preference_columns(tokenizer, rows.held_out, section.max_length)
+    if distributed.is_main() or is_split:  # a split base is called by all or none
         metrics |= quality.ranking(trainer, held_out, 2 * section.micro_batch_size * max(columns.lengths()))
     return Result(metrics)
 

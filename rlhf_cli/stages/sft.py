@@ -24,11 +24,9 @@ def run(recipe: Recipe, run: Run) -> Result:
     )
     columns = encoding.sft_columns(tokenizer, rows.train, section.max_length)
     training.tell_counts(run, "demonstrations", rows, columns.counts)
-    positions = base.positions(run.base_source(), recipe.base.revision)
-    limits.check("sft", recipe, columns.lengths(), columns.counts, positions=positions, tell=run.warn)
-    embeddings = base.embeddings(run.base_source(), recipe.base.revision)
-    limits.check_ids(tokenizer, columns.sequences(), embeddings, run.base_source())
-    memory.check(run, recipe, columns.lengths())
+    held_out = encoding.sft_columns(tokenizer, rows.held_out, section.max_length)
+    limits.check_all("sft", recipe, run.base_source(), tokenizer, columns, held_out, tell=run.warn)
+    memory.check(run, recipe, columns.lengths(), held_out.lengths())
 
     start = None if section.start == "base" else run.model_of(section.start)
     is_split = recipe.launch.strategy == "fsdp"
@@ -36,7 +34,8 @@ def run(recipe: Recipe, run: Run) -> Result:
         recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke, is_split=is_split
     )
     dtype = base.compute_dtype(recipe.base, base.default_device())
-    splitting.keep_from_ddp(model)
+    if is_split:
+        splitting.keep_from_ddp(model)
     journal = training.Journal(run)
     trainer = SFTTrainer(
         model=model,
@@ -56,6 +55,5 @@ def run(recipe: Recipe, run: Run) -> Result:
     metrics = saving.train(trainer, journal, run, section.save_every)
     training.save(trainer, tokenizer, run)
     if distributed.is_main() or is_split:  # a split base is called by all or none
-        held_out = encoding.sft_columns(tokenizer, rows.held_out, section.max_length)
         metrics |= quality.loss(trainer, held_out, section.micro_batch_size * max(columns.lengths()))
     return Result(metrics)

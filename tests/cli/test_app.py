@@ -92,7 +92,7 @@ def test_the_chain_tells_its_stages_and_one_map_of_metrics(rlhf: Rlhf) -> None:
 def test_check_tells_what_the_data_hold(rlhf: Rlhf) -> None:
     told = rlhf("check", "-r", "r.yaml", "sft", "reward", "--json", "--set", "data.sft.eval_fraction=0").json
     assert (told["status"], told["stages"], set(told["data"])) == ("ok", ["sft", "reward"], {"sft", "preferences"})
-    assert told["data"]["sft"]["train"] == 1
+    assert told["data"]["sft"]["train"] == 2
 
 
 @pytest.mark.usefixtures("stand_ins")
@@ -134,7 +134,7 @@ def test_on_a_terminal_a_dry_run_colours_what_is_under_the_loss(
 
 
 def test_a_dry_run_counts_rows_that_are_there_twice(rlhf: Rlhf, recipe_file: Path, tiny_base: Path) -> None:
-    row = (recipe_file.parent / "rows.jsonl").read_text()
+    row = (recipe_file.parent / "rows.jsonl").read_text().splitlines(keepends=True)[0]
     (recipe_file.parent / "rows.jsonl").write_text(row * 3 + row.replace('"a"', '"z"'))
     words = ("-r", "r.yaml", "--set", f"base.model={tiny_base}", "--set", "data.sft.eval_fraction=0", "--dry-run")
     assert facts(rlhf("sft", *words, "--json").json)["rows that repeat another one"] == 2

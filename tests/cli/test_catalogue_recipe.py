@@ -124,7 +124,7 @@ CASES = {
         f"{HEAD}sft: {{batch_size: 32}}\nppo: {{rollout_batch_size: 120}}\nlaunch: {{processes: 3}}",
         "4:7",
         "micro_batch_size 8 × 3 processes",
-        "divisor",
+        "a multiple of 3",
     ),
     "absent run": Case(
         f"{HEAD}ppo: {{start: sft@v0009, reward: [{{run: reward}}]}}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -56,7 +57,8 @@ def recipe_file(tmp_path: Path) -> Path:
     """A recipe with all stages but pretrain, on a folder that stands for a base."""
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").touch()
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}\n')
+    rows = ({"prompt": prompt, "completion": "b", "chosen": "b", "rejected": "c"} for prompt in ("a", "d"))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "r.yaml"
     path.write_text(
         "name: bot\nbase: {model: ./base}\n"

@@ -6,11 +6,11 @@ import os
 import random
 import signal
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 
-from rlhf_cli.errors import RecipeError
 from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.manifest import read_manifest
 from rlhf_cli.stages.dispatch import Outcome
@@ -21,31 +21,44 @@ from .test_exact_resume import Stage
 KILLS = {"sft": 20, "reward": 20, "ppo": 10}
 
 
-def killed(stage: Stage, runs: str, after: float) -> bool:
-    """Start or resume in a child that is killed `after` seconds; whether it was, and had not ended by then.
-
-    SIGALRM, which nobody handles, ends a process where it stands, as SIGKILL does; the kernel keeps the time.
-    """
+def killed(stage: Stage, runs: str, steps: int, after: float) -> bool:
+    """Start or resume in a child, SIGKILL it `after` seconds from when it has logged `steps`; whether it was there."""
     child = os.fork()
     if child == 0:
-        code = 1
         try:
-            signal.setitimer(signal.ITIMER_REAL, after)
             begun(stage, runs)
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGALRM)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    ended = 0
+    while not ended and logged(stage, runs) < steps:
+        time.sleep(0.002)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL)
     return code != 0
 
 
+def newest(stage: Stage, runs: str) -> Path | None:
+    folders = sorted((stage.folder / runs / "t" / stage.stage).glob("v*"))
+    return folders[-1] if folders and not (folders[-1] / "manifest.json").exists() else None
+
+
+def logged(stage: Stage, runs: str) -> int:
+    file = (newest(stage, runs) or stage.folder) / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
 def begun(stage: Stage, runs: str) -> Outcome:
-    """Go on where there is what to go on with, else begin."""
-    try:
-        return stage.run(runs, resume=True)
-    except RecipeError:
-        return stage.run(runs)
+    """Go on where there is a checkpoint to go on from, else begin anew."""
+    path = newest(stage, runs)
+    saved = path is not None and any((path / "checkpoints").glob("step-*"))
+    return stage.run(runs, resume=saved)
 
 
 @pytest.mark.parametrize("name", KILLS)
@@ -54,21 +67,25 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_never_was(
 ) -> None:
     made = test_ppo_resume if name == "ppo" else test_exact_resume
     stage = Stage(made.folder.__wrapped__(tmp_path_factory, tiny_base), name)  # type: ignore[attr-defined]
-    stage.run("warm")  # what is imported at the first time
     start = time.monotonic()
     expected = stage.run("unbroken")
-    seconds = time.monotonic() - start
+    total = len((expected.path / "metrics.jsonl").read_text().splitlines())
+    a_step = (time.monotonic() - start) / total
     draw = random.Random(f"kills of {name}")
-    kills, complete = 0, 0
+    kills, complete, resumed = 0, 0, 0
     while kills < KILLS[name]:
         runs = f"killed {complete}"
-        if killed(stage, runs, draw.uniform(0, seconds)):
+        path = newest(stage, runs)
+        resumed += path is not None and any((path / "checkpoints").glob("step-*"))
+        # Somewhere behind what is done: a few steps on, or so far that it ends before.
+        if killed(stage, runs, logged(stage, runs) + draw.randrange(0, total), draw.uniform(0, a_step)):
             kills += 1
         else:
             complete += 1
         for entry in layout.all_runs(stage.folder / runs):
             if read_manifest(entry.path) is not None:
                 assert lineage.verify(entry).faults == []
+    assert resumed >= KILLS[name] // 4
     last = begun(stage, f"killed {complete}")
     for number in range(complete):
         entry = layout.find(stage.folder / f"killed {number}", f"{name}@latest", "t", smoke=False)
