@@ -106,12 +106,12 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "the weights lack",
         "download",
     ),
-    "no config": (lambda base: (base / "config.json").unlink(), "", "model"),
+    "no config": (lambda base: (base / "config.json").unlink(), "config.json", "Name a transformers model"),
     "a config that is no JSON": (lambda base: (base / "config.json").write_text("{"), "cannot be loaded", "complete"),
     "an architecture that is not known": (
         lambda base: edit(base / "config.json", model_type="new"),
         "cannot be loaded",
-        "",
+        "complete transformers folder",
     ),
     "no tokenizer": (
         lambda base: [p.unlink() for p in base.glob("token*")],
