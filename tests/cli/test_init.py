@@ -73,13 +73,15 @@ def test_what_the_recipe_says_to_change_makes_a_sound_one(rlhf: Rlhf, project: P
 
 
 def test_the_makefiles_commands_run(project: Path) -> None:
-    command = ["make", f"RLHF={sys.executable} -m rlhf_cli"]
+    command = ["make", "--no-print-directory", f"RLHF={sys.executable} -m rlhf_cli"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     told = subprocess.run([*command, "check", "list"], cwd=project, env=environment, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert "good for pretrain, sft" in told.stdout
     assert "no runs in runs" in told.stdout
-    told = subprocess.run(["make", "-n"], cwd=project, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-n"], cwd=project, capture_output=True, text=True, check=True
+    )
     assert told.stdout == "rlhf run -r recipe.yaml\n"
 
 
