@@ -1,114 +1,113 @@
-"""The one error family: where, what, what is allowed, how to mend it, and the exit code that says its kind.
+"""Exceptions for errors that the user can fix.
 
-An error holds one fault or many, because everything that is wrong with a recipe or a data file is told in one go.
+Each holds one or more issues (code, location, message, hint) and defines an exit code. All issues of a recipe or a
+data file are reported at once.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-SECRETS = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")  # in the environment, variables of these names hold one
-SHORTEST = 8  # characters of a secret; a shorter value may stand anywhere by chance
-_SECRET_TEXT = re.compile(
-    r"""(?P<scheme>\b[a-z][a-z0-9+.-]*:/{1,2})[^/\s]*@  # user and password of a URL, also one that was read as a path
-    | (?P<parameter>[?&][^=&\s]*(?:token|key|secret|passw|auth|sig|cred)[^=&\s]*=)[^&\s]+
-    | \b(?P<token>hf_)[A-Za-z0-9]{20,}""",
-    re.VERBOSE | re.IGNORECASE,
-)
-
-
-def redacted(text: str) -> str:
-    """`text` without secrets: those of the environment, passwords and keys of URLs, tokens of the hub."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST and value in text and SECRETS.search(name):
-            text = text.replace(value, "…")
-    return _SECRET_TEXT.sub(lambda match: f"{match[match.lastgroup or 0]}…{'@' if match['scheme'] else ''}", text)
+from rlhf_cli.error_codes import CODES
+from rlhf_cli.redaction import redact
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong.
+class Issue:
+    """One problem that the user can fix. Secrets are removed from its texts.
 
-    `where` is `file:line:column`, `file:line` or a name, as near as it is known; `message` says what was found and
-    what is allowed; `mend` says what to do. What a library said, or a recipe held, may hold a secret: it is taken out.
+    Attributes:
+        code: Stable identifier from `error_codes.CODES`, such as `recipe.unknown-key`.
+        message: What is wrong: what was found and what is allowed.
+        location: `file:line:column`, `file:line`, a recipe key or a path; empty if unknown.
+        hint: What to do, as an imperative sentence; may be empty.
     """
 
+    code: str
     message: str
-    where: str = ""
-    mend: str = ""
+    location: str = ""
+    hint: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("message", "where", "mend"):
-            object.__setattr__(self, name, redacted(getattr(self, name)))
+        assert self.code in CODES, f"unregistered error code: {self.code}"
+        for name in ("message", "location", "hint"):
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
     def __str__(self) -> str:
-        text = f"{self.where}  {self.message}" if self.where else self.message
-        return f"{text} {self.mend}" if self.mend else text
+        text = f"{self.location}  {self.message}" if self.location else self.message
+        return f"{text} {self.hint}" if self.hint else text
 
 
 class RlhfError(Exception):
-    """What a user can cause and mend. Raise one of the kinds below; each has its exit code."""
+    """Base class for errors that the user can fix.
 
-    code: ClassVar[int] = 1
-    result: Mapping[str, Any] = MappingProxyType({})  # what `--json` tells beside the faults
+    Args:
+        code: The code of a single issue, or the issues themselves.
+        message: The message of a single issue.
+        location: The location of a single issue.
+        hint: The hint of a single issue.
+    """
 
-    def __init__(self, fault: str | Sequence[Fault], *, where: str = "", mend: str = "") -> None:
-        self.faults: tuple[Fault, ...] = (Fault(fault, where, mend),) if isinstance(fault, str) else tuple(fault)
-        super().__init__("\n".join(map(str, self.faults)))
+    exit_code: ClassVar[int] = 1
+    result: Mapping[str, Any] = MappingProxyType({})  # further keys of the JSON object that `--json` prints
+
+    def __init__(self, code: str | Sequence[Issue], message: str = "", *, location: str = "", hint: str = "") -> None:
+        self.issues: tuple[Issue, ...] = (
+            (Issue(code, message, location, hint),) if isinstance(code, str) else tuple(code)
+        )
+        super().__init__("\n".join(map(str, self.issues)))
 
 
 class RecipeError(RlhfError):
-    """A recipe or a command line that cannot be followed."""
+    """Raised when the recipe or a command-line option is invalid."""
 
-    code = 2
+    exit_code = 2
 
 
 class DataError(RlhfError):
-    """Rows that cannot be read or used."""
+    """Raised when rows cannot be read or used."""
 
-    code = 3
+    exit_code = 3
 
 
 class ModelError(RlhfError):
-    """A model, an adapter or a run's artifact that is absent, damaged or does not fit."""
+    """Raised when a model, an adapter or an artifact of a run is missing, damaged or incompatible."""
 
-    code = 4
+    exit_code = 4
 
 
 class HardwareError(RlhfError):
-    """This machine lacks what the recipe asks for."""
+    """Raised when the machine lacks what the recipe needs."""
 
-    code = 5
+    exit_code = 5
 
 
 class DiskError(RlhfError):
-    """No space, no permission, or a path outside the runs folder."""
+    """Raised on a full disk, a missing permission, a held lock, or a path outside the runs directory."""
 
-    code = 6
+    exit_code = 6
 
 
 class DivergedError(RlhfError):
-    """Training left the finite numbers, or the limits that the recipe sets."""
+    """Raised when training reaches non-finite values or exceeds a limit set by the recipe, or when a reward fails."""
 
-    code = 7
+    exit_code = 7
 
 
 class GateError(RlhfError):
-    """The run is complete, and a gate says that it is not good enough. `result` tells of it."""
+    """Raised after a run completed if one of its gates failed. `result` holds the run's metrics."""
 
-    code = 8
+    exit_code = 8
 
-    def __init__(self, faults: Sequence[Fault], result: Mapping[str, Any]) -> None:
+    def __init__(self, issues: Sequence[Issue], result: Mapping[str, Any]) -> None:
         self.result = result
-        super().__init__(faults)
+        super().__init__(issues)
 
 
 class StoppedError(RlhfError):
-    """A signal ended the run before it was complete."""
+    """Raised when a signal ended the run before it completed."""
 
-    code = 75
+    exit_code = 75

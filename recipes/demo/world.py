@@ -42,7 +42,7 @@ FILLERS = (
 
 # -------------------------------------------------------------------------------------------------- the answers
 class Habits(NamedTuple):
-    """How often an answer has each fault: shares of all answers."""
+    """How often an answer has each issue: shares of all answers."""
 
     wrong: float  # says something false
     off_topic: float  # answers another question, or refuses where there is no harm
@@ -53,7 +53,7 @@ class Habits(NamedTuple):
 
 
 AT_LARGE = Habits(wrong=0.10, off_topic=0.0)  # the text that a base is made from
-PEOPLE = Habits(wrong=0.20, off_topic=0.08)  # who write demonstrations; a good half of them has some fault
+PEOPLE = Habits(wrong=0.20, off_topic=0.08)  # who write demonstrations; a good half of them has some issue
 CANDIDATES = Habits(wrong=0.30, off_topic=0.20)  # the answers that annotators compare
 SILLY_SHARE = 0.85  # of the wrong answers: nonsense, which anybody would notice
 

@@ -18,7 +18,8 @@ import typer
 from rlhf_cli import __version__, distributed
 from rlhf_cli.cli import doctor, init, options, output, progress, workers
 from rlhf_cli.cli.runs import runs
-from rlhf_cli.errors import Fault, GateError, RecipeError, RlhfError, redacted
+from rlhf_cli.errors import GateError, Issue, RecipeError, RlhfError
+from rlhf_cli.redaction import redact
 from rlhf_cli.stages import STAGES
 
 if TYPE_CHECKING:
@@ -156,14 +157,14 @@ app.add_typer(runs, name="runs", rich_help_panel="Runs")
 
 @contextlib.contextmanager
 def _recipe(path: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Iterator[Recipe]:
-    """The recipe; inside, a fault that names one of its keys is told with that key's line."""
+    """The recipe; inside, a issue that names one of its keys is told with that key's line."""
     from rlhf_cli.recipe.load import read_recipe
 
     loaded = read_recipe(path, overrides or (), stages)
     try:
         yield loaded.recipe
     except RlhfError as error:
-        error.faults = tuple(loaded.located(fault) for fault in error.faults)
+        error.issues = tuple(loaded.located(issue) for issue in error.issues)
         raise
 
 
@@ -197,12 +198,12 @@ def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
 
     wanted = [stage for stage in STAGES if stage in stages] if stages else named_stages(recipe)
     if not wanted:
-        mend = f"Add one of the sections {', '.join(STAGES)}, or name the stages."
-        raise RecipeError("the recipe has no stage to run.", mend=mend)
+        hint = f"Add one of the sections {', '.join(STAGES)}, or name the stages."
+        raise RecipeError("the recipe has no stage to run.", hint=hint)
     return wanted
 
 
-def _finish(result: dict[str, Any], failed_gates: Sequence[Fault], *, json: bool) -> None:
+def _finish(result: dict[str, Any], failed_gates: Sequence[Issue], *, json: bool) -> None:
     if failed_gates:
         raise GateError(failed_gates, result)
     if json and distributed.is_main():
@@ -250,19 +251,19 @@ def _run(as_json: bool) -> int:
         if code == TYPERS_INTERRUPT:
             raise KeyboardInterrupt
     except RlhfError as error:
-        code = _fail(error.code, list(error.faults), as_json, error.result)
+        code = _fail(error.exit_code, list(error.issues), as_json, error.result)
     except typer.TyperException as error:
         code = _usage(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail(75, [Fault("stopped before the run began.")], as_json)
+        code = _fail(75, [Issue("run.stopped", "stopped before the run began.")], as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
         if distributed.world_size() > 1:
             time.sleep(AFTER_MAIN)  # it may be that another process is gone, which has told why
-        sys.stderr.write(redacted(traceback.format_exc()))
-        code = _fail(1, [Fault(f"{type(error).__name__}: {error}", mend=BUG)], as_json)
+        sys.stderr.write(redact(traceback.format_exc()))
+        code = _fail(1, [Issue("internal.error", f"{type(error).__name__}: {error}", hint=BUG)], as_json)
     return code if isinstance(code, int) else 0
 
 
@@ -273,19 +274,19 @@ def _interrupt(number: int, frame: object) -> None:
 def _usage(error: typer.TyperException, as_json: bool) -> int:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     if as_json:
-        return _fail(2, [Fault(message)], as_json)
+        return _fail(2, [Issue("recipe.usage", message)], as_json)
     error.show()  # type: ignore[attr-defined]
     return 2
 
 
-def _fail(code: int, faults: list[Fault], as_json: bool, result: Mapping[str, Any] = MappingProxyType({})) -> int:
+def _fail(code: int, issues: list[Issue], as_json: bool, result: Mapping[str, Any] = MappingProxyType({})) -> int:
     if not distributed.is_main():
         # Mostly the main process fails alike, tells it, and ends this one in the meantime.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(AFTER_MAIN)
     if os.environ.get("RLHF_DEBUG") == "1" and code != 1:
-        sys.stderr.write(redacted(traceback.format_exc()))
+        sys.stderr.write(redact(traceback.format_exc()))
     if as_json:
-        output.write_json({**result, **output.error_json(code, faults)})
-    output.print_faults(faults)
+        output.write_json({**result, **output.error_json(code, issues)})
+    output.print_issues(issues)
     return code

@@ -1,4 +1,4 @@
-"""`rlhf doctor`: what this machine can do, what is missing, and how to mend it."""
+"""`rlhf doctor`: what this machine can do, what is missing, and how to hint it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from rlhf_cli.cli import options, output
 from rlhf_cli.cli.doctor_findings import Finding, findings
-from rlhf_cli.errors import Fault, HardwareError
+from rlhf_cli.errors import HardwareError, Issue
 
 COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
 
@@ -20,7 +20,7 @@ def doctor(runs_dir: options.RunsDir = options.RUNS, json: options.Json = False)
     broken = [one for one in found if one.needed and one.state != "ok"]
     shown = {"stage": "doctor", "findings": [one._asdict() for one in found]}
     if broken:
-        error = HardwareError([Fault(f"{one.found}.", one.name, one.mend) for one in broken])
+        error = HardwareError([Issue(f"{one.found}.", one.name, one.hint) for one in broken])
         error.result = shown
         raise error
     if json:
@@ -57,4 +57,4 @@ def _shown(found: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _text(one: Finding) -> str:
-    return f"{one.found}. {one.mend}" if one.mend else one.found
+    return f"{one.found}. {one.hint}" if one.hint else one.found

@@ -49,7 +49,7 @@ class Finding(NamedTuple):
     name: str
     state: State
     found: str
-    mend: str = ""
+    hint: str = ""
     needed: bool = False  # the tool cannot work where this is not ok
 
 
@@ -76,20 +76,20 @@ def _packages() -> Iterator[Finding]:
         requirement = asked.get(name)
         needed = name not in OPTIONAL
         install = f'pip install "{requirement or name}"'
-        mend = f"`{install}`" + ("." if needed else ", or leave `base.quantize` at none.")
+        hint = f"`{install}`" + ("." if needed else ", or leave `base.quantize` at none.")
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding("packages", name, "missing", "not installed", mend, needed)
+            yield Finding("packages", name, "missing", "not installed", hint, needed)
             continue
         if requirement is not None and not requirement.specifier.contains(version, prereleases=True):
-            yield Finding("packages", name, "wrong", f"{version}, expected {requirement.specifier}", mend, needed)
+            yield Finding("packages", name, "wrong", f"{version}, expected {requirement.specifier}", hint, needed)
             continue
         try:
             _import(name, attributes)
         except Exception as error:  # of a shared library, of a package below it, of anything at its top
-            mend = mend.replace("pip install", "pip install --force-reinstall", 1)
-            yield Finding("packages", name, "wrong", f"{version}, but it fails: {_told(error)}", mend, needed)
+            hint = hint.replace("pip install", "pip install --force-reinstall", 1)
+            yield Finding("packages", name, "wrong", f"{version}, but it fails: {_told(error)}", hint, needed)
         else:
             yield Finding("packages", name, "ok", version, needed=needed)
 
@@ -143,12 +143,12 @@ def _devices() -> Iterator[Finding]:
 
 
 def _no_accelerator(built_for: str | None) -> Finding:
-    """A driver without a torch that uses it is a fault; neither is but a slow machine."""
+    """A driver without a torch that uses it is a issue; neither is but a slow machine."""
     if shutil.which("nvidia-smi") is None:
         return Finding("devices", "gpu", "missing", "none: stages run on the CPU", "Take a small base.")
     why = f"torch is built for CUDA {built_for} and finds no GPU" if built_for else "this torch is built without CUDA"
-    mend = "Install the torch that fits your driver: see pytorch.org; `nvidia-smi` tells the driver."
-    return Finding("devices", "gpu", "wrong", f"there is an NVIDIA driver, but {why}", mend)
+    hint = "Install the torch that fits your driver: see pytorch.org; `nvidia-smi` tells the driver."
+    return Finding("devices", "gpu", "wrong", f"there is an NVIDIA driver, but {why}", hint)
 
 
 def _kernels() -> Iterator[Finding]:
@@ -166,16 +166,16 @@ def _kernels() -> Iterator[Finding]:
     }
     for kind, layer in made.items():
         instead = "base.dtype: float32" if kind == "bfloat16" else "base.quantize: none"
-        mend = f"Use `{instead}` here, or a release of {'torch' if kind == 'bfloat16' else 'bitsandbytes'} that has it."
+        hint = f"Use `{instead}` here, or a release of {'torch' if kind == 'bfloat16' else 'bitsandbytes'} that has it."
         try:
             error = _error(layer, device, torch.bfloat16 if kind == "bfloat16" else dtype)
         except Exception as failure:  # what a kernel raises that is not there, is anything
-            yield Finding("kernels", kind, "wrong", f"fails on {device}: {_told(failure)}", mend)
+            yield Finding("kernels", kind, "wrong", f"fails on {device}: {_told(failure)}", hint)
             continue
         text = f"forward and backward on {device}: within {100 * error:.1f} % of float32"
         right = error < TOLERANCE[kind]  # also False where it is NaN
         expected = "" if right else f", expected {100 * TOLERANCE[kind]:.0f} % at most"
-        yield Finding("kernels", kind, "ok" if right else "wrong", text + expected, "" if right else mend)
+        yield Finding("kernels", kind, "ok" if right else "wrong", text + expected, "" if right else hint)
 
 
 def _error(layer: Callable[[torch.Tensor], torch.nn.Module], device: torch.device, dtype: torch.dtype) -> float:
@@ -225,15 +225,15 @@ def _disk(runs_dir: Path) -> Iterator[Finding]:
     yield _room("hub cache", Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder.", needed=False)
 
 
-def _room(name: str, folder: Path, mend: str, *, needed: bool) -> Finding:
+def _room(name: str, folder: Path, hint: str, *, needed: bool) -> Finding:
     """Whether `folder`, or the one in which it will be made, can be written to, and what is free there."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Finding("disk", name, "wrong", f"{folder} cannot be written to", mend, needed)
+        return Finding("disk", name, "wrong", f"{folder} cannot be written to", hint, needed)
     free = shutil.disk_usage(there).free
     text = f"{folder}: {size(free)} free"
     if free < LEAST:
-        return Finding("disk", name, "wrong", text, f"Free space. {mend}")
+        return Finding("disk", name, "wrong", text, f"Free space. {hint}")
     return Finding("disk", name, "ok", text)
 
 
@@ -247,8 +247,8 @@ def _hub() -> Iterator[Finding]:
     elif Path(constants.HF_TOKEN_PATH).is_file():
         yield Finding("hub", "token", "ok", "logged in by `hf auth login`")
     else:
-        mend = "For gated and private models: set HF_TOKEN, or `hf auth login`."
-        yield Finding("hub", "token", "missing", "HF_TOKEN is not set", mend)
+        hint = "For gated and private models: set HF_TOKEN, or `hf auth login`."
+        yield Finding("hub", "token", "missing", "HF_TOKEN is not set", hint)
 
 
 def _reached(endpoint: str, *, offline: bool) -> Finding:
@@ -267,8 +267,8 @@ def _reached(endpoint: str, *, offline: bool) -> Finding:
         if status < 400:
             return Finding("hub", "reach", "ok", f"{shown} answers in {time.monotonic() - since:.1f} s")
         why = f"{shown} answers {status}"
-    mend = "Check the network, or HF_ENDPOINT for a mirror; HF_HUB_OFFLINE=1 saves the waiting."
-    return Finding("hub", "reach", "missing", f"{why}: only what is cached, and folders, can be used", mend)
+    hint = "Check the network, or HF_ENDPOINT for a mirror; HF_HUB_OFFLINE=1 saves the waiting."
+    return Finding("hub", "reach", "missing", f"{why}: only what is cached, and folders, can be used", hint)
 
 
 def _cached() -> Iterator[Finding]:
@@ -282,8 +282,8 @@ def _cached() -> Iterator[Finding]:
     models = sorted((repo for repo in cache.repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id)
     text = ", ".join(f"{repo.repo_id} ({size(repo.size_on_disk)})" for repo in models)
     state: State = "ok" if models else "missing"
-    mend = "" if models else "The first stage that needs one downloads it."
-    yield Finding("hub", "cached models", state, text or "none", mend)
+    hint = "" if models else "The first stage that needs one downloads it."
+    yield Finding("hub", "cached models", state, text or "none", hint)
     for damage in cache.warnings:
         yield Finding("hub", "cache", "wrong", _told(damage), "Remove that folder; it is downloaded again.")
 

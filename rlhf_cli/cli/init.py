@@ -31,8 +31,8 @@ def init(
             for name in files:
                 _write(folder / name, (STARTER / name).read_bytes(), made)
     except OSError as error:
-        where = str(error.filename or folder)
-        raise DiskError(f"{error.strerror}.", where=where, mend="Choose another folder.") from error
+        location = str(error.filename or folder)
+        raise DiskError(f"{error.strerror}.", location=location, hint="Choose another folder.") from error
     if json:
         output.write_json({"status": "ok", "stage": "init", "path": str(folder), "files": files})
         return
@@ -47,11 +47,13 @@ def init(
 def _check_free(folder: Path) -> None:
     """Raises RecipeError where something is there already. OSError: it cannot be looked at."""
     if folder.exists() and not folder.is_dir():
-        raise RecipeError("this is a file.", where=str(folder), mend="Name a new folder.")
+        raise RecipeError("this is a file.", location=str(folder), hint="Name a new folder.")
     found = sorted({path.name for path in folder.iterdir()} - NO_CONTENT) if folder.exists() else []
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise RecipeError(f"the folder holds {found[0]}{more}.", where=str(folder), mend="Name a new or an empty one.")
+        raise RecipeError(
+            f"the folder holds {found[0]}{more}.", location=str(folder), hint="Name a new or an empty one."
+        )
 
 
 def _write(path: Path, content: bytes, made: list[Path]) -> None:

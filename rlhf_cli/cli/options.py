@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.stages import STAGES
 
 Flag = functools.partial(typer.Option, metavar="")  # else its help would say <bool>
@@ -29,10 +29,10 @@ Resume = Annotated[bool, Flag("--resume", help="Go on with the newest run that w
 
 
 def _known(names: list[str] | None) -> list[str] | None:
-    """The names, all of stages. Raises RecipeError, with a fault for each that is none."""
+    """The names, all of stages. Raises RecipeError, with a issue for each that is none."""
     wrong = [name for name in names or [] if name not in STAGES]
     if wrong:
-        raise RecipeError([Fault(f"{name} is no stage.", mend=_instead(name)) for name in wrong])
+        raise RecipeError([Issue(f"{name} is no stage.", hint=_instead(name)) for name in wrong])
     return names
 
 

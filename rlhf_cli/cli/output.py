@@ -1,8 +1,9 @@
-"""What a person sees, and what a script reads, of runs that are complete: tables, faults, JSON."""
+"""What a person sees, and what a script reads, of runs that are complete: tables, issues, JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json as json_module
 import os
 import sys
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from rlhf_cli.errors import Fault
+    from rlhf_cli.errors import Issue
     from rlhf_cli.runs.layout import Entry
     from rlhf_cli.stages.dispatch import Outcome
 
@@ -241,10 +242,10 @@ def _conversation(value: Any) -> str:
 
 
 def print_verdicts(verdicts: Sequence[tuple[Entry, Verdict]]) -> None:
-    """A line a run that is as it was written; what is not is told as faults."""
+    """A line a run that is as it was written; what is not is told as issues."""
     out = console()
     for entry, verdict in verdicts:
-        if not verdict.faults:
+        if not verdict.issues:
             what = "whole" if entry.manifest else "incomplete, its checkpoints whole"
             out.print(f"{name_of(entry)}  {what}: {verdict.files:,} files, {verdict.bytes:,} bytes", markup=False)
 
@@ -280,12 +281,13 @@ def print_check(recipe: Path, stages: Sequence[str], counts: Mapping[str, Mappin
         out.print(f"  data.{kind}: {text}", markup=False)
 
 
-def print_faults(faults: Sequence[Fault]) -> None:
-    """Faults go to stderr, a line each."""
+def print_issues(issues: Sequence[Issue]) -> None:
+    """Print one line per issue to stderr, ending with the code, which docs/errors.md explains."""
     out = console(stderr=True)
-    for fault in faults:
-        where, rest = (f"{fault.where}  ", str(fault)[len(fault.where) + 2 :]) if fault.where else ("", str(fault))
-        out.print(f"[bold red]error[/]  [bold]{escaped(where)}[/]{escaped(rest)}", soft_wrap=True)
+    for issue in issues:
+        location = f"[bold]{escaped(issue.location)}[/]  " if issue.location else ""
+        text = escaped(" ".join(filter(None, (issue.message, issue.hint))))
+        out.print(f"[bold red]error[/]  {location}{text} [dim]{escaped(f'[{issue.code}]')}[/]", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -369,7 +371,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def error_json(code: int, faults: Sequence[Fault]) -> dict[str, Any]:
-    """A failure as the contract has it."""
-    errors = [{"where": fault.where, "message": fault.message, "mend": fault.mend} for fault in faults]
-    return {"status": "error", "code": code, "errors": errors}
+def error_json(exit_code: int, issues: Sequence[Issue]) -> dict[str, Any]:
+    """Return the JSON object of a failed command."""
+    content = [dataclasses.asdict(issue) for issue in issues]
+    return {"status": "error", "exit_code": exit_code, "issues": content}

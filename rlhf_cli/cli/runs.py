@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rlhf_cli.cli import options, output
-from rlhf_cli.errors import Fault, ModelError, RecipeError
+from rlhf_cli.errors import Issue, ModelError, RecipeError
 from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.manifest import read_manifest
 
@@ -61,12 +61,12 @@ def verify(
     """Read every byte of runs and checkpoints, and hold it against what was written; exit 4 names what differs."""
     entries = [_find(run, runs_dir.absolute())] if run else list(layout.all_runs(runs_dir.absolute()))
     verdicts = [(entry, lineage.verify(entry)) for entry in entries]
-    faults = [fault for _, verdict in verdicts for fault in verdict.faults]
+    issues = [issue for _, verdict in verdicts for issue in verdict.issues]
     if not json:
         output.print_verdicts(verdicts)
-    if faults:
-        mend = "Run its stage again, or restore the file."
-        raise ModelError([Fault(f.message, f.where, f.mend or mend) for f in faults])
+    if issues:
+        hint = "Run its stage again, or restore the file."
+        raise ModelError([Issue(f.message, f.location, f.hint or hint) for f in issues])
     if json:
         found = [
             {"run": lineage.name_of(entry), "files": verdict.files, "bytes": verdict.bytes}
@@ -109,7 +109,7 @@ def rm(
     """Remove one version of a run; refused where other runs are made of it."""
     entry = _find(run, runs_dir.absolute())
     if not run.endswith(entry.version):
-        raise RecipeError(f"{run} does not name a version.", mend=f"Write {lineage.name_of(entry)}.")
+        raise RecipeError(f"{run} does not name a version.", hint=f"Write {lineage.name_of(entry)}.")
     lineage.remove(runs_dir.absolute(), entry, force=force)
     if json:
         output.write_json({"status": "ok", "stage": "runs rm", "run": lineage.name_of(entry)})
@@ -124,7 +124,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ModelError(f"the recipe cannot be read: {error}.", where=str(folder / "recipe.yaml")) from None
+        raise ModelError(f"the recipe cannot be read: {error}.", location=str(folder / "recipe.yaml")) from None
 
 
 def _find(text: str, runs_dir: Path) -> layout.Entry:
@@ -140,7 +140,7 @@ def _find(text: str, runs_dir: Path) -> layout.Entry:
             raise _absent(text, runs_dir)
         if len(names) > 1:
             have = ", ".join(f"{name}/{reference.stage}" for name in names)
-            raise RecipeError(f"{text} does not name one run; there are: {have}.", mend="Write name/stage@version.")
+            raise RecipeError(f"{text} does not name one run; there are: {have}.", hint="Write name/stage@version.")
         reference = reference._replace(name=names[0])
     versions = layout.versions(runs_dir, reference.name, reference.stage)
     if reference.version is not None:
@@ -155,8 +155,8 @@ def _find(text: str, runs_dir: Path) -> layout.Entry:
 def _absent(text: str, runs_dir: Path) -> RecipeError:
     known = [name for e in layout.all_runs(runs_dir) for name in (e.stage, f"{e.name}/{e.stage}")]
     near = difflib.get_close_matches(text.partition("@")[0], known, n=1)
-    mend = f"Did you mean {near[0]}?" if near and near[0] not in text else "See `rlhf runs list`."
-    return RecipeError(f"there is no run {text} in {runs_dir}.", mend=mend)
+    hint = f"Did you mean {near[0]}?" if near and near[0] not in text else "See `rlhf runs list`."
+    return RecipeError(f"there is no run {text} in {runs_dir}.", hint=hint)
 
 
 def _tail(path: Path, count: int) -> list[Any]:

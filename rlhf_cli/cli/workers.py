@@ -30,8 +30,8 @@ def check_environment() -> None:
     """Raise RecipeError where accelerate is set to split what is trained: here it is adapters, and whole everywhere."""
     for name, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(name, "").lower() == "true":
-            mend = "Use `accelerate launch --multi_gpu`, and launch.strategy: fsdp for a base that one GPU cannot hold."
-            raise RecipeError(f"accelerate is set to {kind}, which this does not use.", where=name, mend=mend)
+            hint = "Use `accelerate launch --multi_gpu`, and launch.strategy: fsdp for a base that one GPU cannot hold."
+            raise RecipeError(f"accelerate is set to {kind}, which this does not use.", location=name, hint=hint)
 
 
 def run(count: int, arguments: list[str], environment: Mapping[str, str], stdout: int) -> int:

@@ -33,18 +33,18 @@ OTHER_NAMES = {  # what others call our columns
 
 
 def renamed_columns(
-    kind: Kind, columns: Mapping[str, str], found: Sequence[str], name: str, faults: Faults
+    kind: Kind, columns: Mapping[str, str], found: Sequence[str], name: str, issues: Faults
 ) -> list[str] | None:
-    """The columns under our names; None, and the faults told, where `columns` names what there is not."""
+    """The columns under our names; None, and the issues told, where `columns` names what there is not."""
     misspelt = list(_misspelt(kind, columns, found))
     for ours, meant in misspelt:
-        mend = f"Did you mean {meant}?" if meant else f"Needed are {NEEDED[kind]}."
-        faults.add(f"`columns` maps {columns[ours]!r} to {ours!r}, which {kind} rows do not have.", name, mend)
+        hint = f"Did you mean {meant}?" if meant else f"Needed are {NEEDED[kind]}."
+        issues.add(f"`columns` maps {columns[ours]!r} to {ours!r}, which {kind} rows do not have.", name, hint)
     missing = [theirs for theirs in columns.values() if theirs not in found]
     for theirs in missing:
         close = difflib.get_close_matches(theirs, found, 1)
-        mend = f"Did you mean {close[0]}?" if close else ""
-        faults.add(f"`columns` names the column {theirs!r}; found: {', '.join(found)}.", name, mend)
+        hint = f"Did you mean {close[0]}?" if close else ""
+        issues.add(f"`columns` names the column {theirs!r}; found: {', '.join(found)}.", name, hint)
     if missing or misspelt:
         return None
     gone = {*columns.values(), *columns}
@@ -76,8 +76,8 @@ def _misspelt(kind: Kind, columns: Mapping[str, str], found: Sequence[str]) -> I
                 yield ours, close[0] if close else ""
 
 
-def add_wrong_columns(kind: Kind, found: Sequence[str], name: str, faults: Faults) -> None:
-    faults.add(
+def add_wrong_columns(kind: Kind, found: Sequence[str], name: str, issues: Faults) -> None:
+    issues.add(
         f"wrong columns for {kind} rows: found {', '.join(found) or 'none'}; needed {NEEDED[kind]}.",
         name,
         _mend_columns(kind, found),

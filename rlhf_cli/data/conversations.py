@@ -18,12 +18,12 @@ TRANSCRIPT = "\n\nHuman:"  # how an HH-RLHF transcript begins
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-class RowFault(Exception):
+class RowIssue(Exception):
     """A row that cannot be used. `drop_as` names the reason where such a row of somebody else's data is dropped."""
 
-    def __init__(self, message: str, mend: str = "", *, drop_as: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, drop_as: str = "") -> None:
         super().__init__(message)
-        self.mend = mend
+        self.hint = hint
         self.drop_as = drop_as
 
 
@@ -34,9 +34,9 @@ class UnusableRow(Exception):
 def read_messages(value: Any, field: str) -> list[Message]:
     """`value` as turns with known roles and text in them; further keys of a turn are left out."""
     if not isinstance(value, list):
-        raise RowFault(f"`{field}` must be a list of messages, found {type_name(value)}.", MESSAGE)
+        raise RowIssue(f"`{field}` must be a list of messages, found {type_name(value)}.", MESSAGE)
     if not value:
-        raise RowFault(f"`{field}` is an empty list.", FILL_IN, drop_as=f"empty {field}")
+        raise RowIssue(f"`{field}` is an empty list.", FILL_IN, drop_as=f"empty {field}")
     messages: list[Message] = []
     for index, turn in enumerate(value):
         if type(turn) is not dict or len(turn) != 2 or turn.get("role") not in ROLES:  # most are just so
@@ -44,7 +44,7 @@ def read_messages(value: Any, field: str) -> list[Message]:
         content = turn.get("content")
         if type(content) is not str or not content or content.isspace():
             turn = _read_turn(turn, f"{field}[{index}]")
-            raise RowFault(f"`{field}[{index}].content` is empty.", FILL_IN, drop_as=f"empty {field}")
+            raise RowIssue(f"`{field}[{index}].content` is empty.", FILL_IN, drop_as=f"empty {field}")
         messages.append(turn)
     return messages
 
@@ -52,10 +52,10 @@ def read_messages(value: Any, field: str) -> list[Message]:
 def _read_turn(turn: Any, name: str) -> Message:
     """A turn, and no more than that; its text may be empty."""
     if not isinstance(turn, dict):
-        raise RowFault(f"`{name}` must be a message {{role, content}}, found {type_name(turn)}.", MESSAGE)
+        raise RowIssue(f"`{name}` must be a message {{role, content}}, found {type_name(turn)}.", MESSAGE)
     for key in ("role", "content"):
         if not isinstance(turn.get(key), str):
-            raise RowFault(
+            raise RowIssue(
                 f"`{name}.{key}` must be text, found {type_name(turn[key]) if key in turn else 'none'}.",
                 MESSAGE,
             )
@@ -63,8 +63,8 @@ def _read_turn(turn: Any, name: str) -> Message:
         meant = OTHER_ROLES.get(turn["role"].lower()) or next(
             iter(difflib.get_close_matches(turn["role"], ROLES, 1)), ""
         )
-        mend = f"Did you mean {meant}?" if meant else ""
-        raise RowFault(f"`{name}.role` is {turn['role']!r}; roles are {', '.join(ROLES)}.", mend)
+        hint = f"Did you mean {meant}?" if meant else ""
+        raise RowIssue(f"`{name}.role` is {turn['role']!r}; roles are {', '.join(ROLES)}.", hint)
     return Message(role=turn["role"], content=turn["content"])
 
 
@@ -75,7 +75,7 @@ def check_order(messages: list[Message], field: str) -> None:
     for index, turn in enumerate(turns):
         expected = ("user", "assistant")[index % 2]
         if turn["role"] != expected:
-            raise RowFault(
+            raise RowIssue(
                 f"`{field}` has roles out of order: turn {before + index + 1} is {turn['role']}, expected {expected}.",
                 "A system message may stand first; then user and assistant take turns.",
                 drop_as="roles out of order",
@@ -86,7 +86,7 @@ def split_last_answer(messages: list[Message], field: str) -> tuple[list[Message
     """A conversation as the prompt and its last assistant turn."""
     check_order(messages, field)
     if messages[-1]["role"] != "assistant":
-        raise RowFault(f"`{field}` must end with an assistant turn.", LAST_TURN, drop_as="no closing assistant turn")
+        raise RowIssue(f"`{field}` must end with an assistant turn.", LAST_TURN, drop_as="no closing assistant turn")
     return messages[:-1], messages[-1:]
 
 
@@ -94,14 +94,14 @@ def check_prompt(prompt: list[Message], field: str) -> None:
     """A prompt is what an assistant's answer can follow: it ends with a user turn."""
     check_order(prompt, field)
     if not prompt or prompt[-1]["role"] != "user":
-        raise RowFault(f"`{field}` must end with a user turn.", LAST_TURN, drop_as="no closing user turn")
+        raise RowIssue(f"`{field}` must end with a user turn.", LAST_TURN, drop_as="no closing user turn")
 
 
 def check_answer(prompt: list[Message], answer: list[Message], field: str) -> None:
     """An answer goes on from the prompt with an assistant turn, and ends with one."""
     if not answer or answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
         message = f"`{field}` must begin and end with an assistant turn."
-        raise RowFault(message, LAST_TURN, drop_as="no closing assistant turn")
+        raise RowIssue(message, LAST_TURN, drop_as="no closing assistant turn")
     check_order([*prompt, *answer], field)
 
 
@@ -142,7 +142,7 @@ def _is_boundary(chosen: str, rejected: str, at: int) -> bool:
 def read_transcript(text: str) -> list[Message]:
     """An HH-RLHF transcript as turns. Turns of one speaker in a row become one.
 
-    Its published rows have flaws that nobody can mend there, so that they are dropped and not refused.
+    Its published rows have flaws that nobody can hint there, so that they are dropped and not refused.
     """
     assert text.startswith(TRANSCRIPT)
     parts = _TURN.split(text)[1:]

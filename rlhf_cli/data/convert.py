@@ -13,7 +13,7 @@ from rlhf_cli.data.columns import FORMS, Kind, add_wrong_columns, renamed, renam
 from rlhf_cli.data.conversations import (
     FILL_IN,
     TRANSCRIPT,
-    RowFault,
+    RowIssue,
     UnusableRow,
     check_answer,
     check_prompt,
@@ -31,25 +31,25 @@ TEXT, CONVERSATION = "text", "a conversation"
 
 
 class Converter:
-    """Typed rows of raw ones, batch by batch; what is wrong goes into `faults`, what is dropped into `counts`.
+    """Typed rows of raw ones, batch by batch; what is wrong goes into `issues`, what is dropped into `counts`.
 
     Which form the rows have, and which further columns, follows from `found`, the columns that are known beforehand;
     `columns` holds those that the rows had, too. Where the data is somebody else's (`editable=False`: it cannot be
-    mended by hand), a row that is empty or out of order is dropped and counted in place of a fault. `name` is the
-    source's, for faults that no single row has.
+    fixed by hand), a row that is empty or out of order is dropped and counted in place of a issue. `name` is the
+    source's, for issues that no single row has.
     """
 
     def __init__(
-        self, kind: Kind, names: Mapping[str, str], found: Sequence[str], *, name: str, faults: Faults, editable: bool
+        self, kind: Kind, names: Mapping[str, str], found: Sequence[str], *, name: str, issues: Faults, editable: bool
     ) -> None:
         self.columns = dict.fromkeys(found)
         self.counts: Counter[str] = Counter()
         self.form = ""  # of the first row: text, or a conversation
         self._first = ""  # where that row stands
-        self._names, self._faults, self._editable = names, faults, editable
+        self._names, self._faults, self._editable = names, issues, editable
         self._one_row: Callable[[Fields], Any] | None = None
         self._texts: tuple[str, ...] = ()  # the columns of rows that are text, where nothing else can be said of them
-        if found and (planned := _planned(kind, names, found, name, faults)):
+        if found and (planned := _planned(kind, names, found, name, issues)):
             form, columns = planned
             self._one_row = _converter(kind, form, columns)
             self._texts = _plain_columns(kind, form, columns) if not names else ()
@@ -68,11 +68,11 @@ class Converter:
                 row = self._one_row(renamed(fields, self._names) if self._names else fields)
             except UnusableRow as reason:
                 self.counts[f"dropped: {reason}"] += 1
-            except RowFault as fault:
-                if fault.drop_as and not self._editable:
-                    self.counts[f"dropped: {fault.drop_as}"] += 1
+            except RowIssue as issue:
+                if issue.drop_as and not self._editable:
+                    self.counts[f"dropped: {issue.drop_as}"] += 1
                 else:
-                    self._faults.add(str(fault), f"{batch.before}{number}", fault.mend)
+                    self._faults.add(str(issue), f"{batch.before}{number}", issue.hint)
             else:
                 rows.append(row)
                 self._check_form(row, batch, number)
@@ -110,9 +110,9 @@ class Converter:
         if not self.form:
             self.form, self._first = form, f"{batch.before}{number}"
         elif form != self.form:
-            mend = "Text and conversations are not mixed in one data set: bring all rows to one form."
+            hint = "Text and conversations are not mixed in one data set: bring all rows to one form."
             message = f"the row is {form}, and {self._first} is {self.form}."
-            self._faults.add(message, f"{batch.before}{number}", mend)
+            self._faults.add(message, f"{batch.before}{number}", hint)
 
     def _note_margin(self, row: PreferenceRow, batch: Batch, number: int) -> None:
         if row.margin is None:
@@ -127,25 +127,25 @@ class Converter:
         # Trainers look for `margin` on the first row alone: it is on all rows or none.
         if self._with_margin:
             message = f"`margin` is missing here, and {self._with_margin} has one."
-            for where in self._without:
-                self._faults.add(message, where, "Give it on all rows or none.")
+            for location in self._without:
+                self._faults.add(message, location, "Give it on all rows or none.")
             self._faults.count += self._without_count - len(self._without)
 
 
 def _planned(
-    kind: Kind, names: Mapping[str, str], found: Sequence[str], name: str, faults: Faults
+    kind: Kind, names: Mapping[str, str], found: Sequence[str], name: str, issues: Faults
 ) -> tuple[tuple[str, ...], list[str]] | None:
-    """The form of the rows and their columns under our names; None, and the faults told, where none fits."""
-    columns = renamed_columns(kind, names, found, name, faults) if names else list(found)
+    """The form of the rows and their columns under our names; None, and the issues told, where none fits."""
+    columns = renamed_columns(kind, names, found, name, issues) if names else list(found)
     if columns is None:
         return None
     form = next((form for form in FORMS[kind] if set(form) <= set(columns)), None)
     if form is None:
-        add_wrong_columns(kind, columns, name, faults)
+        add_wrong_columns(kind, columns, name, issues)
         return None
     if kind == "prompts" and (reserved := [column for column in RESERVED if column in columns]):
-        mend = f"Give it another name, e.g. `columns: {{{reserved[0]}_column: {reserved[0]}}}`."
-        faults.add(f"a column must not be called {reserved[0]}: reward functions are handed that name.", name, mend)
+        hint = f"Give it another name, e.g. `columns: {{{reserved[0]}_column: {reserved[0]}}}`."
+        issues.add(f"a column must not be called {reserved[0]}: reward functions are handed that name.", name, hint)
         return None
     return form, columns
 
@@ -221,7 +221,7 @@ def _preference(fields: Fields, extra: Sequence[str]) -> PreferenceRow:
         raise UnusableRow("chosen equals rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if len(answer) > 1 and not isinstance(answer, str):  # not in _explicit: prompts are taken from such rows too
-            raise RowFault(
+            raise RowIssue(
                 f"`{name}` holds user turns behind the prompt, which would be judged as if they were the answer.",
                 "Compare single answers: end both conversations with the first assistant turn that differs.",
                 drop_as="user turns in an answer",
@@ -235,7 +235,7 @@ def _prompt_of_preference(fields: Fields) -> Text:
         return _prompt(fields)  # explicit: what the answers are does not matter
     prompt = _explicit(fields)[0]
     if not prompt:
-        raise RowFault(
+        raise RowIssue(
             "`chosen` and `rejected` have no common beginning that could be the prompt.",
             "Write the prompt in a column `prompt`.",
             drop_as="no prompt",
@@ -281,12 +281,12 @@ def _explicit(fields: Fields) -> tuple[Text, Text, Text]:
             prompt, chosen, rejected = [*prompt, *chosen[:shared]], chosen[shared:], rejected[shared:]
     else:
         if isinstance(prompt, str) and not any(turn["content"] == prompt for turn in chosen[:shared]):
-            raise RowFault(
+            raise RowIssue(
                 "`prompt` is text, and `chosen` and `rejected` are conversations that do not begin with it.",
                 "Text and conversations are never guessed from one another: write the prompt as messages.",
             )
         if not shared or chosen[shared - 1]["role"] != "user":
-            raise RowFault(
+            raise RowIssue(
                 f"`chosen` and `rejected` part at turn {shared + 1}; what they share must end with a user turn.",
                 drop_as="no common prompt",
             )
@@ -322,7 +322,7 @@ def _margin(fields: Fields) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise RowFault(f"`margin` must be a finite number, found {value!r}.", "Write a number, or null on all rows.")
+        raise RowIssue(f"`margin` must be a finite number, found {value!r}.", "Write a number, or null on all rows.")
     return number
 
 
@@ -335,18 +335,18 @@ def _text(fields: Fields, name: str) -> Text:
 
 def _value(fields: Fields, name: str) -> Any:
     if name not in fields:
-        raise RowFault(f"the field `{name}` is missing.", FILL_IN)
+        raise RowIssue(f"the field `{name}` is missing.", FILL_IN)
     if fields[name] is None:
-        raise RowFault(f"`{name}` is null.", FILL_IN, drop_as=f"empty {name}")
+        raise RowIssue(f"`{name}` is null.", FILL_IN, drop_as=f"empty {name}")
     return fields[name]
 
 
 def _string(fields: Fields, name: str) -> str:
     value = _value(fields, name)
     if not isinstance(value, str):
-        raise RowFault(f"`{name}` must be text, found {type_name(value)}.", "Write it in quotes, or take the row out.")
+        raise RowIssue(f"`{name}` must be text, found {type_name(value)}.", "Write it in quotes, or take the row out.")
     if not value.strip():
-        raise RowFault(f"`{name}` is empty.", FILL_IN, drop_as=f"empty {name}")
+        raise RowIssue(f"`{name}` is empty.", FILL_IN, drop_as=f"empty {name}")
     return value
 
 
@@ -354,5 +354,5 @@ def _form(text: Text) -> str:
     return TEXT if isinstance(text, str) else CONVERSATION
 
 
-def _mixed(name: str, value: Text, other: Text) -> RowFault:
-    return RowFault(f"`{name}` is {_form(value)} beside {_form(other)}.", "Write both in one form.")
+def _mixed(name: str, value: Text, other: Text) -> RowIssue:
+    return RowIssue(f"`{name}` is {_form(value)} beside {_form(other)}.", "Write both in one form.")

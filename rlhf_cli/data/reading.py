@@ -1,8 +1,8 @@
-"""Files to raw rows, each with its place (`file:line`), and every fault of a file told, not the first alone.
+"""Files to raw rows, each with its place (`file:line`), and every issue of a file told, not the first alone.
 
 JSON is parsed here, line by line, because `datasets` turns a missing field into null, a big integer into a float, and
 a truncated last line into a position without a line. orjson reads the lines; where it fails, or may have kept silent
-about a fault, a slow and exact decoder has the word.
+about a issue, a slow and exact decoder has the word.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import orjson
 
-from rlhf_cli.errors import DataError, Fault
+from rlhf_cli.errors import DataError, Issue
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 SHOWN_FAULTS = 20
@@ -46,17 +46,17 @@ class Faults:
     """All that is wrong with the data, the first twenty kept and the others counted."""
 
     def __init__(self) -> None:
-        self.shown: list[Fault] = []
+        self.shown: list[Issue] = []
         self.count = 0
 
-    def add(self, message: str, where: str, mend: str = "") -> None:
+    def add(self, message: str, location: str, hint: str = "") -> None:
         self.count += 1
         if len(self.shown) < SHOWN_FAULTS:
-            self.shown.append(Fault(message, where, mend))
+            self.shown.append(Issue(message, location, hint))
 
     def extend(self, error: DataError) -> None:
-        for fault in error.faults:
-            self.add(fault.message, fault.where, fault.mend)
+        for issue in error.issues:
+            self.add(issue.message, issue.location, issue.hint)
 
     def merge(self, later: Faults) -> None:
         self.count += later.count
@@ -65,27 +65,27 @@ class Faults:
     def raise_if_any(self) -> None:
         if self.count > len(self.shown):
             more = self.count - len(self.shown)
-            self.shown.append(Fault(f"… and {more} more fault{'s' if more > 1 else ''} like these in the data."))
+            self.shown.append(Issue(f"… and {more} more issue{'s' if more > 1 else ''} like these in the data."))
         if self.shown:
             raise DataError(self.shown)
 
 
-def read_file(path: Path, faults: Faults, *, row_by_row: bool = False) -> Iterator[Batch]:
-    """The rows of one file, by its suffix. What is wrong goes into `faults`, and the row is left out.
+def read_file(path: Path, issues: Faults, *, row_by_row: bool = False) -> Iterator[Batch]:
+    """The rows of one file, by its suffix. What is wrong goes into `issues`, and the row is left out.
 
-    `row_by_row`: who stops after a row is told no faults behind it.
+    `row_by_row`: who stops after a row is told no issues behind it.
     """
     assert path.suffix in SUFFIXES, path
     if path.stat().st_size == 0:
-        faults.add("the file is empty.", str(path), "Name another one, or leave it out.")
+        issues.add("the file is empty.", str(path), "Name another one, or leave it out.")
         return
-    before, rows = faults.count, 0
+    before, rows = issues.count, 0
     size = 1 if row_by_row else BATCH_BYTES if path.suffix == ".jsonl" else BATCH_ROWS
-    for batch in _jsonl(path, faults, size) if path.suffix == ".jsonl" else _batches(path, faults, size):
+    for batch in _jsonl(path, issues, size) if path.suffix == ".jsonl" else _batches(path, issues, size):
         rows += len(batch.rows)
         yield batch
-    if not rows and faults.count == before:
-        faults.add("the file holds no rows.", str(path), "Name another one, or leave it out.")
+    if not rows and issues.count == before:
+        issues.add("the file holds no rows.", str(path), "Name another one, or leave it out.")
 
 
 def cut(batches: Iterable[Batch], start: int, stop: int | None) -> Iterator[Batch]:
@@ -100,20 +100,20 @@ def cut(batches: Iterable[Batch], start: int, stop: int | None) -> Iterator[Batc
             return
 
 
-def _batches(path: Path, faults: Faults, size: int) -> Iterator[Batch]:
+def _batches(path: Path, issues: Faults, size: int) -> Iterator[Batch]:
     readers = {".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
-    numbered = readers[path.suffix](path, faults)
+    numbered = readers[path.suffix](path, issues)
     while chunk := list(itertools.islice(numbered, size)):
         yield Batch(f"{path} row " if path.suffix == ".parquet" else f"{path}:", *map(list, zip(*chunk, strict=True)))
 
 
-def _jsonl(path: Path, faults: Faults, size: int) -> Iterator[Batch]:
+def _jsonl(path: Path, issues: Faults, size: int) -> Iterator[Batch]:
     before, number = f"{path}:", 1
     with path.open("rb") as file:
         while lines := file.readlines(size):
             if number == 1:
-                if fault := _wrong_encoding(lines[0]):
-                    faults.add(fault, f"{before}{number}", ENCODING_MEND)
+                if issue := _wrong_encoding(lines[0]):
+                    issues.add(issue, f"{before}{number}", ENCODING_MEND)
                     return
                 lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
             numbers = range(number, number + len(lines))
@@ -126,7 +126,7 @@ def _jsonl(path: Path, faults: Faults, size: int) -> Iterator[Batch]:
             sound = Batch(before, kept, [])
             for n, line in zip(numbers, lines, strict=True):
                 one = _quickly([line])
-                fields = one[0] if one else _exact(line, f"{before}{n}", faults)
+                fields = one[0] if one else _exact(line, f"{before}{n}", issues)
                 if fields is not None:
                     kept.append(n)
                     sound.rows.append(fields)
@@ -145,7 +145,7 @@ def _quickly(lines: list[bytes]) -> list[Fields] | None:
 def _is_what_it_says(fields: Any, line: bytes) -> bool:
     """Whether orjson's `fields` are all that a line holds that it took.
 
-    It is silent about two faults alone: of two equal keys it keeps the last, and of an integer beyond 64 bits it makes
+    It is silent about two issues alone: of two equal keys it keeps the last, and of an integer beyond 64 bits it makes
     a float. Every string has two quotes, so that a line with more of them had a key that is gone.
     """
     if type(fields) is not dict or not fields:
@@ -168,9 +168,9 @@ def _strings(value: Any) -> float:
     return 0 if -(2**63) < value < 2**63 else math.inf
 
 
-def _exact(line: bytes, where: str, faults: Faults) -> Fields | None:
+def _exact(line: bytes, location: str, issues: Faults) -> Fields | None:
     """The row of a line, by the decoder that tells all; None where the line is blank or faulty."""
-    text = _decode(line, where, faults)
+    text = _decode(line, location, issues)
     if text is None or not text.strip():
         return None
     try:
@@ -178,58 +178,58 @@ def _exact(line: bytes, where: str, faults: Faults) -> Fields | None:
     except json.JSONDecodeError as error:
         inside = error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}")
         if inside and not line.endswith(b"\n"):
-            faults.add("the last line is truncated: the file ends inside a row.", where, "Was a copy cut off?")
+            issues.add("the last line is truncated: the file ends inside a row.", location, "Was a copy cut off?")
         else:
-            faults.add(f"broken JSON at column {error.colno}: {error.msg}.", where, LINE_MEND)
+            issues.add(f"broken JSON at column {error.colno}: {error.msg}.", location, LINE_MEND)
         return None
     except (_Refused, RecursionError) as error:
-        faults.add(*_reason(error, where))
+        issues.add(*_reason(error, location))
         return None
-    return _object(value, text, where, faults)
+    return _object(value, text, location, issues)
 
 
-def _json(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
+def _json(path: Path, issues: Faults) -> Iterator[tuple[int, Fields]]:
     """A list of objects. It is read element by element, so that each has its line."""
-    text = _decode_file(path, faults)
+    text = _decode_file(path, issues)
     if text is None:
         return
     position = _skip_blanks(text, 0)
     if text[position : position + 1] != "[":
         lines = text.strip().count("\n}") == 0 and text.strip().count("\n{") > 0
-        mend = "It looks like JSON lines: name it .jsonl." if lines else "Or write JSON lines, one object a line."
-        faults.add("a .json file must hold a list of objects: [{…}, …].", str(path), mend)
+        hint = "It looks like JSON lines: name it .jsonl." if lines else "Or write JSON lines, one object a line."
+        issues.add("a .json file must hold a list of objects: [{…}, …].", str(path), hint)
         return
     line, counted = 1, 0
     position = _skip_blanks(text, position + 1)
     while text[position : position + 1] != "]":
         line, counted = line + text.count("\n", counted, position), position
-        where = f"{path}:{line}"
+        location = f"{path}:{line}"
         try:
             value, end = _DECODER.raw_decode(text, position)
         except json.JSONDecodeError as error:
             ends = error.pos >= len(text.rstrip()) - 1
             message = "the file ends inside a row." if ends else f"broken JSON: {error.msg}."
-            faults.add(message, f"{path}:{error.lineno}", f"The row begins in line {line}.")
+            issues.add(message, f"{path}:{error.lineno}", f"The row begins in line {line}.")
             return
         except (_Refused, RecursionError) as error:
-            message, _, mend = _reason(error, where)
-            faults.add(f"{message} The rows behind it were not read.", where, mend)
+            message, _, hint = _reason(error, location)
+            issues.add(f"{message} The rows behind it were not read.", location, hint)
             return
-        if fields := _object(value, text[position:end], where, faults):
+        if fields := _object(value, text[position:end], location, issues):
             yield line, fields
         position = _skip_blanks(text, end)
         if text[position : position + 1] == ",":
             position = _skip_blanks(text, position + 1)
         elif text[position : position + 1] != "]":
             line += text.count("\n", counted, position)
-            faults.add("broken JSON: expected ',' or ']' behind a row.", f"{path}:{line}")
+            issues.add("broken JSON: expected ',' or ']' behind a row.", f"{path}:{line}")
             return
     if text[position + 1 :].strip():
-        faults.add("there is more text behind the closing ']' of the list.", str(path))
+        issues.add("there is more text behind the closing ']' of the list.", str(path))
 
 
-def _csv(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
-    text = _decode_file(path, faults)
+def _csv(path: Path, issues: Faults) -> Iterator[tuple[int, Fields]]:
+    text = _decode_file(path, issues)
     if text is None:
         return
     csv.field_size_limit(CSV_CELL)  # one for the process: the module knows no other
@@ -239,27 +239,27 @@ def _csv(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
     try:
         for record in reader:
             begin, line = line, reader.line_num + 1
-            where = f"{path}:{begin}"
+            location = f"{path}:{begin}"
             if not record:
                 continue
             if not header:
                 header = record
                 if len(set(header)) < len(header):
-                    faults.add(f"a column name stands twice in the header: {', '.join(header)}.", where)
+                    issues.add(f"a column name stands twice in the header: {', '.join(header)}.", location)
                     return
             elif len(record) != len(header):
-                faults.add(
+                issues.add(
                     f"the row has {len(record)} fields, the header {len(header)}.",
-                    where,
+                    location,
                     'Put a field that holds a comma, a quote or a line break in "quotes".',
                 )
             else:
                 yield begin, dict(zip(header, record, strict=True))
     except csv.Error as error:
-        faults.add(f"broken CSV: {error}.", f"{path}:{line}")
+        issues.add(f"broken CSV: {error}.", f"{path}:{line}")
 
 
-def _parquet(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
+def _parquet(path: Path, issues: Faults) -> Iterator[tuple[int, Fields]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -271,12 +271,12 @@ def _parquet(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
                     number += 1
                     yield number, fields
     except (pyarrow.ArrowException, OSError) as error:
-        faults.add(f"not a readable parquet file: {str(error).splitlines()[0]}", str(path))
+        issues.add(f"not a readable parquet file: {str(error).splitlines()[0]}", str(path))
 
 
-def _txt(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
+def _txt(path: Path, issues: Faults) -> Iterator[tuple[int, Fields]]:
     """Paragraphs separated by blank lines, a row each."""
-    text = _decode_file(path, faults)
+    text = _decode_file(path, issues)
     paragraph: list[str] = []
     for number, line in enumerate([*(text or "").splitlines(), ""], 1):
         if line.strip():
@@ -286,16 +286,18 @@ def _txt(path: Path, faults: Faults) -> Iterator[tuple[int, Fields]]:
             paragraph = []
 
 
-def _object(value: Any, text: str, where: str, faults: Faults) -> Fields | None:
+def _object(value: Any, text: str, location: str, issues: Faults) -> Fields | None:
     if not isinstance(value, dict):
-        faults.add(f"a row must be an object {{…}}, found {type_name(value)}.", where, LINE_MEND)
+        issues.add(f"a row must be an object {{…}}, found {type_name(value)}.", location, LINE_MEND)
         return None
     if not value:
-        faults.add("the row has no fields.", where, "Take it out.")
+        issues.add("the row has no fields.", location, "Take it out.")
         return None
     if "\\u" in text and _has_lone_surrogate(value):
-        faults.add(
-            "half a character: a lone surrogate such as \\ud800.", where, "It cannot be written as UTF-8: take it out."
+        issues.add(
+            "half a character: a lone surrogate such as \\ud800.",
+            location,
+            "It cannot be written as UTF-8: take it out.",
         )
         return None
     return value
@@ -317,25 +319,25 @@ def _has_lone_surrogate(value: Any) -> bool:
     return False
 
 
-def _decode_file(path: Path, faults: Faults) -> str | None:
-    """The file's text; None, and the faults told, where it is not UTF-8."""
+def _decode_file(path: Path, issues: Faults) -> str | None:
+    """The file's text; None, and the issues told, where it is not UTF-8."""
     data = path.read_bytes()
-    if fault := _wrong_encoding(data[:64]):
-        faults.add(fault, str(path), ENCODING_MEND)
+    if issue := _wrong_encoding(data[:64]):
+        issues.add(issue, str(path), ENCODING_MEND)
         return None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         for number, line in enumerate(data.split(b"\n"), 1):
-            _decode(line, f"{path}:{number}", faults)
+            _decode(line, f"{path}:{number}", issues)
         return None
 
 
-def _decode(line: bytes, where: str, faults: Faults) -> str | None:
+def _decode(line: bytes, location: str, issues: Faults) -> str | None:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        faults.add(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}.", where, ENCODING_MEND)
+        issues.add(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}.", location, ENCODING_MEND)
         return None
 
 
@@ -353,13 +355,13 @@ def _skip_blanks(text: str, position: int) -> int:
 
 
 class _Refused(Exception):
-    """What is JSON, or nearly, and not what was meant; and how to mend it."""
+    """What is JSON, or nearly, and not what was meant; and how to hint it."""
 
 
-def _reason(error: Exception, where: str) -> tuple[str, str, str]:
+def _reason(error: Exception, location: str) -> tuple[str, str, str]:
     if isinstance(error, RecursionError):
-        return "nested too deeply.", where, "Write what is inside as text."
-    return error.args[0], where, error.args[1]
+        return "nested too deeply.", location, "Write what is inside as text."
+    return error.args[0], location, error.args[1]
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -64,7 +64,7 @@ def load(
     sources: Sources, kind: Literal["prompts"], *, seed: int, find: Find, limit: int | None = None
 ) -> Split[PromptRow]: ...
 def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | None = None) -> Split[Any]:
-    """The rows of `sources`, some held out. All faults of all sources are raised as one DataError.
+    """The rows of `sources`, some held out. All issues of all sources are raised as one DataError.
 
     `find` gives the folder of a run that a source names; `limit` reads the first rows alone, of each source. `seed`
     is for the order of the rows, and for which ones a mixture with weights leaves out; what is held out is the same
@@ -79,7 +79,7 @@ def load(sources: Sources, kind: Kind, *, seed: int, find: Find, limit: int | No
 
 
 def count(sources: Sources, kind: Kind, *, find: Find) -> dict[str, int]:
-    """The counts of `load`, and its faults, in one pass that keeps 8 bytes a row."""
+    """The counts of `load`, and its issues, in one pass that keeps 8 bytes a row."""
     return _parts(sources, kind, find, None, keep=False)[1]
 
 
@@ -87,24 +87,24 @@ def _parts(
     sources: Sources, kind: Kind, find: Find, limit: int | None, *, keep: bool
 ) -> tuple[list[_Part], dict[str, int], list[int]]:
     """What each source gives, no prompt on both sides; the counts; and how many rows of each are trained on."""
-    faults = Faults()
+    issues = Faults()
     counts: Counter[str] = Counter()
     parts = []
     given = sources if isinstance(sources, list) else [sources]
     for source in given:
         try:
-            parts.append(_load_one(source, kind, find, limit, faults, counts, keep=keep))
-        except DataError as error:  # the other sources' faults are told with it
-            faults.extend(error)
-    _check_same_form(parts, faults)
-    faults.raise_if_any()
+            parts.append(_load_one(source, kind, find, limit, issues, counts, keep=keep))
+        except DataError as error:  # the other sources' issues are told with it
+            issues.extend(error)
+    _check_same_form(parts, issues)
+    issues.raise_if_any()
     if kind == "prompts":
         parts = _without_repeated_prompts(parts, counts)
     parts = _without_held_out(parts, counts)
     for part in parts:
         if not len(part.train):
             told = "; ".join(f"{name} {count}" for name, count in counts.items())
-            raise DataError(f"no rows are left to train on ({told}).", where=part.name)
+            raise DataError(f"no rows are left to train on ({told}).", location=part.name)
     shares = _shares(parts, counts, weighted=any(source.weight is not None for source in given))
     trained = sum(shares) if limit is None else min(sum(shares), limit)
     counts.update({"train": trained, "held out": sum(len(part.held_out) for part in parts)})
@@ -112,7 +112,7 @@ def _parts(
 
 
 def _load_one(
-    source: Source, kind: Kind, find: Find, limit: int | None, faults: Faults, counts: Counter[str], *, keep: bool
+    source: Source, kind: Kind, find: Find, limit: int | None, issues: Faults, counts: Counter[str], *, keep: bool
 ) -> _Part:
     name = source.path or source.hub or source.run
     assert name, "the recipe's check lets no source through that has none of path, hub and run"
@@ -123,7 +123,7 @@ def _load_one(
         batches = cut(_batches(source, split, kind, find, told, row_by_row=limit is not None), 0, limit)
         head = list(batches if keep else itertools.islice(batches, HEAD))
         found = known | dict.fromkeys(column for batch in head for fields in batch.rows for column in fields)
-        converter = Converter(kind, source.columns, list(found), name=name, faults=told, editable=source.hub is None)
+        converter = Converter(kind, source.columns, list(found), name=name, issues=told, editable=source.hub is None)
         for batch in itertools.chain(head, batches):
             texts = None if keep else converter.prompts(batch)
             if texts is None:
@@ -139,7 +139,7 @@ def _load_one(
             return rows_of(split, converter.columns)
         if not converter.counts["read"] and not told.count:
             told.add("there are no rows.", name)
-        faults.merge(told)
+        issues.merge(told)
         counts.update(converter.counts)
         return converter.form, rows, np.frombuffer(prompts, ">u8").astype(np.uint64)
 
@@ -154,34 +154,36 @@ def _load_one(
 
 
 def _batches(
-    source: Source, split: str, kind: Kind, find: Find, faults: Faults, *, row_by_row: bool
+    source: Source, split: str, kind: Kind, find: Find, issues: Faults, *, row_by_row: bool
 ) -> Iterator[Batch]:
     if source.hub:
         return _hub(source, split)
     path = Path(source.path) if source.path else find(str(source.run))
     if source.run or path.is_dir():
         files = _files_of_folder(path, kind, is_run=source.run is not None)
-        chosen = _files_of_split(path, files, split, faults)
+        chosen = _files_of_split(path, files, split, issues)
     else:
         _check_file(path, kind, split)
         chosen = [path]
     row_by_row = row_by_row or "[" in split
-    return _slice((batch for file in chosen for batch in read_file(file, faults, row_by_row=row_by_row)), split)
+    return _slice((batch for file in chosen for batch in read_file(file, issues, row_by_row=row_by_row)), split)
 
 
 def _check_file(path: Path, kind: Kind, split: str) -> None:
     if not path.exists():
         names = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, names, 1)
-        mend = f"Did you mean {close[0]}?" if close else "" if names else f"The folder {path.parent} has no files."
-        raise DataError("there is no such file.", where=str(path), mend=mend)
+        hint = f"Did you mean {close[0]}?" if close else "" if names else f"The folder {path.parent} has no files."
+        raise DataError("there is no such file.", location=str(path), hint=hint)
     if path.suffix not in SUFFIXES:
-        raise DataError(f"a data file's name must end in {', '.join(SUFFIXES)}.", where=str(path))
+        raise DataError(f"a data file's name must end in {', '.join(SUFFIXES)}.", location=str(path))
     if path.suffix == ".txt" and kind != "pretrain":
-        raise DataError(f"a .txt file holds text to pretrain on, not {kind} rows.", where=str(path), mend="Use .jsonl.")
+        raise DataError(
+            f"a .txt file holds text to pretrain on, not {kind} rows.", location=str(path), hint="Use .jsonl."
+        )
     if _parse_split(split)["name"] != "train":
-        mend = "Use a folder with a file a split, such as train.jsonl and test.jsonl."
-        raise DataError(f"a single file has no split {split!r}.", where=str(path), mend=mend)
+        hint = "Use a folder with a file a split, such as train.jsonl and test.jsonl."
+        raise DataError(f"a single file has no split {split!r}.", location=str(path), hint=hint)
 
 
 def _files_of_folder(folder: Path, kind: Kind, *, is_run: bool) -> list[Path]:
@@ -191,11 +193,11 @@ def _files_of_folder(folder: Path, kind: Kind, *, is_run: bool) -> list[Path]:
     files = [file for file in files if not (is_run and file.name in NOT_ROWS)]
     if not files:
         found = ", ".join(file.name for file in names[:10]) or "nothing"
-        raise DataError(f"the folder has no {', '.join(suffixes)} file; found {found}.", where=str(folder))
+        raise DataError(f"the folder has no {', '.join(suffixes)} file; found {found}.", location=str(folder))
     return files
 
 
-def _files_of_split(folder: Path, files: list[Path], split: str, faults: Faults) -> list[Path]:
+def _files_of_split(folder: Path, files: list[Path], split: str, issues: Faults) -> list[Path]:
     """The files of a split, where files are named for splits (train.jsonl, train-00000-of-00002.parquet); else all."""
     wanted = _parse_split(split)["name"]
     by_split: dict[str, list[Path]] = {}
@@ -207,7 +209,7 @@ def _files_of_split(folder: Path, files: list[Path], split: str, faults: Faults)
     if not splits and wanted == "train":
         return files
     found = ", ".join(splits) if splits else ", ".join(file.name for file in files[:10])
-    faults.add(
+    issues.add(
         f"the folder has no split {wanted!r}; found {found}.", str(folder), "A split is a file such as test.jsonl."
     )
     return []
@@ -216,7 +218,7 @@ def _files_of_split(folder: Path, files: list[Path], split: str, faults: Faults)
 def _parse_split(split: str) -> dict[str, str | None]:
     match = _SPLIT.fullmatch(split)
     if match is None:
-        raise DataError(f"cannot read the split {split!r}.", mend="A split is a name, or a slice of it: train[:1000].")
+        raise DataError(f"cannot read the split {split!r}.", hint="A split is a name, or a slice of it: train[:1000].")
     return match.groupdict()
 
 
@@ -238,8 +240,8 @@ def _hub(source: Source, split: str) -> Iterator[Batch]:
         data = datasets.load_dataset(source.hub, source.config, split=split, revision=source.revision)
     except Exception as error:  # the library raises a dozen kinds, some of them other libraries'
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        mend = "Check the name, `config`, `split` and the connection; a private data set needs `hf auth login`."
-        raise DataError(f"cannot load the hub data set: {reason}", where=str(source.hub), mend=mend) from error
+        hint = "Check the name, `config`, `split` and the connection; a private data set needs `hf auth login`."
+        raise DataError(f"cannot load the hub data set: {reason}", location=str(source.hub), hint=hint) from error
     for number, fields in enumerate(data, 1):
         yield Batch(f"{source.hub} {split} row ", [number], [fields])
 
@@ -262,11 +264,11 @@ def _held_out(prompts: np.ndarray, fraction: float) -> np.ndarray:
     return held_out
 
 
-def _check_same_form(parts: Sequence[_Part], faults: Faults) -> None:
+def _check_same_form(parts: Sequence[_Part], issues: Faults) -> None:
     first = next((part for part in parts if part.form), None)
     for part in parts:
         if first and part.form and part.form != first.form:
-            faults.add(
+            issues.add(
                 f"the rows are {part.form}, and those of {first.name} are {first.form}.",
                 part.name,
                 "Text and conversations are not mixed in one data set.",

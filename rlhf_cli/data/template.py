@@ -44,14 +44,14 @@ def prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end token, so that no answer could ever end.",
-            where=str(tokenizer.name_or_path),
-            mend="Set eos_token in its tokenizer_config.json.",
+            location=str(tokenizer.name_or_path),
+            hint="Set eos_token in its tokenizer_config.json.",
         )
     if chat_template != "auto":
         path = Path(chat_template)
         if path.suffix != ".jinja" or not path.is_file():
-            fault = "there is no such file" if path.suffix == ".jinja" else "it must be auto or a .jinja file"
-            raise RecipeError(f"base.chat_template is {chat_template}: {fault}.")
+            issue = "there is no such file" if path.suffix == ".jinja" else "it must be auto or a .jinja file"
+            raise RecipeError(f"base.chat_template is {chat_template}: {issue}.")
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     elif not tokenizer.chat_template:
         bos = "{{- bos_token -}}" if tokenizer.bos_token_id in _leading_ids(tokenizer) else ""
@@ -136,8 +136,8 @@ def _joint(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text) -
         raise ModelError(
             f"the chat template is not additive: what it asks an answer behind (…{start[-60:]!r}) is not how it writes "
             f"the conversation with that answer (…{whole[-60:]!r}), so that training and generation would differ.",
-            where=str(tokenizer.name_or_path),
-            mend="Set base.chat_template to a .jinja file in which they agree.",
+            location=str(tokenizer.name_or_path),
+            hint="Set base.chat_template to a .jinja file in which they agree.",
         )
     return start, whole[len(start) :]
 
@@ -150,8 +150,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, gene
         raise ModelError(
             f"the chat template does not take this conversation "
             f"({', '.join(message['role'] for message in messages)}): {str(error).rstrip('.')}.",
-            where=str(tokenizer.name_or_path),
-            mend="Set base.chat_template to a .jinja file that does, or change the data.",
+            location=str(tokenizer.name_or_path),
+            hint="Set base.chat_template to a .jinja file that does, or change the data.",
         ) from error
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.recipe.schema import Gate
 
 BOUNDS = (("min", "at least"), ("max", "at most"))
@@ -37,10 +37,10 @@ def said(verdict: Mapping[str, Any]) -> str:
 
 
 def check_names(gates: Sequence[Gate], names: Collection[str]) -> None:
-    """Raise RecipeError, one fault a gate, where a gate names a metric that is not among `names`."""
-    faults = [_unknown(index, gate, names) for index, gate in enumerate(gates) if gate.metric not in names]
-    if faults:
-        raise RecipeError(faults)
+    """Raise RecipeError, one issue a gate, where a gate names a metric that is not among `names`."""
+    issues = [_unknown(index, gate, names) for index, gate in enumerate(gates) if gate.metric not in names]
+    if issues:
+        raise RecipeError(issues)
 
 
 def judge(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[Verdict]:
@@ -54,10 +54,10 @@ def _verdict(gate: Gate, value: float) -> Verdict:
     return Verdict(gate, value, passed)
 
 
-def _unknown(index: int, gate: Gate, names: Collection[str]) -> Fault:
+def _unknown(index: int, gate: Gate, names: Collection[str]) -> Issue:
     near = difflib.get_close_matches(gate.metric, names, n=3, cutoff=0.5)
-    return Fault(
+    return Issue(
         f"{gate.metric} is not a metric that this recipe's evaluation gives.",
-        where=f"eval.gates.{index}.metric",
-        mend=f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(names)) or 'none'}.",
+        location=f"eval.gates.{index}.metric",
+        hint=f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(names)) or 'none'}.",
     )

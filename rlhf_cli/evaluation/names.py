@@ -54,7 +54,7 @@ def metric_names(recipe: Recipe) -> list[str]:
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise RecipeError(
-            f"two metrics would be called {twice[0]}.", where="eval.python", mend="Rename one of the functions."
+            f"two metrics would be called {twice[0]}.", location="eval.python", hint="Rename one of the functions."
         )
     return names
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_cli.errors import Fault, ModelError
+from rlhf_cli.errors import Issue, ModelError
 from rlhf_cli.models.base import ADAPTER_CONFIG, load_causal_lm
 from rlhf_cli.models.heads import STORED_HEAD
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -105,14 +105,14 @@ def check_form(folder: Path, adapter: Adapter | None) -> None:
     if adapter is None and is_adapter(folder):
         raise ModelError(
             "this is an adapter, and the recipe says `adapter: null`",
-            where=str(folder),
-            mend="Give the recipe the `adapter` section that it was trained with, or start from a whole model.",
+            location=str(folder),
+            hint="Give the recipe the `adapter` section that it was trained with, or start from a whole model.",
         )
     if adapter is not None and not is_adapter(folder):
         raise ModelError(
             "this is not an adapter, and the recipe trains adapters",
-            where=str(folder),
-            mend="A whole model goes into `base.model`; or set `adapter: null` to train whole models.",
+            location=str(folder),
+            hint="A whole model goes into `base.model`; or set `adapter: null` to train whole models.",
         )
 
 
@@ -120,11 +120,11 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     """The stored weights of an adapter folder, on the CPU."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise ModelError(f"there is no {ADAPTER_WEIGHTS} here", where=str(folder), mend="Name an adapter's folder.")
+        raise ModelError(f"there is no {ADAPTER_WEIGHTS} here", location=str(folder), hint="Name an adapter's folder.")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"damaged: {error}", where=str(path), mend="Run its stage again.") from error
+        raise ModelError(f"damaged: {error}", location=str(path), hint="Run its stage again.") from error
 
 
 def write(
@@ -179,16 +179,16 @@ def _check_config(folder: Path, adapter: Adapter) -> None:
     try:
         stored: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {error}", where=str(folder)) from error
+        raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {error}", location=str(folder)) from error
     if stored.get("peft_type") != "LORA":
-        raise ModelError(f"a {stored.get('peft_type')} adapter; only LORA is supported", where=str(folder))
+        raise ModelError(f"a {stored.get('peft_type')} adapter; only LORA is supported", location=str(folder))
     asked = {
         "rank": ("r", adapter.rank),
         "alpha": ("lora_alpha", adapter.alpha),
         "dora": ("use_dora", adapter.dora),
     }
-    faults = [
-        Fault(
+    issues = [
+        Issue(
             f"the recipe's adapter.{field} is {_plain(value)}, and this adapter was trained with {stored.get(key)}",
             str(folder),
             f"Set `adapter.{field}: {json.dumps(stored.get(key))}`, or start from base.",
@@ -203,9 +203,9 @@ def _check_config(folder: Path, adapter: Adapter) -> None:
         "bias",
     ):  # scale or add in ways that a recipe has no word for
         if stored.get(key) not in (None, False, {}, "none"):
-            faults.append(Fault(f"this adapter sets {key}: {stored[key]}, which is not supported", str(folder)))
-    if faults:
-        raise ModelError(faults)
+            issues.append(Issue(f"this adapter sets {key}: {stored[key]}, which is not supported", str(folder)))
+    if issues:
+        raise ModelError(issues)
 
 
 def _set_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder: Path) -> None:
@@ -215,23 +215,23 @@ def _set_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder:
     if STORED_HEAD in own:
         weights.setdefault(STORED_HEAD, own[STORED_HEAD])
     missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    faults = []
+    issues = []
     if missing:
-        faults.append(
+        issues.append(
             f"it lacks {len(missing)} tensors that the recipe's adapter has on this base, such as {missing[0]}"
         )
     if foreign:
-        faults.append(f"it has {len(foreign)} tensors that have no place there, such as {foreign[0]}")
+        issues.append(f"it has {len(foreign)} tensors that have no place there, such as {foreign[0]}")
     for key in sorted(own.keys() & weights.keys()):
         if own[key].shape != weights[key].shape:
             shapes = f"{tuple(weights[key].shape)}, and there it is {tuple(own[key].shape)}"
-            faults.append(f"{key} is {shapes}")
+            issues.append(f"{key} is {shapes}")
             break
-    if faults:
+    if issues:
         raise ModelError(
-            "this adapter does not fit: " + "; ".join(faults),
-            where=str(folder),
-            mend="It belongs to another base or other `adapter.targets`; name those, or start from base.",
+            "this adapter does not fit: " + "; ".join(issues),
+            location=str(folder),
+            hint="It belongs to another base or other `adapter.targets`; name those, or start from base.",
         )
     with torch.no_grad():
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
@@ -241,6 +241,6 @@ def _set_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder:
 def _unfit_targets(adapter: Adapter, error: ValueError) -> ModelError:
     return ModelError(
         f"the adapter's targets {adapter.targets!r} do not suit this base: {error}",
-        where="adapter.targets",
-        mend="Name modules that the model has, or `all-linear`.",
+        location="adapter.targets",
+        hint="Name modules that the model has, or `all-linear`.",
     )

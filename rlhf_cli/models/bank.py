@@ -254,8 +254,8 @@ class Bank:
             raise ModelError(
                 f"{type(model).__name__} changes its logits after the output head (a cap or a scale), "
                 "which is not supported",
-                where=model.name_or_path,
-                mend="Take a base without one, such as Llama, Qwen or Mistral.",
+                location=model.name_or_path,
+                hint="Take a base without one, such as Llama, Qwen or Mistral.",
             )
 
 

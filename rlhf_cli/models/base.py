@@ -83,7 +83,7 @@ def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
     lacks = base.dtype == "bfloat16" and device.type == "cuda" and not has_bfloat16
     if lacks or (base.dtype == "float16" and device.type == "cpu"):
         reason = "this GPU emulates it" if lacks else "on a CPU its gradients under- and overflow, and it is slow"
-        raise HardwareError(f"{base.dtype}: {reason}.", where="base.dtype", mend="Set auto, or float32.")
+        raise HardwareError(f"{base.dtype}: {reason}.", location="base.dtype", hint="Set auto, or float32.")
     dtype = getattr(torch, base.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
@@ -94,8 +94,8 @@ def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
     if not (Path(source) / TOKENIZER_CONFIG).is_file():  # an adapter's folder may have one, and no config of a model
         _check_folder(source)
         if Path(source).is_dir() and not any(any(Path(source).glob(pattern)) for pattern in TOKENIZER_FILES):
-            mend = "Copy the model's tokenizer.json and tokenizer_config.json into it."
-            raise ModelError("this folder holds no tokenizer", where=source, mend=mend)
+            hint = "Copy the model's tokenizer.json and tokenizer_config.json into it."
+            raise ModelError("this folder holds no tokenizer", location=source, hint=hint)
     with _told(source):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
@@ -129,15 +129,15 @@ def load_scorer(base: Base, source: str, *, smoke: bool = False, is_split: bool 
 def reward_model_config(source: str, revision: str) -> PreTrainedConfig:
     """The config of somebody's whole reward model. Raises ModelError where it is no scorer of one label."""
     if (Path(source) / ADAPTER_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
-        mend = "A reward run on the recipe's base goes under `run`; merge another one into its model."
-        raise ModelError("this is an adapter, not a whole reward model.", where=source, mend=mend)
+        hint = "A reward run on the recipe's base goes under `run`; merge another one into its model."
+        raise ModelError("this is an adapter, not a whole reward model.", location=source, hint=hint)
     _check_folder(source)
     with _told(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     if config.num_labels != 1:
         name = ", ".join(config.architectures or [config.model_type])
         found = f"{name} with {config.num_labels} labels; a reward model gives one score (num_labels: 1)."
-        raise ModelError(found, where=source, mend="Name a sequence classifier that was trained as a reward model.")
+        raise ModelError(found, location=source, hint="Name a sequence classifier that was trained as a reward model.")
     return config
 
 
@@ -201,8 +201,8 @@ def _from_pretrained(
         raise HardwareError(
             f"this machine cannot load {source} with quantize: {base.quantize}, attention: {base.attention}: "
             f"{_first_line(error)}",
-            where="base",
-            mend="Set `base.quantize: none` or `base.attention: auto`, or take a smaller model.",
+            location="base",
+            hint="Set `base.quantize: none` or `base.attention: auto`, or take a smaller model.",
         ) from error
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
@@ -210,15 +210,15 @@ def _from_pretrained(
         message = f"{len(mismatched)} tensors have another shape than config.json gives them, such as {name}: "
         raise ModelError(
             f"{message}{tuple(stored)}, and not {tuple(expected)}",
-            where=source,
-            mend="Its config.json and its weights are not of one model: fetch it again.",
+            location=source,
+            hint="Its config.json and its weights are not of one model: fetch it again.",
         )
     missing = sorted(set(info["missing_keys"]) - set(new))
     if missing:  # transformers would go on with random weights there
         raise ModelError(
             f"the weights lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}",
-            where=source,
-            mend="Check that the download is complete, and that it is such a model.",
+            location=source,
+            hint="Check that the download is complete, and that it is such a model.",
         )
     if is_split:
         splitting.split(model, device)
@@ -266,8 +266,8 @@ def _save_tiny(model_class: Any, source: str, revision: str, folder: str) -> Non
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise ModelError(
             f"the architecture {config.model_type} cannot be made tiny for --smoke: {_first_line(error)}",
-            where=source,
-            mend="Smoke with another model of the same family: `--set base.model=…`, or that of ppo.reward.",
+            location=source,
+            hint="Smoke with another model of the same family: `--set base.model=…`, or that of ppo.reward.",
         ) from error
     model.save_pretrained(folder)
 
@@ -301,21 +301,21 @@ def _check_folder(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         if folder.is_absolute() or source.startswith((".", "~")) or folder.exists():
-            raise ModelError("there is no model folder here", where=source, mend="Check `base.model`.")
+            raise ModelError("there is no model folder here", location=source, hint="Check `base.model`.")
         return  # a hub id
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(
                 "this is an adapter, not a whole model",
-                where=source,
-                mend="Name the model that it adapts as `base.model`, and the adapter as the stage's `start`.",
+                location=source,
+                hint="Name the model that it adapts as `base.model`, and the adapter as the stage's `start`.",
             )
-        raise ModelError("this folder holds no config.json", where=source, mend="Name a transformers model folder.")
+        raise ModelError("this folder holds no config.json", location=source, hint="Name a transformers model folder.")
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles and not any(folder.glob("*.safetensors")):
         message = f"the weights are pickles alone ({pickles[0]}), which run a stranger's program as they are loaded"
-        mend = "Take a version with *.safetensors, or convert them where you trust them."
-        raise ModelError(message, where=source, mend=mend)
+        hint = "Take a version with *.safetensors, or convert them where you trust them."
+        raise ModelError(message, location=source, hint=hint)
 
 
 @contextmanager
@@ -338,10 +338,10 @@ def _told(source: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if Path(source).is_dir():
-            mend = "It has to be a complete transformers folder with *.safetensors weights."
+            hint = "It has to be a complete transformers folder with *.safetensors weights."
         else:
-            mend = f"Check the id and its revision; `hf auth login` for a gated model; offline: `hf download {source}`."
-        raise ModelError(f"cannot be loaded: {_first_line(error)}", where=source, mend=mend) from error
+            hint = f"Check the id and its revision; `hf auth login` for a gated model; offline: `hf download {source}`."
+        raise ModelError(f"cannot be loaded: {_first_line(error)}", location=source, hint=hint) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -35,12 +35,14 @@ def load_score_head(folder: Path) -> ScalarHead:
     weight = _read_head(folder)
     if weight is None:
         raise ModelError(
-            "this model has no score head", where=str(folder), mend="Name a reward run, or another scorer of one label."
+            "this model has no score head",
+            location=str(folder),
+            hint="Name a reward run, or another scorer of one label.",
         )
     if weight.ndim != 2 or weight.shape[0] != 1:
         raise ModelError(
             f"the score head has shape {tuple(weight.shape)}; a reward model has one label: (1, hidden size)",
-            where=str(folder),
+            location=str(folder),
         )
     head = ScalarHead(weight.shape[1])
     with torch.no_grad():
@@ -81,5 +83,7 @@ def _read_head(folder: Path) -> Tensor | None:
                     if key in (HEAD_KEY, STORED_HEAD):
                         return tensors.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"damaged: {error}", where=str(folder / file), mend="Train or fetch it again.") from error
+            raise ModelError(
+                f"damaged: {error}", location=str(folder / file), hint="Train or fetch it again."
+            ) from error
     return None

@@ -32,7 +32,7 @@ def split(model: PreTrainedModel, device: torch.device) -> None:
     layers = layers_of(model)
     if not layers:
         found = f"{type(model).__name__} has no layers to split."
-        raise ModelError(found, where=model.name_or_path, mend="Set launch.strategy: ddp.")
+        raise ModelError(found, location=model.name_or_path, hint="Set launch.strategy: ddp.")
     if count > 1:
         mesh = init_device_mesh(device.type, (count,))
         for layer in layers:  # where not told so, a unit that is in no other keeps what it was given

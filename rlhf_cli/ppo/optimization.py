@@ -42,10 +42,12 @@ def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
     try:
         asked = TrainingArguments(output_dir=str(folder), **given)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"transformers refuses it: {error}", where="ppo.trainer") from error
+        raise RecipeError(f"transformers refuses it: {error}", location="ppo.trainer") from error
     if asked.lr_scheduler_type in FED_BY_A_METRIC:
-        where = "ppo.trainer.lr_scheduler_type"
-        raise RecipeError(f"{given['lr_scheduler_type']} follows an evaluation loss, which PPO has not.", where=where)
+        location = "ppo.trainer.lr_scheduler_type"
+        raise RecipeError(
+            f"{given['lr_scheduler_type']} follows an evaluation loss, which PPO has not.", location=location
+        )
     return asked
 
 
@@ -80,8 +82,8 @@ class Trackers:
             working = {str(getattr(tracker, "value", tracker)) for tracker in self._accelerator.log_with}
             absent = [name for name in names if name not in working]
             if absent:
-                mend = f"pip install {' '.join(absent)}, or leave it out of report_to."
-                raise RecipeError(f"{', '.join(absent)} is not installed.", where="ppo.trainer.report_to", mend=mend)
+                hint = f"pip install {' '.join(absent)}, or leave it out of report_to."
+                raise RecipeError(f"{', '.join(absent)} is not installed.", location="ppo.trainer.report_to", hint=hint)
             self._accelerator.init_trackers(asked.project, config=dict(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -45,8 +45,10 @@ def assign(bank: Bank, critic: Critic, terms: Sequence[Term]) -> Cast:
     rewards = [term.role for term in terms if term.role is not None]
     for role in rewards:
         if role not in bank.heads:
-            mend = "Name a run of the reward stage."
-            raise ModelError("this is no reward model: it has no score head.", where=f"ppo.reward ({role})", mend=mend)
+            hint = "Name a run of the reward stage."
+            raise ModelError(
+                "this is no reward model: it has no score head.", location=f"ppo.reward ({role})", hint=hint
+            )
     trunk = POLICY
     if critic.kind == "adapter":
         trunk = VALUE

@@ -95,8 +95,8 @@ def _sample(
         except RuntimeError as error:
             if "probability tensor" not in str(error):
                 raise
-            mend = "Lower the learning rate; an earlier checkpoint may be well."
-            raise DivergedError("the model's logits are not finite.", where="sampling", mend=mend) from error
+            hint = "Lower the learning rate; an earlier checkpoint may be well."
+            raise DivergedError("the model's logits are not finite.", location="sampling", hint=hint) from error
         ids, cache = out.sequences, out.past_key_values  # (b, P + R)
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
         is_full = ids.shape[1] == width + max_new_tokens

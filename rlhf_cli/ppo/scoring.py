@@ -116,8 +116,8 @@ class Scorer:
         raw, responses = torch.tensor(rows.reward), rows.responses
         pad, mask = experience.pad, _mask(responses, torch.device("cpu"))
         if all(math.isnan(score) for row in rows.by_source for score in row.values()):
-            names, mend = ", ".join(rows.by_source[0]), "None says that a source does not judge an answer; one has to."
-            raise DivergedError(f"{names} judged none of {len(responses)} answers.", where="ppo.reward", mend=mend)
+            names, hint = ", ".join(rows.by_source[0]), "None says that a source does not judge an answer; one has to."
+            raise DivergedError(f"{names} judged none of {len(responses)} answers.", location="ppo.reward", hint=hint)
         sources = {
             name: [row[name] for row in rows.by_source if not math.isnan(row[name])] for name in rows.by_source[0]
         }

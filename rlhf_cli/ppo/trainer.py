@@ -119,13 +119,15 @@ class Trainer:
                 if is_stopped:
                     raise run.stopped(iteration)
         except DivergedError as error:
-            found = error.faults[0]
-            mend = f"{found.mend} The prompts of that iteration are in log.txt."
+            found = error.issues[0]
+            hint = f"{found.hint} The prompts of that iteration are in log.txt."
             run.note("\n".join([f"prompts of iteration {iteration}:", *(str(row.prompt) for row in self.asked)]))
             if self.good is not None:
                 restore(self.cast, self.good.weights)
-                mend += f" The last good policy is in {self._save(self.good.iteration, state=False)}."
-            raise DivergedError(f"iteration {iteration}: {found.message}", where=found.where, mend=mend) from error
+                hint += f" The last good policy is in {self._save(self.good.iteration, state=False)}."
+            raise DivergedError(
+                f"iteration {iteration}: {found.message}", location=found.location, hint=hint
+            ) from error
         finally:
             self.trackers.close()
         return history
@@ -189,18 +191,18 @@ class Trainer:
         """Raise DivergedError where learning from this rollout would make things worse."""
         for name, value in metrics.items():
             if not math.isfinite(value):
-                mend = "Lower the learning rate, or raise kl.coef."
-                raise DivergedError(f"{name} of a rollout is {value}.", where="ppo", mend=mend)
+                hint = "Lower the learning rate, or raise kl.coef."
+                raise DivergedError(f"{name} of a rollout is {value}.", location="ppo", hint=hint)
         for role in (POLICY, VALUE):  # attention may hide them: a softmax over NaN alone gives zeros on some devices
             if not all(bool(p.isfinite().all()) for p in self.bank.parameters(role)):
-                mend = "Lower the learning rate."
-                raise DivergedError(f"the weights of role {role} are not finite.", where="ppo", mend=mend)
+                hint = "Lower the learning rate."
+                raise DivergedError(f"the weights of role {role} are not finite.", location="ppo", hint=hint)
         abort = self.settings.kl.abort
         if abort is not None and metrics["kl"] > abort:
             raise DivergedError(
                 f"the policy is {metrics['kl']:.3g} nats a sequence from its reference; kl.abort is {abort:g}.",
-                where="ppo.kl.abort",
-                mend="Raise kl.coef, or lower the learning rate.",
+                location="ppo.kl.abort",
+                hint="Raise kl.coef, or lower the learning rate.",
             )
 
     def _learn(self, scored: update.Experience, iteration: int) -> dict[str, float]:
@@ -290,9 +292,9 @@ class Trainer:
         folder = self.run.resumed
         assert folder is not None
         if not (folder / "state").is_dir():
-            mend = f"Set ppo.start: {folder / 'model'}, and what made it diverge, and start anew."
+            hint = f"Set ppo.start: {folder / 'model'}, and what made it diverge, and start anew."
             message = "this run diverged: its last good policy is no place to go on from."
-            raise ModelError(message, where=str(folder), mend=mend)
+            raise ModelError(message, location=str(folder), hint=hint)
         tree = load_state(folder / "state")
         restore(self.cast, tree["weights"])
         self.optimization.optimizer.load_state_dict(tree["optimizer"])

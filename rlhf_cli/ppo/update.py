@@ -134,7 +134,9 @@ def step(optimization: Optimization) -> tuple[float, float]:
     norms = [_clip(group["params"], optimization.max_grad_norm) for group in optimizer.param_groups]
     for name, norm in zip(("policy", "critic"), norms, strict=True):
         if not norm < float("inf"):
-            raise DivergedError(f"the {name}'s gradient norm is {norm}.", where="ppo", mend="Lower the learning rate.")
+            raise DivergedError(
+                f"the {name}'s gradient norm is {norm}.", location="ppo", hint="Lower the learning rate."
+            )
     optimizer.step()
     optimization.schedule.step()
     optimizer.zero_grad(set_to_none=True)

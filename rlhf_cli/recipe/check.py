@@ -13,23 +13,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from rlhf_cli.errors import redacted
 from rlhf_cli.recipe import functions, trainer_keys
 from rlhf_cli.recipe.document import Key, show
 from rlhf_cli.recipe.schema import STAGES, Recipe, Rule, Section, Source, is_run_reference
+from rlhf_cli.redaction import SECRET_PARAMETER, redact
 
 ROWS = {"pretrain": "pretrain", "sft": "sft", "reward": "preferences", "ppo": "prompts"}  # stage: its data
 TRAINED = ("pretrain", "sft", "reward")
 REWARDS = ("run", "model", "python", "http", "rule")  # a reward source is one of these
-SECRET = re.compile("token|key|secret|passw|auth|sig|cred", re.IGNORECASE)  # in the name of a URL's parameter
 
 
 class Problem(NamedTuple):
-    """A fault and the key that it belongs to."""
+    """A issue and the key that it belongs to."""
 
     key: Key
     message: str
-    mend: str
+    hint: str
 
 
 def named_stages(recipe: Recipe) -> list[str]:
@@ -38,7 +37,7 @@ def named_stages(recipe: Recipe) -> list[str]:
 
 
 def problems(recipe: Recipe, stages: Sequence[str]) -> Iterator[Problem]:
-    """Every cross-field fault of `recipe`, and what the `stages` about to run lack."""
+    """Every cross-field issue of `recipe`, and what the `stages` about to run lack."""
     yield from _secrets(recipe.model_dump(), ())
     yield from _training(recipe)
     yield from _trainer(recipe)
@@ -61,16 +60,16 @@ def _secrets(value: Any, key: Key) -> Iterator[Problem]:
     elif isinstance(value, list):
         for index, item in enumerate(value):  # a lone data source is a list of one, whose index stands nowhere
             yield from _secrets(item, key if key[0] == "data" and len(value) == 1 else (*key, index))
-    elif isinstance(value, str) and redacted(value) != value and key[-1] != "http":
+    elif isinstance(value, str) and redact(value) != value and key[-1] != "http":
         message = f"{'.'.join(map(str, key))}: holds a password or a token, which the run's recipe.yaml would show."
         yield Problem(key, message, "Take it out; tokens belong into the environment, as HF_TOKEN.")
 
 
 def _trainer(recipe: Recipe) -> Iterator[Problem]:
     for stage in (*TRAINED, "ppo"):
-        for fault in trainer_keys.faults(stage, getattr(recipe, stage).trainer):
-            key: Key = (stage, "trainer", fault.name)
-            yield Problem(key, f"{stage}.trainer.{fault.name}: {fault.message}", fault.mend)
+        for issue in trainer_keys.issues(stage, getattr(recipe, stage).trainer):
+            key: Key = (stage, "trainer", issue.name)
+            yield Problem(key, f"{stage}.trainer.{issue.name}: {issue.message}", issue.hint)
 
 
 def _training(recipe: Recipe) -> Iterator[Problem]:
@@ -137,8 +136,8 @@ def _architecture(recipe: Recipe) -> Iterator[Problem]:
     shape, key = recipe.pretrain.architecture, ("pretrain", "architecture")
     if shape.hidden_size % (2 * shape.heads):
         message = f"hidden_size {shape.hidden_size} does not give each of {shape.heads} heads an even width."
-        mend = "Rotary positions pair dimensions: set hidden_size to a multiple of 2 × heads."
-        yield Problem((*key, "heads"), f"pretrain.architecture: {message}", mend)
+        hint = "Rotary positions pair dimensions: set hidden_size to a multiple of 2 × heads."
+        yield Problem((*key, "heads"), f"pretrain.architecture: {message}", hint)
     if shape.heads % shape.kv_heads:
         message = f"{shape.heads} heads cannot share {shape.kv_heads} kv_heads."
         yield Problem((*key, "kv_heads"), f"pretrain.architecture: {message}", "Set kv_heads to a divisor of heads.")
@@ -202,7 +201,7 @@ def _url(url: str, key: Key) -> Iterator[Problem]:
         yield Problem(key, f"{dotted}: is no URL: {type(error).__name__}.", "Write https://host:port/path.")
         return
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if "@" in parts.netloc or redacted(url) != url or any(map(SECRET.search, names)):
+    if "@" in parts.netloc or redact(url) != url or any(map(SECRET_PARAMETER.search, names)):
         message = f"{dotted}: holds a password or a key, which the run's recipe.yaml and its logs would show."
         yield Problem(key, message, "Take it out; RLHF_REWARD_TOKEN in the environment is sent as a Bearer header.")
     elif parts.scheme not in ("http", "https") or not host or not url.isascii() or re.search(r"[\s\x00-\x20\x7f]", url):
@@ -247,9 +246,9 @@ def _functions(recipe: Recipe) -> Iterator[Problem]:
     specs += [(("eval", "python", index), judge) for index, judge in enumerate(recipe.eval.python)]
     told: set[str] = set()
     for key, spec in specs:
-        for message, mend in _function(spec):
+        for message, hint in _function(spec):
             if message not in told:
-                yield Problem(key, f"{'.'.join(map(str, key))}: {message}", mend)
+                yield Problem(key, f"{'.'.join(map(str, key))}: {message}", hint)
             told.add(message)
 
 
@@ -262,7 +261,7 @@ def _function(spec: str) -> Iterator[tuple[str, str]]:
     elif not path.is_file():
         yield f"there is no file {show(path)}.", _near(path)
     else:
-        yield from functions.faults(spec)
+        yield from functions.issues(spec)
 
 
 def _whole_model(recipe: Recipe) -> Iterator[Problem]:
@@ -327,8 +326,8 @@ def _models(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(key, f"{dotted}: there is no folder {show(Path(text))}.", _near(Path(text)))
         elif (key, text) in runs and (text != "base" or key[0] == "export" or "reward" in key[1:]):
             near = difflib.get_close_matches(text.partition("@")[0], (*STAGES, "base"), n=1)
-            mend = f"Did you mean {near[0]}?" if near else "Write sft, sft@v0002, name/sft@v0002, or a folder's path."
-            yield Problem(key, f"{dotted}: {text} is neither a run nor a folder.", mend)
+            hint = f"Did you mean {near[0]}?" if near else "Write sft, sft@v0002, name/sft@v0002, or a folder's path."
+            yield Problem(key, f"{dotted}: {text} is neither a run nor a folder.", hint)
     template = recipe.base.chat_template
     if template != "auto" and not Path(template).is_file():
         yield Problem(

@@ -1,7 +1,7 @@
 """YAML with positions: a file becomes plain values and the line and column of every key.
 
 PyYAML's own constructor lets the last of two equal keys win and reads `1e-4` as text and `no` as a boolean. Here the
-core schema of YAML 1.2 holds (https://yaml.org/spec/1.2.2/#103-core-schema) and every fault is kept, so that all of
+core schema of YAML 1.2 holds (https://yaml.org/spec/1.2.2/#103-core-schema) and every issue is kept, so that all of
 them are told in one go.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 
 Key = tuple[str | int, ...]  # ("ppo", "reward", 0, "weight")
 
@@ -46,7 +46,7 @@ for _tag, _pattern, _first in (
 class Place:
     """Where a key was written. `folder` is what its relative paths resolve against."""
 
-    where: str
+    location: str
     folder: Path
 
 
@@ -57,8 +57,8 @@ class Document:
     path: Path
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, Place] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-    unread: set[Key] = field(default_factory=set)  # keys whose value could not be read: one fault each is enough
+    issues: list[Issue] = field(default_factory=list)
+    unread: set[Key] = field(default_factory=set)  # keys whose value could not be read: one issue each is enough
 
     def place(self, key: Key) -> Place | None:
         """Where `key` stands, or the nearest key around it."""
@@ -79,24 +79,24 @@ def read(path: Path) -> Document:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        mend = f"Recipes in {show(path.parent)}: {', '.join(beside)}." if beside else "Check the path."
-        raise RecipeError("no such recipe file.", where=show(path), mend=mend) from None
+        hint = f"Recipes in {show(path.parent)}: {', '.join(beside)}." if beside else "Check the path."
+        raise RecipeError("no such recipe file.", location=show(path), hint=hint) from None
     except IsADirectoryError:
         inside = sorted(p.name for p in path.glob("*.y*ml"))
-        mend = f"Name a file in it: {', '.join(inside)}." if inside else "Name a recipe file."
-        raise RecipeError("this is a folder.", where=show(path), mend=mend) from None
+        hint = f"Name a file in it: {', '.join(inside)}." if inside else "Name a recipe file."
+        raise RecipeError("this is a folder.", location=show(path), hint=hint) from None
     except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}.", where=show(path)) from None
+        raise RecipeError(f"cannot be read: {error.strerror}.", location=show(path)) from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"cannot be read: {error}.", where=show(path), mend="Save it as UTF-8 text.") from None
+        raise RecipeError(f"cannot be read: {error}.", location=show(path), hint="Save it as UTF-8 text.") from None
     document = Document(path)
     node = _compose(text, path)
     reader = _Reader(document, path)
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(
             "the recipe is empty." if node is None else "the recipe is not a mapping of keys to values.",
-            where=show(path),
-            mend="Start with `name:` and `base:`.",
+            location=show(path),
+            hint="Start with `name:` and `base:`.",
         )
     document.values = reader.mapping(node, ())
     return document
@@ -106,8 +106,8 @@ def _compose(text: str, path: Path) -> yaml.Node | None:
     control = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if control is not None:
         before = text[: control.start()].split("\n")
-        where = f"{show(path)}:{len(before)}:{len(before[-1]) + 1}"
-        raise RecipeError(f"not YAML: the character U+{ord(control[0]):04X}.", where=where, mend="Remove it.")
+        location = f"{show(path)}:{len(before)}:{len(before[-1]) + 1}"
+        raise RecipeError(f"not YAML: the character U+{ord(control[0]):04X}.", location=location, hint="Remove it.")
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_CoreLoader):  # compose() recurses in C, and would take Python down
@@ -117,17 +117,19 @@ def _compose(text: str, path: Path) -> yaml.Node | None:
         return yaml.compose(text, Loader=_CoreLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{show(path)}:{mark.line + 1}:{mark.column + 1}" if mark else show(path)
+        location = f"{show(path)}:{mark.line + 1}:{mark.column + 1}" if mark else show(path)
         line = next(iter(text.splitlines()[mark.line : mark.line + 1]), "") if mark else ""
         context = f" {error.context}" if error.context else ""
-        mend = "Indent with spaces, not tabs." if "\t" in line[: len(line) - len(line.lstrip())] else ""
-        raise RecipeError(f"not YAML: {error.problem}{context}.", where=where, mend=mend) from None
+        hint = "Indent with spaces, not tabs." if "\t" in line[: len(line) - len(line.lstrip())] else ""
+        raise RecipeError(f"not YAML: {error.problem}{context}.", location=location, hint=hint) from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"not YAML: {error}.", where=show(path)) from None
+        raise RecipeError(f"not YAML: {error}.", location=show(path)) from None
 
 
-def _too_deep(where: str) -> RecipeError:
-    return RecipeError(f"nests more than {MAX_DEPTH} levels deep.", where=where, mend="Use fewer levels, or no alias.")
+def _too_deep(location: str) -> RecipeError:
+    return RecipeError(
+        f"nests more than {MAX_DEPTH} levels deep.", location=location, hint="Use fewer levels, or no alias."
+    )
 
 
 def scalar(text: str) -> Any:
@@ -135,13 +137,13 @@ def scalar(text: str) -> Any:
     document = Document(Path("--set"))
     node = _compose(text, document.path)
     value = _Reader(document, document.path).value(node, ()) if node is not None else None
-    if document.faults:
-        raise RecipeError(document.faults)
+    if document.issues:
+        raise RecipeError(document.issues)
     return value
 
 
 class _Reader:
-    """Turns nodes into values, noting places and faults as it goes."""
+    """Turns nodes into values, noting places and issues as it goes."""
 
     def __init__(self, document: Document, path: Path) -> None:
         self.document = document
@@ -152,14 +154,14 @@ class _Reader:
     def _where(self, node: yaml.Node) -> str:
         return f"{show(self.path)}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
-    def _fault(self, node: yaml.Node, message: str, mend: str) -> None:
-        self.document.faults.append(Fault(message, self._where(node), mend))
+    def _fault(self, node: yaml.Node, message: str, hint: str) -> None:
+        self.document.issues.append(Issue(message, self._where(node), hint))
 
     def value(self, node: yaml.Node, key: Key) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise RecipeError(
-                f"unfolds to more than {MAX_NODES:,} values.", where=self._where(node), mend="Use fewer aliases."
+                f"unfolds to more than {MAX_NODES:,} values.", location=self._where(node), hint="Use fewer aliases."
             )
         if len(key) > MAX_DEPTH:
             raise _too_deep(self._where(node))
@@ -186,7 +188,7 @@ class _Reader:
             inner = (*key, name)
             dotted = ".".join(map(str, inner))
             if name in values:
-                first = self.document.places[inner].where
+                first = self.document.places[inner].location
                 self._fault(key_node, f"{dotted}: duplicate key, first at {first}.", "Keep one of them.")
                 continue
             self.document.places[inner] = Place(self._where(key_node), self.folder)

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.recipe.document import show
 
 Function = Callable[..., Any]
@@ -27,8 +27,8 @@ def parts_of(spec: str) -> tuple[Path, str]:
     return Path(file), name
 
 
-def faults(spec: str) -> Iterator[tuple[str, str]]:
-    """What can be seen of an existing file without running it: message and mend of each fault."""
+def issues(spec: str) -> Iterator[tuple[str, str]]:
+    """What can be seen of an existing file without running it: message and hint of each issue."""
     path, name = parts_of(spec)
     try:
         tree = ast.parse(path.read_bytes())
@@ -45,8 +45,8 @@ def faults(spec: str) -> Iterator[tuple[str, str]]:
     names += [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
-        mend = f"Did you mean {near[0]}?" if near else f"It defines {', '.join(names) or 'nothing'}."
-        yield f"{show(path)} has no function {name}.", mend
+        hint = f"Did you mean {near[0]}?" if near else f"It defines {', '.join(names) or 'nothing'}."
+        yield f"{show(path)} has no function {name}.", hint
 
 
 def _imported(body: list[ast.stmt]) -> Iterator[str]:
@@ -78,10 +78,10 @@ def tried(spec: str) -> None:
     process.start()
     end.close()  # ours, so that its death is an end of the file here
     try:
-        found: tuple[Fault, ...] = answer.recv()
+        found: tuple[Issue, ...] = answer.recv()
     except EOFError:
         path, _ = parts_of(spec)
-        found = (Fault("a process that loaded it died.", spec, f"Try `{sys.executable} {show(path)}`."),)
+        found = (Issue("a process that loaded it died.", spec, f"Try `{sys.executable} {show(path)}`."),)
     process.join()
     if found:
         raise RecipeError(found)
@@ -92,7 +92,7 @@ def _load_and_tell(spec: str, answer: Connection) -> None:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # it will say it again
             load_function(spec)
     except RecipeError as error:
-        answer.send(error.faults)
+        answer.send(error.issues)
     else:
         answer.send(())
 
@@ -105,7 +105,7 @@ def load_function(spec: str) -> Function:
     """
     path, name = parts_of(spec)
     if not path.is_file():
-        raise RecipeError(f"there is no file {path}.", where=spec, mend="Write file.py:function.")
+        raise RecipeError(f"there is no file {path}.", location=spec, hint="Write file.py:function.")
     module_name = f"rlhf_reward_{path.resolve()}"
     module = sys.modules.get(module_name)
     if module is None:
@@ -120,13 +120,13 @@ def load_function(spec: str) -> Function:
         except (Exception, SystemExit) as error:  # sys.exit() would end rlhf, and with 0
             del sys.modules[module_name]
             message = f"it fails as it is loaded: {told(error)}."
-            raise RecipeError(message, where=place_of(error, path), mend="Mend the file.") from error
+            raise RecipeError(message, location=place_of(error, path), hint="Mend the file.") from error
         finally:
             sys.path.remove(str(path.parent))
     function = getattr(module, name, None)
     if not callable(function):
-        mend = "Name a function that the file defines."
-        raise RecipeError(f"{path.name} has no function {name}.", where=spec, mend=mend)
+        hint = "Name a function that the file defines."
+        raise RecipeError(f"{path.name} has no function {name}.", location=spec, hint=hint)
     return function
 
 

@@ -1,4 +1,4 @@
-"""From a YAML file to a typed, frozen Recipe: `extends`, `--set`, absolute paths, and every fault in one error."""
+"""From a YAML file to a typed, frozen Recipe: `extends`, `--set`, absolute paths, and every issue in one error."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.recipe import check
 from rlhf_cli.recipe.document import Document, Dumper, Key, Place, read, scalar, show
 from rlhf_cli.recipe.schema import SCHEMA, Recipe, Relative, Section
+from rlhf_cli.redaction import redact_urls
 
 SOURCE_KEYS = ("path", "hub", "run")
-_SECRET_URL = re.compile(r"://\S*[@?]\S*")  # may hold a password, which no terminal and no log is to show
 _DOTTED = re.compile(r"[a-z_]+(\.\w+)+")  # a key inside a section; a section's bare name is also its stage's
 _PLACEHOLDERS: dict[Key, object] = {("name",): "unnamed", ("base",): {"model": "unnamed"}, ("base", "model"): "unnamed"}
 
@@ -29,15 +29,15 @@ class Loaded(NamedTuple):
     recipe: Recipe
     document: Document
 
-    def located(self, fault: Fault) -> Fault:
-        """`fault`, found later, at the line of the key that its `where` names; a file below the working folder as a
+    def located(self, issue: Issue) -> Issue:
+        """`issue`, found later, at the line of the key that its `where` names; a file below the working folder as a
         person would write it; else as it is."""
-        if fault.where.startswith("/"):
-            return Fault(fault.message, show(Path(fault.where)), fault.mend)
-        if not _DOTTED.fullmatch(fault.where) or fault.where.partition(".")[0] not in Recipe.model_fields:
-            return fault
-        key: Key = tuple(int(part) if part.isdecimal() else part for part in fault.where.split("."))
-        return _fault(self.document, key, f"{fault.where}: {fault.message}", fault.mend)
+        if issue.location.startswith("/"):
+            return Issue(issue.message, show(Path(issue.location)), issue.hint)
+        if not _DOTTED.fullmatch(issue.location) or issue.location.partition(".")[0] not in Recipe.model_fields:
+            return issue
+        key: Key = tuple(int(part) if part.isdecimal() else part for part in issue.location.split("."))
+        return _fault(self.document, key, f"{issue.location}: {issue.message}", issue.hint)
 
 
 def load(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None = None) -> Recipe:
@@ -49,21 +49,21 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), stages: Sequence[str]
     """Read the recipe at `path`, apply `overrides` (`KEY=VALUE`), and check it for `stages` (None: those it names).
 
     Raises:
-        RecipeError: with every fault of the files, the overrides and the values, each with its place.
+        RecipeError: with every issue of the files, the overrides and the values, each with its place.
     """
     document = _read_with_extends(path, ())
     for text in overrides:
         _override(document, text)
     values = _sections_may_be_empty(Recipe, document.values)
     recipe, wrong = _validate(document, values)
-    faults = [*document.faults, *(fault for key, fault in wrong.items() if key not in document.unread)]
+    issues = [*document.issues, *(issue for key, issue in wrong.items() if key not in document.unread)]
     if recipe is not None:
         wanted = check.named_stages(recipe) if stages is None else stages
         for problem in check.problems(recipe, wanted):
             if not _follows(problem.key, wrong):
-                faults.append(_fault(document, *problem))
-    if faults or recipe is None:
-        raise RecipeError(sorted(dict.fromkeys(faults), key=_position))
+                issues.append(_fault(document, *problem))
+    if issues or recipe is None:
+        raise RecipeError(sorted(dict.fromkeys(issues), key=_position))
     return Loaded(recipe, document)
 
 
@@ -86,26 +86,26 @@ def _read_with_extends(path: Path, above: tuple[Path, ...]) -> Document:
     schema = document.values.pop("schema", SCHEMA)
     if schema != SCHEMA or schema is True:
         newer = isinstance(schema, int) and schema > SCHEMA
-        mend = "Install a newer rlhf." if newer else f"Write `schema: {SCHEMA}`, or leave it out."
+        hint = "Install a newer rlhf." if newer else f"Write `schema: {SCHEMA}`, or leave it out."
         message = f"schema: found {schema}, and this rlhf reads {SCHEMA}."
-        raise RecipeError([_fault(document, ("schema",), message, mend)])
+        raise RecipeError([_fault(document, ("schema",), message, hint)])
     parent = document.values.pop("extends", None)
     if parent is None:
         return document
     place = document.place(("extends",))
-    where = place.where if place else show(path)
+    location = place.location if place else show(path)
     if not isinstance(parent, str):
-        raise RecipeError(f"extends: found {parent!r}, expected the path of a recipe.", where=where)
+        raise RecipeError(f"extends: found {parent!r}, expected the path of a recipe.", location=location)
     parent_path = (path.parent / parent).resolve()
     chain = (*above, path.resolve())
     if parent_path in chain:
         cycle = " → ".join(show(p) for p in (*chain[chain.index(parent_path) :], parent_path))
-        raise RecipeError(f"extends: goes in a circle: {cycle}.", where=where, mend="Take one of them out.")
+        raise RecipeError(f"extends: goes in a circle: {cycle}.", location=location, hint="Take one of them out.")
     if not parent_path.is_file():
-        raise RecipeError(f"extends: there is no file {show(parent_path)}.", where=where, mend="Check the path.")
+        raise RecipeError(f"extends: there is no file {show(parent_path)}.", location=location, hint="Check the path.")
     below = _read_with_extends(parent_path, chain)
     _merge(below, document.values, document.places, ())
-    below.faults += document.faults
+    below.issues += document.issues
     below.unread |= document.unread
     below.path = path
     return below
@@ -131,20 +131,20 @@ def _merge(document: Document, values: dict[str, Any], places: dict[Key, Place],
 
 def _override(document: Document, text: str) -> None:
     name, equals, value_text = text.partition("=")
-    where = f"--set {_SECRET_URL.sub('://…', text)}"
+    location = f"--set {redact_urls(text)}"
     if not equals or not all(name.split(".")):
-        document.faults.append(Fault("is not KEY=VALUE.", where, "Write --set ppo.kl.coef=0.1."))
+        document.issues.append(Issue("is not KEY=VALUE.", location, "Write --set ppo.kl.coef=0.1."))
         return
     if name == "extends":
-        document.faults.append(Fault("extends is read from the file alone.", where, "Write it there."))
+        document.issues.append(Issue("extends is read from the file alone.", location, "Write it there."))
         return
     key: Key = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
     try:
         value = scalar(value_text)
     except RecipeError as error:
-        document.faults.append(Fault(error.faults[0].message, where, "Quote the value as YAML."))
+        document.issues.append(Issue(error.issues[0].message, location, "Quote the value as YAML."))
         return
-    place = Place(where, Path.cwd())
+    place = Place(location, Path.cwd())
     list_at = next((i for i, part in enumerate(key) if isinstance(part, int)), None)
     if list_at is not None or _same_origin(document, key):
         _override_item(document, key, list_at, value, place)
@@ -175,21 +175,21 @@ def _override_item(document: Document, key: Key, list_at: int | None, value: Any
         target[key[-1]] = value
     except (KeyError, IndexError, TypeError):
         dotted = ".".join(map(str, key[:list_at]))
-        document.faults.append(Fault(f"{dotted} has no such item.", place.where, "Items count from 0."))
+        document.issues.append(Issue(f"{dotted} has no such item.", place.location, "Items count from 0."))
         return
     document.places[key] = place
 
 
-def _validate(document: Document, values: dict[str, Any]) -> tuple[Recipe | None, dict[Key, Fault]]:
-    """The recipe, where keys are wrong without them, so that the rest is checked too; and the faults by key."""
-    wrong: dict[Key, Fault] = {}
+def _validate(document: Document, values: dict[str, Any]) -> tuple[Recipe | None, dict[Key, Issue]]:
+    """The recipe, where keys are wrong without them, so that the rest is checked too; and the issues by key."""
+    wrong: dict[Key, Issue] = {}
     for _ in range(10):
         try:
             recipe = Recipe.model_validate(values)
         except ValidationError as error:
-            faults = _grouped(document, values, error)
-            wrong |= faults
-            for key in reversed(faults):  # from the back, so that list indices stay true
+            issues = _grouped(document, values, error)
+            wrong |= issues
+            for key in reversed(issues):  # from the back, so that list indices stay true
                 _take_out(values, key)
         else:
             made: Recipe = _absolute(recipe, document, ())
@@ -214,14 +214,14 @@ def _sections_may_be_empty(section: type[Section], values: dict[str, Any]) -> di
     return made
 
 
-def _position(fault: Fault) -> tuple[str, int, int]:
+def _position(issue: Issue) -> tuple[str, int, int]:
     """Faults are told from a file's top to its bottom; those without a line come last."""
-    match = re.fullmatch(r"(.*):(\d+):(\d+)", fault.where)
+    match = re.fullmatch(r"(.*):(\d+):(\d+)", issue.location)
     return (match[1], int(match[2]), int(match[3])) if match else ("\uffff", 0, 0)
 
 
-def _grouped(document: Document, values: dict[str, Any], error: ValidationError) -> dict[Key, Fault]:
-    """One fault for each key that pydantic complains of, though a union complains once for each of its members."""
+def _grouped(document: Document, values: dict[str, Any], error: ValidationError) -> dict[Key, Issue]:
+    """One issue for each key that pydantic complains of, though a union complains once for each of its members."""
     groups: dict[Key, list[Any]] = {}
     for item in error.errors(include_url=False):
         groups.setdefault(_key_in_file(values, item["loc"], item["type"]), []).append(item)
@@ -243,7 +243,7 @@ def _key_in_file(values: Any, loc: tuple[str | int, ...], kind: str) -> Key:
     return tuple(key)
 
 
-def _explain(document: Document, values: dict[str, Any], key: Key, items: list[Any]) -> Fault:
+def _explain(document: Document, values: dict[str, Any], key: Key, items: list[Any]) -> Issue:
     dotted = ".".join(map(str, key))
     kind = items[0]["type"]
     if kind == "missing":
@@ -254,10 +254,10 @@ def _explain(document: Document, values: dict[str, Any], key: Key, items: list[A
     for part in key:
         found = found[part]
     expected = " or ".join(dict.fromkeys(_expected(item) for item in items))
-    mend = "Put it in quotes." if "valid string" in expected and isinstance(found, int | float | bool) else ""
+    hint = "Put it in quotes." if "valid string" in expected and isinstance(found, int | float | bool) else ""
     text = "a mapping" if isinstance(found, dict) else "a list" if isinstance(found, list) else _yaml(found)
     text = text if len(text) < 60 else f"{text[:40]}… ({len(text):,} characters)"
-    return _fault(document, key, f"{dotted}: found {text}, expected {expected}.", mend)
+    return _fault(document, key, f"{dotted}: found {text}, expected {expected}.", hint)
 
 
 def _expected(item: Any) -> str:
@@ -326,7 +326,7 @@ def _take_out(values: dict[str, Any], key: Key) -> None:
     for part in key[:-1]:
         target = target[part]
     last: Any = key[-1]
-    if isinstance(target, list) and len(target) == 1:  # without its only item, another fault would be told of it
+    if isinstance(target, list) and len(target) == 1:  # without its only item, another issue would be told of it
         _take_out(values, key[:-1])
     elif isinstance(target, list) or (isinstance(target, dict) and key[-1] in target):
         target.pop(last)
@@ -334,9 +334,9 @@ def _take_out(values: dict[str, Any], key: Key) -> None:
         _take_out(values, key[:-1])
 
 
-def _fault(document: Document, key: Key, message: str, mend: str) -> Fault:
+def _fault(document: Document, key: Key, message: str, hint: str) -> Issue:
     place = document.place(key)
-    return Fault(message, place.where if place else show(document.path), mend)
+    return Issue(message, place.location if place else show(document.path), hint)
 
 
 def _absolute(section: Section, document: Document, key: Key) -> Any:

@@ -112,58 +112,58 @@ PPO_TAKES = (  # what our own loop acts on, in the words of transformers.Trainin
 )
 
 
-class KeyFault(NamedTuple):
+class KeyIssue(NamedTuple):
     """A key that cannot stand in `trainer:`, why, and what to do."""
 
     name: str
     message: str
-    mend: str
+    hint: str
 
 
-def faults(stage: str, trainer: Mapping[str, Any]) -> Iterator[KeyFault]:
+def issues(stage: str, trainer: Mapping[str, Any]) -> Iterator[KeyIssue]:
     """Every key of a stage's `trainer:` that is refused, and every value."""
     for name, value in trainer.items():
         refused = [*(_ppo_key(name) if stage == "ppo" else _key(stage, name))]
         yield from refused or _value(name, value, known_keys(stage)[name])
 
 
-def _key(stage: str, name: str) -> Iterator[KeyFault]:
+def _key(stage: str, name: str) -> Iterator[KeyIssue]:
     if name in SET_BY:
-        yield KeyFault(name, "the run owns this key.", f"Set {SET_BY[name]}.")
+        yield KeyIssue(name, "the run owns this key.", f"Set {SET_BY[name]}.")
     elif name in RUNS_OWN:
-        yield KeyFault(name, "the run owns this key.", "Remove it.")
+        yield KeyIssue(name, "the run owns this key.", "Remove it.")
     elif name in WITHOUT_EFFECT:
-        yield KeyFault(name, "has no effect here: rows come to TRL tokenized.", "Remove it.")
+        yield KeyIssue(name, "has no effect here: rows come to TRL tokenized.", "Remove it.")
     elif name not in known_keys(stage):
         near = difflib.get_close_matches(name, known_keys(stage), n=1)
-        mend = f"Did you mean {near[0]}?" if near else "See TRL's documentation for its keys."
-        yield KeyFault(name, f"{FILES[stage][0][2]} has no such key.", mend)
+        hint = f"Did you mean {near[0]}?" if near else "See TRL's documentation for its keys."
+        yield KeyIssue(name, f"{FILES[stage][0][2]} has no such key.", hint)
 
 
-def _ppo_key(name: str) -> Iterator[KeyFault]:
+def _ppo_key(name: str) -> Iterator[KeyIssue]:
     if name not in PPO_TAKES:
         near = difflib.get_close_matches(name, PPO_TAKES, n=1)
-        mend = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(PPO_TAKES)}."
-        yield KeyFault(name, "PPO's loop has no use for this key.", mend)
+        hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(PPO_TAKES)}."
+        yield KeyIssue(name, "PPO's loop has no use for this key.", hint)
 
 
-def _value(name: str, value: Any, annotation: str) -> Iterator[KeyFault]:
+def _value(name: str, value: Any, annotation: str) -> Iterator[KeyIssue]:
     """What is wrong with a value, by its field's annotation, such as `float | None` or `SchedulerType | str`."""
     parts = [part.partition("[")[0] for part in annotation.split(" | ")]
     words = next((_words()[part] for part in parts if part in _words()), None)
     if words is not None:
         if value not in words:
             near = difflib.get_close_matches(str(value), words, n=1)
-            mend = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(words[:8])}{', …' * (len(words) > 8)}."
-            yield KeyFault(name, f"found {value}, which is none of its words.", mend)
+            hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(words[:8])}{', …' * (len(words) > 8)}."
+            yield KeyIssue(name, f"found {value}, which is none of its words.", hint)
         return
     if not all(part in TYPES for part in parts):
         return  # what it takes is the library's to tell
     taken = [kind for part in parts for kind in TYPES[part][0]]
     if type(value) not in taken or (isinstance(value, float) and not math.isfinite(value)):
         shown = str(value) if len(str(value)) < 60 else f"{str(value)[:40]}…"
-        mend = "Write it without quotes." if isinstance(value, str) else ""
-        yield KeyFault(name, f"found {shown}, expected {' or '.join(TYPES[part][1] for part in parts)}.", mend)
+        hint = "Write it without quotes." if isinstance(value, str) else ""
+        yield KeyIssue(name, f"found {shown}, expected {' or '.join(TYPES[part][1] for part in parts)}.", hint)
 
 
 @functools.cache

@@ -53,7 +53,7 @@ def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Ite
         target.parent,
         needed,
         saved=place(last) if last else None,
-        mend=f"Free space. {AGAIN}" if last else disk.ELSEWHERE,
+        hint=f"Free space. {AGAIN}" if last else disk.ELSEWHERE,
     )
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()

@@ -35,16 +35,16 @@ def told(folder: Path) -> Iterator[None]:
         text = failure(error)
         if text is None:
             raise
-        raise DiskError(f"{text}.", where=str(error.filename or folder), mend=ELSEWHERE) from error
+        raise DiskError(f"{text}.", location=str(error.filename or folder), hint=ELSEWHERE) from error
 
 
-def check_free(folder: Path, needed: int, *, saved: str | None, mend: str) -> None:
+def check_free(folder: Path, needed: int, *, saved: str | None, hint: str) -> None:
     """Raise DiskError where fewer than `needed` bytes are free in `folder`; `saved` is what was saved before."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         message = f"a checkpoint takes {size(needed)}, and {size(free)} are free."
         kept = f" What was saved before is whole: {saved}." if saved else ""
-        raise DiskError(message + kept, where=str(folder), mend=mend)
+        raise DiskError(message + kept, location=str(folder), hint=hint)
 
 
 def size(count: float) -> str:

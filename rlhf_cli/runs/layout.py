@@ -65,8 +65,8 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
                 continue
             return path
     except OSError as error:
-        mend = "Choose another place with --runs-dir."
-        raise DiskError(f"a run folder cannot be made: {error.strerror}.", where=str(parent), mend=mend) from None
+        hint = "Choose another place with --runs-dir."
+        raise DiskError(f"a run folder cannot be made: {error.strerror}.", location=str(parent), hint=hint) from None
 
 
 def point_latest(stage_dir: Path) -> None:
@@ -83,7 +83,7 @@ def point_latest(stage_dir: Path) -> None:
     fresh.replace(stage_dir / "latest")
 
 
-def parse(text: str, name: str, *, where: str = "") -> Reference:
+def parse(text: str, name: str, *, location: str = "") -> Reference:
     """`stage`, `stage@latest`, `stage@v0003` or `name/stage@v0003`; `name` is the recipe's own.
 
     Raises:
@@ -91,8 +91,8 @@ def parse(text: str, name: str, *, where: str = "") -> Reference:
     """
     match = REFERENCE.fullmatch(text)
     if match is None:
-        mend = "Write stage, stage@v0003, name/stage@v0003, or its folder."
-        raise RecipeError(f"{text} names no run.", where=where, mend=mend)
+        hint = "Write stage, stage@v0003, name/stage@v0003, or its folder."
+        raise RecipeError(f"{text} names no run.", location=location, hint=hint)
     owner, stage, version = match["name"], match["stage"], match["version"]
     return Reference(owner or name, stage, None if version == "latest" else version)
 
@@ -124,13 +124,13 @@ def newest(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> Entry | Non
     return complete[-1] if complete else None
 
 
-def find(runs_dir: Path, text: str, name: str, *, smoke: bool, where: str = "") -> Entry:
+def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "") -> Entry:
     """The complete run that a reference names.
 
     Raises:
         RecipeError: where there is none, it is incomplete, or a smoke run is asked of a real one.
     """
-    reference = parse(text, name, where=where)
+    reference = parse(text, name, location=location)
     if reference.version is None:
         entry = newest(runs_dir, reference.name, reference.stage, smoke=smoke)
         if entry is not None:
@@ -138,18 +138,20 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, where: str = "") 
         begun = versions(runs_dir, reference.name, reference.stage)
         damaged = next((e for e in reversed(begun) if e.damage), None)
         if damaged is not None:
-            raise ModelError(damaged.damage, where=where, mend="Remove this version, and run the stage again.")
+            raise ModelError(damaged.damage, location=location, hint="Remove this version, and run the stage again.")
         only = ", only smoke runs" if any(e.manifest for e in begun) else ", only incomplete ones" if begun else ""
         message = f"there is no {reference.stage} run of {reference.name} in {runs_dir}{only}."
-        raise RecipeError(message, where=where, mend=f"Run `rlhf {reference.stage}` first.")
+        raise RecipeError(message, location=location, hint=f"Run `rlhf {reference.stage}` first.")
     path = runs_dir / reference.name / reference.stage / reference.version
     manifest = read_manifest(path)
     if manifest is None:
         found = versions(runs_dir, reference.name, reference.stage)
         have = [e.version for e in found if e.manifest and e.manifest["smoke"] == smoke]
         state = "is incomplete" if path.is_dir() else "does not exist"
-        mend = f"Complete are: {', '.join(have)}." if have else f"Run `rlhf {reference.stage}` first."
-        raise RecipeError(f"the run {text} {state}.", where=where, mend=mend)
+        hint = f"Complete are: {', '.join(have)}." if have else f"Run `rlhf {reference.stage}` first."
+        raise RecipeError(f"the run {text} {state}.", location=location, hint=hint)
     if manifest["smoke"] and not smoke:
-        raise RecipeError(f"the run {text} is a smoke run, of random weights.", where=where, mend="Name a real run.")
+        raise RecipeError(
+            f"the run {text} is a smoke run, of random weights.", location=location, hint="Name a real run."
+        )
     return Entry(reference.name, reference.stage, reference.version, path, manifest)

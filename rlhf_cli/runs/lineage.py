@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_cli.errors import DiskError, Fault, ModelError, RecipeError
+from rlhf_cli.errors import DiskError, Issue, ModelError, RecipeError
 from rlhf_cli.runs import layout, owner
 from rlhf_cli.runs.checkpoint import checkpoints
 from rlhf_cli.runs.layout import Entry
@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 
     files: int
     bytes: int
-    faults: list[Fault]
+    issues: list[Issue]
 
 
 class Ancestor(NamedTuple):
@@ -41,23 +41,23 @@ def name_of(entry: Entry) -> str:
 
 def verify(entry: Entry) -> Verdict:
     """Hold the model of a complete run, and every checkpoint, against their manifests."""
-    files, size, faults = 0, 0, [Fault(entry.damage)] if entry.damage else []
+    files, size, issues = 0, 0, [Issue(entry.damage)] if entry.damage else []
     folders = [] if entry.manifest is None else [(entry.path / "model", entry.manifest)]
     for folder in [] if owner.of(entry.path) else checkpoints(entry.path / "checkpoints"):
         try:
             manifest = read_manifest(folder)
         except ModelError as error:
-            faults += error.faults
+            issues += error.issues
             continue
         if manifest is None:
-            faults.append(Fault("it has no manifest.", str(folder)))
+            issues.append(Issue("it has no manifest.", str(folder)))
         else:
             folders.append((folder, manifest))
     for folder, manifest in folders:
         files += len(manifest["files"])
         size += sum(file["size"] for file in manifest["files"].values())
-        faults += damage(folder, manifest)
-    return Verdict(files, size, faults)
+        issues += damage(folder, manifest)
+    return Verdict(files, size, issues)
 
 
 def inputs(entry: Entry) -> list[Mapping[str, Any]]:
@@ -101,16 +101,16 @@ def remove(runs_dir: Path, entry: Entry, *, force: bool) -> None:
         RecipeError: other runs are made of it, and not `force`.
     """
     if entry.path.resolve().parents[2] != runs_dir.resolve():
-        mend = f"Say --runs-dir {entry.path.resolve().parents[2]}, if that is where runs lie."
-        raise DiskError(f"{entry.path} is not in the runs folder {runs_dir}.", where=str(entry.path), mend=mend)
+        hint = f"Say --runs-dir {entry.path.resolve().parents[2]}, if that is where runs lie."
+        raise DiskError(f"{entry.path} is not in the runs folder {runs_dir}.", location=str(entry.path), hint=hint)
     who = owner.of(entry.path)
     if who:
-        raise DiskError(f"{name_of(entry)} is under way, by {who}.", where=str(entry.path), mend="Stop it first.")
+        raise DiskError(f"{name_of(entry)} is under way, by {who}.", location=str(entry.path), hint="Stop it first.")
     needed = made_of(runs_dir, entry)
     if needed and not force:
         names = ", ".join(map(name_of, needed))
-        mend = "Remove those first, or add --force: their lineage then ends here."
-        raise RecipeError(f"{names} is made of {name_of(entry)}.", where=str(entry.path), mend=mend)
+        hint = "Remove those first, or add --force: their lineage then ends here."
+        raise RecipeError(f"{names} is made of {name_of(entry)}.", location=str(entry.path), hint=hint)
     stage_dir = entry.path.parent
     gone = stage_dir / f".removed-{secrets.token_hex(4)}"
     entry.path.rename(gone)  # at once, so that no half of it is left with the name

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import Fault, ModelError
+from rlhf_cli.errors import Issue, ModelError
 
 FILE = "manifest.json"
 SCHEMA = 1
@@ -37,20 +37,20 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def damage(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Fault]:
+def damage(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Issue]:
     """What of the files below `folder` is not as their manifest has it; every byte is read."""
-    faults = []
+    issues = []
     for name, file in manifest["files"].items():
         path = folder / name
         try:
             size = path.stat().st_size
             if size != file["size"]:
-                faults.append(Fault(f"has {size:,} bytes, and had {file['size']:,} when it was written.", str(path)))
+                issues.append(Issue(f"has {size:,} bytes, and had {file['size']:,} when it was written.", str(path)))
             elif hash_of(path) != file["sha256"]:
-                faults.append(Fault("has another content than when it was written.", str(path)))
+                issues.append(Issue("has another content than when it was written.", str(path)))
         except OSError as error:
-            faults.append(Fault(f"cannot be read: {error.strerror}.", str(path)))
-    return faults
+            issues.append(Issue(f"cannot be read: {error.strerror}.", str(path)))
+    return issues
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
@@ -77,11 +77,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ModelError(f"the manifest is damaged: {error}.", where=str(path), mend="Remove this version.") from None
+        raise ModelError(
+            f"the manifest is damaged: {error}.", location=str(path), hint="Remove this version."
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        mend = "It was written by another version of rlhf." if isinstance(content, dict) else "Remove this version."
-        raise ModelError(f"manifest schema is {found}, expected {SCHEMA}.", where=str(path), mend=mend)
+        hint = "It was written by another version of rlhf." if isinstance(content, dict) else "Remove this version."
+        raise ModelError(f"manifest schema is {found}, expected {SCHEMA}.", location=str(path), hint=hint)
     return content
 
 

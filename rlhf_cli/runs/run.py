@@ -15,7 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from rlhf_cli.errors import StoppedError, redacted
+from rlhf_cli.errors import StoppedError
+from rlhf_cli.redaction import redact
 from rlhf_cli.runs import disk, layout, owner
 from rlhf_cli.runs.checkpoint import AGAIN, checkpoints, committed, path_of, remove, step_of
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
@@ -161,16 +162,16 @@ class Run:
     def say(self, text: str) -> None:
         """Tell the person, and `log.txt`."""
         self.note(text)
-        self.reporter.say(redacted(text))
+        self.reporter.say(redact(text))
 
     def note(self, text: str) -> None:
         """Tell `log.txt` alone."""
         with (self.path / "log.txt").open("a", encoding="utf-8") as out:
-            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {redacted(text)}\n")
+            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {redact(text)}\n")
 
     def warn(self, text: str) -> None:
         """Tell the person, `log.txt` and the manifest."""
-        text = redacted(text)
+        text = redact(text)
         self.note(f"warning: {text}")
         self.warnings.append(text)
         self.reporter.warn(text)
@@ -198,7 +199,7 @@ class Run:
     def stopped(self, step: int) -> StoppedError:
         """What to raise when `stopping` was seen and the checkpoint of `step` is committed."""
         message = f"stopped by a signal after step {step}; saved in {layout.place(self.checkpoint_path(step))}."
-        return StoppedError(message, where=self.stage, mend=AGAIN)
+        return StoppedError(message, location=self.stage, hint=AGAIN)
 
     def checkpoints(self) -> list[Path]:
         """Those that are committed, oldest first."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_cli.errors import DiskError, Fault, ModelError, RecipeError
+from rlhf_cli.errors import DiskError, Issue, ModelError, RecipeError
 from rlhf_cli.runs import layout, owner
 from rlhf_cli.runs.checkpoint import checkpoints, remove, step_of
 from rlhf_cli.runs.layout import Entry
@@ -72,13 +72,13 @@ def take(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> Unfinished:
             return Unfinished(entry.path, lock, origin, passed)
         lock.release()
         passed.append(f"{entry.version} has no checkpoint: it ended before its first one")
-    where = str(runs_dir / name / stage)
+    location = str(runs_dir / name / stage)
     if not passed:
-        raise RecipeError("there is no incomplete run to resume.", where=where, mend=ANEW)
+        raise RecipeError("there is no incomplete run to resume.", location=location, hint=ANEW)
     message = f"nothing can be resumed: {'; '.join(passed)}."
     if alive:
-        raise DiskError(message, where=where, mend=f"Wait for it to end. {ANEW}")
-    raise RecipeError(message, where=where, mend=ANEW)
+        raise DiskError(message, location=location, hint=f"Wait for it to end. {ANEW}")
+    raise RecipeError(message, location=location, hint=ANEW)
 
 
 def newest_checkpoint(path: Path) -> Kept:
@@ -87,18 +87,18 @@ def newest_checkpoint(path: Path) -> Kept:
     Raises:
         ModelError: none is.
     """
-    passed: list[Fault] = []
+    passed: list[Issue] = []
     for folder in reversed(checkpoints(path / "checkpoints")):
         try:
             manifest = read_manifest(folder)
         except ModelError as error:
-            passed += error.faults
+            passed += error.issues
             continue
-        faults = [Fault("it has no manifest.", str(folder))] if manifest is None else damage(folder, manifest)
-        if manifest is not None and not faults:
-            return Kept(folder, manifest, [str(fault) for fault in passed])
-        passed += faults
-    raise ModelError([Fault(f.message, f.where, ANEW) for f in passed])
+        issues = [Issue("it has no manifest.", str(folder))] if manifest is None else damage(folder, manifest)
+        if manifest is not None and not issues:
+            return Kept(folder, manifest, [str(issue) for issue in passed])
+        passed += issues
+    raise ModelError([Issue(f.message, f.location, ANEW) for f in passed])
 
 
 def rewind(path: Path, checkpoint: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import distributed
-from rlhf_cli.errors import DiskError, Fault, RecipeError, RlhfError, StoppedError
+from rlhf_cli.errors import DiskError, Issue, RecipeError, RlhfError, StoppedError
 from rlhf_cli.evaluation import gates
 from rlhf_cli.evaluation.gates import Verdict
 from rlhf_cli.recipe import smoke as smoke_recipe
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     path: Path
     manifest: Manifest
     skipped: bool
-    failed_gates: tuple[Fault, ...]
+    failed_gates: tuple[Issue, ...]
     stopping: bool = False  # a signal came too late for a checkpoint: nothing may follow
 
 
@@ -68,7 +68,7 @@ def run_chain(
         RlhfError: as `run_stage`; with `resume` also where no stage has an incomplete run.
     """
     if resume and not any(unfinished.incomplete(runs_dir, recipe.name, stage, smoke=smoke) for stage in stages):
-        raise RecipeError("no stage has an incomplete run to resume.", where=str(runs_dir), mend=unfinished.ANEW)
+        raise RecipeError("no stage has an incomplete run to resume.", location=str(runs_dir), hint=unfinished.ANEW)
     for stage in stages:
         go_on = resume and distributed.is_main() and unfinished.comes_last(runs_dir, recipe.name, stage, smoke=smoke)
         outcome = run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True, resume=go_on)
@@ -76,8 +76,8 @@ def run_chain(
         if outcome.failed_gates:
             return
         if outcome.stopping and stage != stages[-1]:
-            mend = "Run the same command to go on."
-            raise StoppedError(f"stopped by a signal; {stage} is complete.", where=stage, mend=mend)
+            hint = "Run the same command to go on."
+            raise StoppedError(f"stopped by a signal; {stage} is complete.", location=stage, hint=hint)
 
 
 def run_stage(
@@ -185,15 +185,15 @@ def _resumed(
     """The run that was stopped, where it is made of the same; and what there is to say of it.
 
     Raises:
-        RecipeError: with one fault for each thing that changed since it began.
+        RecipeError: with one issue for each thing that changed since it began.
         ModelError: none of its checkpoints is undamaged.
     """
     try:
         then = taken.origin["made_of"]
-        faults = origin.changes(then, made_of)
-        if faults:
-            first = Fault("it cannot go on, for it began with another recipe or other inputs:", str(taken.path))
-            raise RecipeError([first, *faults])
+        issues = origin.changes(then, made_of)
+        if issues:
+            first = Issue("it cannot go on, for it began with another recipe or other inputs:", str(taken.path))
+            raise RecipeError([first, *issues])
         run, passed = Run.resume(taken, base=base, reporter=reporter)
     except BaseException:
         taken.lock.release()
@@ -233,13 +233,13 @@ def _told(run: Run, recipe: Recipe) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if run.discard_if_empty():
-            raise StoppedError("stopped by a signal; nothing was made.", where=run.stage) from None
+            raise StoppedError("stopped by a signal; nothing was made.", location=run.stage) from None
         run.note("stopped by a signal")
         saved = run.checkpoints()
         if not saved:
-            raise StoppedError(f"stopped by a signal; incomplete: {run.path}", where=run.stage) from None
+            raise StoppedError(f"stopped by a signal; incomplete: {run.path}", location=run.stage) from None
         raise StoppedError(
-            f"stopped by a signal; what was last saved is {layout.place(saved[-1])}.", where=run.stage, mend=AGAIN
+            f"stopped by a signal; what was last saved is {layout.place(saved[-1])}.", location=run.stage, hint=AGAIN
         ) from None
     except StoppedError as error:
         run.note(str(error))
@@ -276,8 +276,8 @@ def _of_the_machine(error: Exception, run: Run, recipe: Recipe) -> RlhfError | N
     failure = disk.failure(error)
     if failure is not None:
         place = str(getattr(error, "filename", None) or run.path)
-        mend = f"Free space. {AGAIN}" if run.checkpoints() else disk.ELSEWHERE
-        return DiskError(f"{failure}; incomplete: {run.path}", where=place, mend=mend)
+        hint = f"Free space. {AGAIN}" if run.checkpoints() else disk.ELSEWHERE
+        return DiskError(f"{failure}; incomplete: {run.path}", location=place, hint=hint)
     return None
 
 
@@ -287,7 +287,7 @@ def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: Sta
         if ref in STAGES:
             if ref in ROWS and getattr(recipe.data, ROWS[ref]) is None:
                 message = f"--smoke makes its own {ref} run, and data.{ROWS[ref]} is missing."
-                raise RecipeError(message, where=stage, mend=f"Add data.{ROWS[ref]}: {{path: …}}.")
+                raise RecipeError(message, location=stage, hint=f"Add data.{ROWS[ref]}: {{path: …}}.")
             run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True)
 
 
@@ -312,9 +312,9 @@ def _verdicts(stage: str, recipe: Recipe, metrics: dict[str, float]) -> list[Ver
     return gates.judge(recipe.eval.gates, metrics) if stage == "eval" else []
 
 
-def _failed_gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> tuple[Fault, ...]:
+def _failed_gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> tuple[Issue, ...]:
     return tuple(
-        Fault(f"gate failed: {gates.said(verdict.as_json())}", f"eval.gates.{index}")
+        Issue(f"gate failed: {gates.said(verdict.as_json())}", f"eval.gates.{index}")
         for index, verdict in enumerate(_verdicts(stage, recipe, metrics))
         if not verdict.passed
     )

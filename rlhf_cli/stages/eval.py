@@ -52,7 +52,7 @@ def run(recipe: Recipe, run: Run) -> Result:
     """Measure, write report.json and report.md, and give the metrics back. What can fail early does."""
     promised = names.metric_names(recipe)
     if not promised:
-        raise RecipeError("there is nothing to evaluate on.", where="data", mend="Set data.prompts, or data.sft.")
+        raise RecipeError("there is nothing to evaluate on.", location="data", hint="Set data.prompts, or data.sft.")
     gates.check_names(recipe.eval.gates, promised)
     functions = {names.function_name(spec): rewards.load_function(spec) for spec in recipe.eval.python}
     rows = held_out.load(recipe, run.find, smoke=run.smoke)
@@ -89,11 +89,11 @@ def _bench(recipe: Recipe, run: Run, rows: HeldOut) -> Bench:
     judge = roles.get(JUDGE)
     if judge is not None:
         prompts = [*(row.prompt for row in rows.prompts), *(row.prompt for row in rows.preferences)]
-        rewards.check_tokenizer(tokenizer, judge, prompts, where="eval.reward")
+        rewards.check_tokenizer(tokenizer, judge, prompts, location="eval.reward")
     bank = Bank.load(recipe.base, recipe.adapter, source, roles, smoke=run.smoke)
     if JUDGE in roles and JUDGE not in bank.heads:
-        mend = "Name a run of the reward stage, or null."
-        raise ModelError(f"{recipe.eval.reward} is no reward model.", where="eval.reward", mend=mend)
+        hint = "Name a run of the reward stage, or null."
+        raise ModelError(f"{recipe.eval.reward} is no reward model.", location="eval.reward", hint=hint)
     return Bench(recipe, run, bank, tokenizer)
 
 
@@ -193,7 +193,7 @@ def _answer(
     try:
         judged = {name: rewards.call(function, answered.prompts, said, columns) for name, function in functions.items()}
     except DivergedError as error:  # in PPO it may be the policy's doing; nothing trains here
-        raise RecipeError(error.faults) from error.__cause__
+        raise RecipeError(error.issues) from error.__cause__
     _check_finite({name: sum(values) for name, values in judged.items()})
     return Answers(responses, texts, scores, judged, [stops.is_truncated(response) for response in responses])
 
@@ -231,7 +231,9 @@ def _scores(bench: Bench, sequences: list[list[int]]) -> list[float]:
 
 def _tell_dropped(run: Run, what: str, kept: int, rows: int, why: str) -> None:
     if not kept:
-        raise DataError(f"none of {rows} held-out {what} can be used: {why}.", where="eval", mend="Raise that limit.")
+        raise DataError(
+            f"none of {rows} held-out {what} can be used: {why}.", location="eval", hint="Raise that limit."
+        )
     if kept < rows:
         run.warn(f"{rows - kept} of {rows} held-out {what} dropped: {why}.")
 
@@ -240,8 +242,8 @@ def _check_finite(metrics: Metrics) -> None:
     """A sum is finite only where each of its terms is, so sums will do."""
     broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        mend = "A model that diverged, or a function in eval.python, gives such numbers."
-        raise ModelError(f"{', '.join(broken)}: not a finite number.", where="eval", mend=mend)
+        hint = "A model that diverged, or a function in eval.python, gives such numbers."
+        raise ModelError(f"{', '.join(broken)}: not a finite number.", location="eval", hint=hint)
 
 
 def _write_samples(run: Run, prompts: Sequence[PromptRow], sides: Mapping[str, Answers]) -> None:

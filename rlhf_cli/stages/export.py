@@ -64,8 +64,8 @@ def run(recipe: Recipe, run: Run) -> Result:
     if recipe.adapter is None and recipe.export.form == "adapter":
         raise ModelError(
             "there is no adapter to export: the recipe says `adapter: null`",
-            where="export.form",
-            mend="Set `export.form: merged`.",
+            location="export.form",
+            hint="Set `export.form: merged`.",
         )
     tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
     own_template = tokenizer.chat_template is not None
@@ -170,14 +170,16 @@ def _merged(recipe: Recipe, source: str, start: Path, *, smoke: bool) -> PreTrai
     try:
         return policy.merge_and_unload(safe_merge=True)
     except ValueError as error:  # not finite
-        raise ModelError(f"the adapter cannot be merged: {error}", where=str(start), mend="Train it again.") from error
+        raise ModelError(
+            f"the adapter cannot be merged: {error}", location=str(start), hint="Train it again."
+        ) from error
 
 
 def _check_finite(model: PreTrainedModel, dtype: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(
-                f"{name} holds numbers that {dtype} cannot", where="export.dtype", mend="Take bfloat16 or float32."
+                f"{name} holds numbers that {dtype} cannot", location="export.dtype", hint="Take bfloat16 or float32."
             )
 
 
@@ -231,15 +233,15 @@ def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: 
     if changed:
         raise ModelError(
             f"{len(changed)} tensors read back otherwise than they were saved, such as {changed[0]}",
-            where="export",
-            mend="Look at the disk, then export again.",
+            location="export",
+            hint="Look at the disk, then export again.",
         )
     kl, bound = _mean_kl(expected, _logits(model, expected.sequences)), _bound(recipe)
     if not kl <= bound:  # written so that NaN fails
         raise ModelError(
             f"the exported model differs from the trained one: mean KL {kl:.2e} nats a token, at most {bound:.0e}",
-            where="export",
-            mend="Set `export.dtype: float32`, or `export.form: adapter`.",
+            location="export",
+            hint="Set `export.dtype: float32`, or `export.form: adapter`.",
         )
     return kl
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from rlhf_cli.data import sources
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.data.sources import Find
-from rlhf_cli.errors import DataError, Fault
+from rlhf_cli.errors import DataError, Issue
 from rlhf_cli.evaluation import names
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Sources
@@ -24,10 +24,10 @@ class HeldOut(NamedTuple):
     prompts: list[PromptRow]
 
 
-def nothing(kind: str) -> Fault:
+def nothing(kind: str) -> Issue:
     """What is wrong where none of a data set's rows is held out."""
-    mend = "Raise its eval_fraction, or name an eval_split."
-    return Fault("no row is held out, so there is nothing to evaluate on.", where=f"data.{kind}", mend=mend)
+    hint = "Raise its eval_fraction, or name an eval_split."
+    return Issue("no row is held out, so there is nothing to evaluate on.", location=f"data.{kind}", hint=hint)
 
 
 def load(recipe: Recipe, find: Find, *, smoke: bool) -> HeldOut:

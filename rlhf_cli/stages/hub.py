@@ -12,7 +12,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 10  # seconds
 
 
-def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str, *, where: str = "") -> str:
+def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str, *, location: str = "") -> str:
     """The commit that `revision` names, from the hub or, where it cannot be reached, from the local cache.
 
     `where`: the recipe's key that names it.
@@ -36,18 +36,18 @@ def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str, *, wh
             assert found is not None  # the hub gives one for every revision that exists
             return found
         except GatedRepoError:
-            mend = f"Accept its terms on https://huggingface.co/{repo} and set HF_TOKEN."
-            raise failure(f"{repo} is gated on the hub.", where=where, mend=mend) from None
+            hint = f"Accept its terms on https://huggingface.co/{repo} and set HF_TOKEN."
+            raise failure(f"{repo} is gated on the hub.", location=location, hint=hint) from None
         except RepositoryNotFoundError:
-            mend = f"Check the id, or give {instead}. A private one needs HF_TOKEN."
-            raise failure(f"there is no {kind} {repo} on the hub.", where=where, mend=mend) from None
+            hint = f"Check the id, or give {instead}. A private one needs HF_TOKEN."
+            raise failure(f"there is no {kind} {repo} on the hub.", location=location, hint=hint) from None
         except RevisionNotFoundError:
-            mend = "Name a branch, tag or commit."
-            raise failure(f"{repo} has no revision {revision}.", where=where, mend=mend) from None
+            hint = "Name a branch, tag or commit."
+            raise failure(f"{repo} has no revision {revision}.", location=location, hint=hint) from None
         except HFValidationError:
-            mend = f"Write owner/name, or give {instead}."
+            hint = f"Write owner/name, or give {instead}."
             message = f"{repo} is neither a folder nor the id of a {kind} on the hub."
-            raise failure(message, where=where, mend=mend) from None
+            raise failure(message, location=location, hint=hint) from None
         except OSError as error:  # what every failure of the network is to huggingface_hub's client …
             why = f"the hub cannot be reached ({type(error).__name__})"
         except Exception as error:  # … but for those of the transport below it, which share no public class
@@ -57,5 +57,5 @@ def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str, *, wh
     cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
     if cached.is_file():
         return cached.read_text().strip()
-    mend = f"Go online once, or give {instead}."
-    raise failure(f"{repo} is not in the local cache, and {why}.", where=where, mend=mend)
+    hint = f"Go online once, or give {instead}."
+    raise failure(f"{repo} is not in the local cache, and {why}.", location=location, hint=hint)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_cli.errors import Fault, ModelError, RecipeError
+from rlhf_cli.errors import Issue, ModelError, RecipeError
 from rlhf_cli.recipe.schema import Recipe, Relative, RewardSource, Section, Source
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.layout import Entry
@@ -36,12 +36,12 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
     """Resolve every input of `stage`.
 
     Raises:
-        RecipeError: with one fault for every run that is absent, incomplete or of the wrong kind.
+        RecipeError: with one issue for every run that is absent, incomplete or of the wrong kind.
         ModelError: where a run stands on another base than the recipe's.
     """
     found: list[Input] = []
     runs_of_rows: list[Entry] = []
-    faults: list[Fault] = []
+    issues: list[Issue] = []
     for reference in references(stage, recipe):
         try:
             one = find(reference, recipe.name, runs_dir, smoke=smoke)
@@ -51,9 +51,9 @@ def inputs_of(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> lis
             else:
                 found.append(model_input(reference, one))
         except RecipeError as error:
-            faults += error.faults
-    if faults:
-        raise RecipeError(faults)
+            issues += error.issues
+    if issues:
+        raise RecipeError(issues)
     waiting = iter(runs_of_rows)
     for kind in rows_of(stage, recipe):
         for source in getattr(recipe.data, kind) or []:
@@ -73,21 +73,21 @@ def check_undamaged(inputs: list[Input]) -> None:
     """Hold the models of the runs and checkpoints among `inputs` against their manifests, every byte of them.
 
     Raises:
-        ModelError: with one fault for each file that is missing, cut short or changed.
+        ModelError: with one issue for each file that is missing, cut short or changed.
     """
-    faults = []
+    issues = []
     for path in dict.fromkeys(Path(item.path) for item in inputs if item.kind == "run"):
         manifest = read_manifest(path)
         if manifest is not None:
-            mend = f"Run `rlhf {manifest['stage']}` again, or restore the file."
-            faults += [Fault(f.message, f.where, mend) for f in damage(path / "model", manifest, _file_hash)]
+            hint = f"Run `rlhf {manifest['stage']}` again, or restore the file."
+            issues += [Issue(f.message, f.location, hint) for f in damage(path / "model", manifest, _file_hash)]
     for path in dict.fromkeys(Path(item.path).parent for item in inputs if item.kind == "folder"):
         manifest = read_manifest(path) if is_checkpoint(path) else None
         if manifest is not None:
-            mend = "Name another checkpoint, or restore the file."
-            faults += [Fault(f.message, f.where, mend) for f in damage(path, manifest, _file_hash)]
-    if faults:
-        raise ModelError(faults)
+            hint = "Name another checkpoint, or restore the file."
+            issues += [Issue(f.message, f.location, hint) for f in damage(path, manifest, _file_hash)]
+    if issues:
+        raise ModelError(issues)
 
 
 def pinned(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
@@ -221,7 +221,7 @@ def model_input(reference: Reference, found: Found) -> Input:
         return _run(role, ref, found.entry)
     if found.kind == "folder":
         return Input(role, ref, "folder", found.path, None, _folder_hash(Path(found.path)))
-    commit = hub.commit_of("model", ref, reference.revision, where=reference.where)
+    commit = hub.commit_of("model", ref, reference.revision, location=reference.location)
     return Input(role, ref, "hub", ref, commit, commit)
 
 
@@ -234,7 +234,7 @@ def _source(role: str, source: Source, entry: Entry | None) -> Input:
     if entry is not None:
         return _run(role, str(source.run), entry)
     if source.hub is not None:
-        commit = hub.commit_of("dataset", source.hub, source.revision or "main", where=role)
+        commit = hub.commit_of("dataset", source.hub, source.revision or "main", location=role)
         return Input(role, source.hub, "hub", source.hub, commit, commit)
     assert source.path is not None
     path = Path(source.path)
@@ -274,17 +274,17 @@ def check_base(stage: str, inputs: Sequence[Input]) -> None:
     """An adapter fits any base of its shape without a word; refuse one that was trained on another base.
 
     Raises:
-        ModelError: with one fault for each run whose base is not this one.
+        ModelError: with one issue for each run whose base is not this one.
     """
     base = next(item for item in inputs if item.role == "base")
-    faults = []
+    issues = []
     for item in inputs:
         manifest = read_manifest(Path(item.path)) if item.kind == "run" and item.role != "base" else None
         theirs = next((i for i in manifest["inputs"] if i["role"] == "base"), None) if manifest else None
         if manifest is not None and theirs is not None and theirs["sha256"] != base.sha256:
             message = f"{item.ref} ({item.version}) was trained on another base: {theirs['ref']}, not {base.ref}."
-            mend = f"Run `rlhf {manifest['stage']}` again on this base, or name a run of this base."
-            where = f"{stage}.{item.role}" if item.role in STAGES[stage].runs else item.role
-            faults.append(Fault(message, where, mend))
-    if faults:
-        raise ModelError(faults)
+            hint = f"Run `rlhf {manifest['stage']}` again on this base, or name a run of this base."
+            location = f"{stage}.{item.role}" if item.role in STAGES[stage].runs else item.role
+            issues.append(Issue(message, location, hint))
+    if issues:
+        raise ModelError(issues)

@@ -66,17 +66,17 @@ def check(
         key = f"{stage}.max_length"
     if not lengths:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items() if count)
-        raise DataError(f"no row is left to train on ({why}).", where=key, mend="Raise it, or mend the data.")
+        raise DataError(f"no row is left to train on ({why}).", location=key, hint="Raise it, or hint the data.")
     over = sum(counts.values())
     kept = len(lengths) // 2 if stage == "reward" else len(lengths)  # a pair has two
     rows = kept + sum(count for reason, count in counts.items() if reason.startswith("dropped"))
     if over > recipe.data.max_overlong * rows:
         message = f"{over:,} of {rows:,} rows are over {allowed:,} tokens, and data.max_overlong is "
-        mend = f"Raise {key} or data.max_overlong, or shorten the rows."
-        raise DataError(f"{message}{recipe.data.max_overlong:g}.", where=key, mend=mend)
-    where, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
+        hint = f"Raise {key} or data.max_overlong, or shorten the rows."
+        raise DataError(f"{message}{recipe.data.max_overlong:g}.", location=key, hint=hint)
+    location, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
     longest = max(max(lengths), held_out)
-    check_positions(positions, longest + answer, allowed + answer, where, what=what, tell=tell)
+    check_positions(positions, longest + answer, allowed + answer, location, what=what, tell=tell)
 
 
 def check_ids(
@@ -93,11 +93,11 @@ def check_ids(
     if largest >= embeddings:
         token = tokenizer.convert_ids_to_tokens(largest)
         message = f"the tokenizer gives {token} the id {largest:,}, and the model has {embeddings:,} embeddings."
-        mend = "Take the tokenizer that belongs to the model; where tokens were added to it, resize the model."
-        raise ModelError(message, where=source, mend=mend)
+        hint = "Take the tokenizer that belongs to the model; where tokens were added to it, resize the model."
+        raise ModelError(message, location=source, hint=hint)
 
 
-def check_positions(positions: int | None, longest: int, allowed: int, where: str, *, what: str, tell: Tell) -> None:
+def check_positions(positions: int | None, longest: int, allowed: int, location: str, *, what: str, tell: Tell) -> None:
     """Hold lengths, in tokens, against the positions that the base has; None: it has no such bound.
 
     `longest` is what there is, `allowed` by the recipe: a base gives nonsense beyond its positions, or crashes.
@@ -109,6 +109,8 @@ def check_positions(positions: int | None, longest: int, allowed: int, where: st
         return
     if longest > positions:
         message = f"{what} has {longest:,} tokens, and the base has {positions:,} positions."
-        raise RecipeError(message, where=where, mend=f"Lower it by {longest - positions:,}, or take another base.")
+        raise RecipeError(
+            message, location=location, hint=f"Lower it by {longest - positions:,}, or take another base."
+        )
     has = f"the base has {positions:,} positions; the longest here has {longest:,} tokens"
-    tell(f"{where}: {what} may have {allowed:,} tokens, and {has}")
+    tell(f"{location}: {what} may have {allowed:,} tokens, and {has}")

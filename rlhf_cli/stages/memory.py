@@ -86,8 +86,8 @@ def refusal(
     """What to raise where it is more than the device has; it names what to lower, and to what."""
     if found.parts.needed <= found.capacity:
         return None
-    mend = _mend(stage, recipe, source, longest, held_out, found.capacity)
-    return HardwareError(f"it does not fit: {found}.", where=stage, mend=mend)
+    hint = _mend(stage, recipe, source, longest, held_out, found.capacity)
+    return HardwareError(f"it does not fit: {found}.", location=stage, hint=hint)
 
 
 def exhausted(run: Run, recipe: Recipe) -> HardwareError:
@@ -95,7 +95,7 @@ def exhausted(run: Run, recipe: Recipe) -> HardwareError:
     steps = len(run.logged())
     when = f"after {steps:,} logged steps" if steps else "before the first logged step"
     message = f"out of memory {when}, at a peak of {gigabytes(memory.peak(default_device()))}; incomplete: {run.path}"
-    return HardwareError(message, where=run.stage, mend=_mend_after_failure(run, recipe))
+    return HardwareError(message, location=run.stage, hint=_mend_after_failure(run, recipe))
 
 
 def _mend_after_failure(run: Run, recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from rlhf_cli import __version__
-from rlhf_cli.errors import Fault
+from rlhf_cli.errors import Issue
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.stages.inputs import Input, settings_of
 
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Fault]:
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Issue]:
     """Each setting and input that is not as it was when the run began: to go on would make neither run."""
     found = list(_settings("", then["settings"], now["settings"]))
     found += list(_settings("", {"seed": then["seed"]}, {"seed": now["seed"]}))
@@ -49,7 +49,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Fault]:
     for role in dict.fromkeys((*before, *after)):
         old, new = before.get(role), after.get(role)
         if old is None or new is None:
-            found.append(Fault(f"was {'not ' if old is None else ''}an input when the run began.", role, ANEW))
+            found.append(Issue(f"was {'not ' if old is None else ''}an input when the run began.", role, ANEW))
         elif _content(old) != _content(new):
             found.append(_input(role, old, new))
     return found
@@ -67,7 +67,7 @@ def drift(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _settings(key: str, then: Any, now: Any) -> Iterator[Fault]:
+def _settings(key: str, then: Any, now: Any) -> Iterator[Issue]:
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys((*then, *now)):
             yield from _settings(f"{key}.{name}".strip("."), then.get(name), now.get(name))
@@ -75,7 +75,7 @@ def _settings(key: str, then: Any, now: Any) -> Iterator[Fault]:
         for index, (old, new) in enumerate(zip(then, now, strict=True)):
             yield from _settings(f"{key}.{index}" if len(then) > 1 else key, old, new)
     elif then != now:
-        yield Fault(f"was {json.dumps(then)} when the run began, and is {json.dumps(now)}.", key, ANEW)
+        yield Issue(f"was {json.dumps(then)} when the run began, and is {json.dumps(now)}.", key, ANEW)
 
 
 def _by_role(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -95,9 +95,9 @@ def _content(item: Mapping[str, Any]) -> str:
     return item["sha256"] or item["ref"]
 
 
-def _input(role: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Fault:
+def _input(role: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Issue:
     if old["version"] != new["version"]:
         pin = f"Write {old['ref'].partition('@')[0]}@{old['version']} to go on" if old["kind"] == "run" else "Undo this"
         message = f"{old['ref']} was {old['version']} when the run began, and is {new['version']}."
-        return Fault(message, role, f"{pin}, or start anew without --resume.")
-    return Fault(f"the content of {new['path']} is not what it was when the run began.", role, ANEW)
+        return Issue(message, role, f"{pin}, or start anew without --resume.")
+    return Issue(f"the content of {new['path']} is not what it was when the run began.", role, ANEW)

@@ -45,9 +45,9 @@ def run(recipe: Recipe, run: Run) -> Result:
     demonstrations = _demonstrations(recipe, run, tokenizer) if settings.ptx_coef else None
     for index, source in enumerate(settings.reward):
         if source.run is not None:
-            where = f"ppo.reward.{index}"
+            location = f"ppo.reward.{index}"
             prompts = (row.prompt for row in train.rows)
-            rewards.check_tokenizer(tokenizer, run.model_of(source.run), prompts, where=where)
+            rewards.check_tokenizer(tokenizer, run.model_of(source.run), prompts, location=location)
     rewards.prepare(terms, train.rows, recipe.base, smoke=run.smoke)
     cast = _cast(recipe, run, terms)
     if asked.activation_checkpointing:
@@ -67,7 +67,7 @@ def _check_shares(recipe: Recipe) -> None:
     rows = settings.rollout_batch_size * settings.samples_per_prompt // settings.minibatches
     if recipe.launch.strategy == "fsdp" and rows % together:
         message = f"with fsdp, {rows} rows of a minibatch are not a multiple of {together} processes."
-        raise RecipeError(message, where="ppo.minibatches", mend="Choose it so that they are.")
+        raise RecipeError(message, location="ppo.minibatches", hint="Choose it so that they are.")
 
 
 def _cast(recipe: Recipe, run: Run, terms: list[rewards.Term]) -> roles.Cast:
@@ -88,8 +88,8 @@ def _cast(recipe: Recipe, run: Run, terms: list[rewards.Term]) -> roles.Cast:
 def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Prompts]:
     """Prompts to train on, and the few that are watched; what is too long is dropped, and told."""
     if recipe.data.prompts is None:
-        mend = "Set data.prompts. The preferences' file does too: its prompts are taken, its answers left."
-        raise RecipeError("PPO needs prompts to answer.", where="data.prompts", mend=mend)
+        hint = "Set data.prompts. The preferences' file does too: its prompts are taken, its answers left."
+        raise RecipeError("PPO needs prompts to answer.", location="data.prompts", hint=hint)
     limit = smoke.ROWS if run.smoke else None
     rows = sources.load(recipe.data.prompts, "prompts", seed=recipe.seed, find=run.find, limit=limit)
     longest = recipe.ppo.max_prompt_length

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data import sources
-from rlhf_cli.errors import DataError, Fault, RecipeError, RlhfError
+from rlhf_cli.errors import DataError, Issue, RecipeError, RlhfError
 from rlhf_cli.evaluation import gates, names
 from rlhf_cli.recipe import functions
 from rlhf_cli.recipe import smoke as smoke_recipe
@@ -27,7 +27,7 @@ def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, s
     `thorough`: the hub is asked for its models, and the base is compared with those of the runs; that reads it whole.
 
     Raises:
-        RlhfError: with one fault for each reference that leads nowhere, or to what it must not.
+        RlhfError: with one issue for each reference that leads nowhere, or to what it must not.
     """
     if smoke:  # makes the runs that it needs
         recipe = smoke_recipe.shrink(recipe)
@@ -53,8 +53,8 @@ def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, s
                 errors.append(error)
         made.add(stage)
     if errors:
-        faults = [fault for error in errors for fault in error.faults]
-        raise type(errors[0])(list(dict.fromkeys(faults)))
+        issues = [issue for error in errors for issue in error.issues]
+        raise type(errors[0])(list(dict.fromkeys(issues)))
 
 
 def _with_mend(error: RlhfError, reference: Reference, recipe: Recipe, stages: Sequence[str]) -> RlhfError:
@@ -64,7 +64,7 @@ def _with_mend(error: RlhfError, reference: Reference, recipe: Recipe, stages: S
         return error
     instead = f"name {stage} too" if stage in recipe.model_fields_set else f"add the section `{stage}:`"
     return RecipeError(
-        error.faults[0].message, where=error.faults[0].where, mend=f"Run `rlhf {stage}` first, or {instead}."
+        error.issues[0].message, location=error.issues[0].location, hint=f"Run `rlhf {stage}` first, or {instead}."
     )
 
 
@@ -72,18 +72,18 @@ def check_functions(recipe: Recipe, stages: Sequence[str]) -> None:
     """Load the functions that `stages` will call, in processes of their own.
 
     Raises:
-        RecipeError: with one fault for each that cannot be loaded.
+        RecipeError: with one issue for each that cannot be loaded.
     """
     specs = [term.python for term in recipe.ppo.reward if term.python is not None] if "ppo" in stages else []
     specs += recipe.eval.python if "eval" in stages else []
-    faults: list[Fault] = []
+    issues: list[Issue] = []
     for spec in {functions.parts_of(spec)[0]: spec for spec in specs}.values():  # a file is run whole
         try:
             functions.tried(spec)
         except RecipeError as error:
-            faults += error.faults
-    if faults:
-        raise RecipeError(faults)
+            issues += error.issues
+    if issues:
+        raise RecipeError(issues)
 
 
 def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) -> dict[str, dict[str, int]]:
@@ -99,7 +99,7 @@ def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) ->
     if "eval" in stages:
         gates.check_names(recipe.eval.gates, names.metric_names(recipe))
     counted: dict[str, dict[str, int]] = {}
-    faults: list[Fault] = []
+    issues: list[Issue] = []
     for stage in stages:
         kind: Any = ROWS.get(stage)
         # Runs were checked when they were written; the hub is asked when the stage loads.
@@ -109,11 +109,11 @@ def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) ->
         try:
             counted[kind] = sources.count(local, kind, find=Path)
         except DataError as error:
-            faults += error.faults
+            issues += error.issues
             continue
         is_all = len(local) == len(getattr(recipe.data, kind))
         if is_all and measured.get(kind) and not counted[kind]["held out"] and not smoke:
-            faults.append(held_out.nothing(kind))
-    if faults:
-        raise DataError(faults)
+            issues.append(held_out.nothing(kind))
+    if issues:
+        raise DataError(issues)
     return counted

@@ -114,7 +114,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> D
     end = tokenizer.eos_token_id
     ids = [*chain.from_iterable([*row, end] for row in tokenizer(texts, add_special_tokens=False)["input_ids"])]
     if len(ids) < 2:
-        raise DataError("the text is too short to train on.", where="data.pretrain", mend="Give it more text.")
+        raise DataError("the text is too short to train on.", location="data.pretrain", hint="Give it more text.")
     blocks = [ids[i : i + length] for i in range(0, len(ids), length)]
     blocks = [block for block in blocks if len(block) > 1]
     return Dataset.from_dict({"input_ids": blocks, "labels": blocks})

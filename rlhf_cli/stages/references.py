@@ -26,7 +26,7 @@ class Reference(NamedTuple):
     """What a recipe's key refers to, and what may stand there."""
 
     role: str  # as the manifest has it: base, start, of, ppo.reward.0, data.sft …
-    where: str  # the recipe's key
+    location: str  # the recipe's key
     ref: str
     stages: tuple[str, ...]  # whose runs may stand there; empty: of a model none, of rows any
     revision: str = "main"  # of a hub model
@@ -90,9 +90,9 @@ def find(reference: Reference, name: str, runs_dir: Path, *, smoke: bool) -> Fou
         RecipeError: the run is absent, incomplete, a smoke run or of the wrong stage.
         ModelError: a folder that holds no model, or a manifest that is damaged.
     """
-    ref, where = reference.ref, reference.where
+    ref, location = reference.ref, reference.location
     if reference.is_of_rows or is_run_reference(ref):
-        return _run(reference, layout.find(runs_dir, ref, name, smoke=smoke, where=where))
+        return _run(reference, layout.find(runs_dir, ref, name, smoke=smoke, location=location))
     if not os.path.isabs(ref):
         return Found("hub", ref)
     folder = owner_of(Path(ref).resolve())  # `latest` is the version that it is now
@@ -123,7 +123,7 @@ def check_stage(reference: Reference, stage: str) -> None:
     """Raise RecipeError where a run of `stage` may not stand."""
     if reference.stages and stage not in reference.stages:
         message = f"{reference.ref} is a {stage} run, expected {' or '.join(reference.stages)}."
-        raise RecipeError(message, where=reference.where, mend="Name another run.")
+        raise RecipeError(message, location=reference.location, hint="Name another run.")
 
 
 def _run(reference: Reference, entry: Entry) -> Found:
@@ -143,17 +143,17 @@ def _checkpoint(reference: Reference, folder: Path, *, smoke: bool) -> Found:
 def _refuse_smoke(reference: Reference, found: bool, *, smoke: bool) -> None:
     if found and not smoke:
         message = f"{reference.ref} is a smoke run, of random weights."
-        raise RecipeError(message, where=reference.where, mend="Name a real run.")
+        raise RecipeError(message, location=reference.location, hint="Name a real run.")
 
 
 def _refuse_folder(reference: Reference, folder: Path) -> None:
     """Say what a folder without a model is instead."""
     if layout.VERSION.fullmatch(folder.name) and folder.parent.name in STAGES:
         saved = checkpoints(folder / "checkpoints")
-        mend = f"Name another run, or its checkpoint {saved[-1]}." if saved else "Name another run."
-        raise RecipeError(f"the run {reference.ref} is incomplete.", where=reference.where, mend=mend)
+        hint = f"Name another run, or its checkpoint {saved[-1]}." if saved else "Name another run."
+        raise RecipeError(f"the run {reference.ref} is incomplete.", location=reference.location, hint=hint)
     if folder.name in STAGES and any(layout.VERSION.fullmatch(path.name) for path in folder.iterdir()):
-        mend = f"Write {folder / 'latest'}, or the folder of another version."
-        raise RecipeError(f"{reference.ref} holds runs, each in a folder.", where=reference.where, mend=mend)
+        hint = f"Write {folder / 'latest'}, or the folder of another version."
+        raise RecipeError(f"{reference.ref} holds runs, each in a folder.", location=reference.location, hint=hint)
     message = f"{reference.ref} holds no model: there is neither {' nor '.join(MODEL_FILES)}."
-    raise ModelError(message, where=reference.where, mend="Name a transformers model, an adapter, or a run.")
+    raise ModelError(message, location=reference.location, hint="Name a transformers model, an adapter, or a run.")

@@ -65,8 +65,8 @@ def load(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     if recipe.adapter is None:
         source = run.base_source() if start is None else str(start)
         if start is not None and adapters.is_adapter(start):
-            mend = "Give the recipe an adapter, or start from base."
-            raise RecipeError("reward.start is an adapter, and adapter is null.", where="reward.start", mend=mend)
+            hint = "Give the recipe an adapter, or start from base."
+            raise RecipeError("reward.start is an adapter, and adapter is null.", location="reward.start", hint=hint)
         model = base.load_scorer(recipe.base, source, smoke=run.smoke and start is None)
     else:
         is_split = recipe.launch.strategy == "fsdp"

@@ -45,7 +45,7 @@ def arguments(section: Pretrain | Sft | Reward, run: Run, seed: int, *, dtype: t
     rows = section.micro_batch_size * together  # of one pass of all processes
     if section.batch_size % rows:
         message = f"batch_size {section.batch_size} is not a multiple of micro_batch_size × {together} processes."
-        raise RecipeError(message, where=run.stage, mend="Choose them so that it is.")
+        raise RecipeError(message, location=run.stage, hint="Choose them so that it is.")
     owned = {
         "output_dir": str(run.path),
         "save_strategy": "no",  # the run saves, after any step; so each one's loss is logged by itself
@@ -74,7 +74,9 @@ def config(kind: type[C], stage: str, arguments: dict[str, Any]) -> C:
         return kind(**arguments)
     except (TypeError, ValueError, ImportError) as error:
         message = f"{kind.__name__} refuses it: {str(error).splitlines()[0]}"
-        raise RecipeError(message, where=f"{stage}.trainer", mend="See TRL's documentation for its values.") from error
+        raise RecipeError(
+            message, location=f"{stage}.trainer", hint="See TRL's documentation for its values."
+        ) from error
 
 
 def dataset(parts: Iterable[dict[str, list[Any]]]) -> Dataset:
@@ -160,10 +162,10 @@ class Journal(TrainerCallback):
             value = numbers.get(name, 0.0)
             if not math.isfinite(value):
                 message = f"{name} is {value} at step {state.global_step}{self._rows()}."
-                mend = "Lower the learning rate, or look at these rows."
+                hint = "Lower the learning rate, or look at these rows."
                 if saved := self.run.checkpoints():
-                    mend += f" The last checkpoint is {saved[-1]}: {self.run.stage}.start takes its model folder."
-                raise DivergedError(message, where=self.run.stage, mend=mend)
+                    hint += f" The last checkpoint is {saved[-1]}: {self.run.stage}.start takes its model folder."
+                raise DivergedError(message, location=self.run.stage, hint=hint)
 
     def _rows(self) -> str:
         """The rows of the step, by how they begin; all of them go into the log."""

@@ -19,7 +19,7 @@ RUNS = 1000
 
 
 def run() -> None:
-    """`rlhf` beside `trl`, whole processes, in turn. The fault is one that both can be given, a misspelt learning rate;
+    """`rlhf` beside `trl`, whole processes, in turn. The issue is one that both can be given, a misspelt learning rate;
     what TRL has no like of (`check`, `runs list`) stands beside its nearest."""
     binaries = Path(sys.executable).parent
     trl, rlhf = str(binaries / "trl"), str(binaries / "rlhf")
@@ -28,13 +28,13 @@ def run() -> None:
         recipe = folder / "x.yaml"
         recipe.write_text(FAULTY)
         make_runs(folder / "runs")
-        fault = [trl, "sft", "--learnig_rate", "1e-4"]
+        issue = [trl, "sft", "--learnig_rate", "1e-4"]
         print("| rlhf | trl | rlhf, median | trl, median | ratio, median (range) |\n|---|---|---|---|---|")
         for ours, theirs, rounds in (
             ([rlhf, "--help"], [trl, "--help"], 10),
             ([rlhf, "sft", "--help"], [trl, "sft", "--help"], 3),
-            ([rlhf, "check", "-r", str(recipe)], fault, 3),
-            ([rlhf, "sft", "-r", str(recipe)], fault, 3),
+            ([rlhf, "check", "-r", str(recipe)], issue, 3),
+            ([rlhf, "sft", "-r", str(recipe)], issue, 3),
             ([rlhf, "runs", "list", "--runs-dir", str(folder / "runs")], [trl, "--help"], 10),
             ([rlhf, "init", "", "--json"], [trl, "--help"], 10),
         ):

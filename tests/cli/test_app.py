@@ -239,7 +239,7 @@ def test_a_wrong_command_line_is_one_object_with_code_2(rlhf: Rlhf, command: str
     told = ended.json
     assert ended.code == told["code"] == 2
     assert told["status"] == "error"
-    assert any(says in error["message"] + error["mend"] for error in told["errors"])
+    assert any(says in error["message"] + error["hint"] for error in told["issues"])
     assert says in ended.err  # for people, too
     plain = rlhf(command, *words)
     assert (plain.code, plain.out) == (2, "")
@@ -252,7 +252,7 @@ def test_a_wrong_command_line_is_one_object_with_code_2(rlhf: Rlhf, command: str
 )
 def test_what_there_is_not_is_one_object_with_code_2(rlhf: Rlhf, words: tuple[str, ...]) -> None:
     ended = rlhf(*words, "--json")
-    assert ended.code == ended.json["code"] == 2
+    assert ended.code == ended.json["exit_code"] == 2
 
 
 @pytest.mark.parametrize(
@@ -263,12 +263,12 @@ def test_the_exit_code_is_the_kind_of_error(
     rlhf: Rlhf, set_stage: SetStage, kind: type[RlhfError], command: str
 ) -> None:
     def run(recipe: Recipe, run: Run) -> Result:
-        raise kind("it broke.", where="here", mend="Mend it.")
+        raise kind("it broke.", location="here", hint="Mend it.")
 
     set_stage("sft", run)
     ended = rlhf(command, "-r", "r.yaml", "--json")
-    assert ended.code == ended.json["code"] == kind.code
-    assert ended.json["errors"] == [{"where": "here", "message": "it broke.", "mend": "Mend it."}]
+    assert ended.code == ended.json["exit_code"] == kind.code
+    assert ended.json["issues"] == [{"location": "here", "message": "it broke.", "hint": "Mend it."}]
     plain = rlhf(command, "-r", "r.yaml")
     assert plain.code == kind.code
     assert "error  here  it broke. Mend it." in plain.err
@@ -278,9 +278,9 @@ def test_the_exit_code_is_the_kind_of_error(
 @pytest.mark.parametrize("command", ["eval", "run"])
 def test_a_gate_that_fails_exits_8_and_the_run_is_complete(rlhf: Rlhf, command: str) -> None:
     ended = rlhf(command, "-r", "r.yaml", "--set", "eval.gates.0.min=0.9", "--json")
-    assert ended.code == ended.json["code"] == 8
-    (error,) = ended.json["errors"]
-    assert error["where"] == "r.yaml:7:16"
+    assert ended.code == ended.json["exit_code"] == 8
+    (error,) = ended.json["issues"]
+    assert error["location"] == "r.yaml:7:16"
     assert error["message"] == "eval.gates.0: gate failed: reward.accuracy = 0.75, wanted at least 0.9"
     assert ended.json["metrics"]["reward.accuracy"] == 0.75  # the figures are told all the same
     assert rlhf("runs", "show", "eval@v0002", "--json").json["run"]["state"] == "complete"
@@ -314,8 +314,8 @@ def test_a_bug_exits_1_with_its_traceback_and_says_so(rlhf: Rlhf, set_stage: Set
 
     set_stage("sft", run)
     ended = rlhf("sft", "-r", "r.yaml", "--json")
-    assert ended.code == ended.json["code"] == 1
-    assert "bug" in ended.json["errors"][0]["mend"]
+    assert ended.code == ended.json["exit_code"] == 1
+    assert "bug" in ended.json["issues"][0]["hint"]
     assert "Traceback" in ended.err
     assert "raise ZeroDivisionError" in ended.err
     assert "bug" in rlhf("sft", "-r", "r.yaml").err
@@ -327,7 +327,7 @@ def test_ctrl_c_exits_75(rlhf: Rlhf, set_stage: SetStage) -> None:
 
     set_stage("sft", run)
     ended = rlhf("sft", "-r", "r.yaml", "--json")
-    assert ended.code == ended.json["code"] == 75
+    assert ended.code == ended.json["exit_code"] == 75
 
 
 def test_a_traceback_of_what_a_user_caused_is_there_for_the_asking(rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ def test_a_traceback_of_what_a_user_caused_is_there_for_the_asking(rlhf: Rlhf, m
     monkeypatch.setenv("RLHF_DEBUG", "1")
     ended = rlhf("check", "-r", "absent.yaml", "--json")
     assert "Traceback" in ended.err
-    assert ended.json["code"] == 2
+    assert ended.json["exit_code"] == 2
 
 
 def test_what_a_stage_prints_does_not_stand_beside_the_object(rlhf: Rlhf, set_stage: SetStage) -> None:
@@ -359,8 +359,8 @@ def test_a_reference_that_leads_nowhere_is_told_at_its_line_before_a_stage_runs(
     recipe_file.write_text(recipe_file.read_text().replace("ppo:\n", "ppo:\n  start: sft@v0003\n"))
     ended = rlhf(*words, "-r", "r.yaml", "--json")
     assert ended.code == 2
-    (error,) = ended.json["errors"]
-    assert (error["where"], error["message"]) == ("r.yaml:7:3", "ppo.start: the run sft@v0003 does not exist.")
+    (error,) = ended.json["issues"]
+    assert (error["location"], error["message"]) == ("r.yaml:7:3", "ppo.start: the run sft@v0003 does not exist.")
     assert calls == []
 
 
@@ -374,7 +374,7 @@ def test_a_function_that_cannot_be_loaded_is_told_before_the_first_stage(
     assert rlhf("check", "-r", "r.yaml").code == 0  # runs nobody's code
     ended = rlhf(*words, "-r", "r.yaml", "--json")
     assert ended.code == 2
-    assert ended.json["errors"][0]["where"] == "f.py:2"
+    assert ended.json["issues"][0]["location"] == "f.py:2"
     assert calls == []
 
 
@@ -390,8 +390,8 @@ def test_every_fault_of_every_data_file_is_told_in_one_go(rlhf: Rlhf, recipe_fil
     (recipe_file.parent / "bad2.jsonl").write_text('{"prompt": 3}\n')
     words = ("--set", "data.sft.path=bad1.jsonl", "--set", "data.preferences.path=bad2.jsonl")
     ended = rlhf("check", "-r", "r.yaml", *words, "--json")
-    assert ended.code == ended.json["code"] == 3
-    wheres = " ".join(error["where"] for error in ended.json["errors"])
+    assert ended.code == ended.json["exit_code"] == 3
+    wheres = " ".join(error["location"] for error in ended.json["issues"])
     assert "bad1.jsonl:1" in wheres
     assert "bad2.jsonl" in wheres
 
@@ -555,7 +555,7 @@ def test_a_configuration_of_accelerate_that_is_not_used_is_refused(
     monkeypatch.setenv(name, "true")
     ended = rlhf("sft", "-r", "r.yaml", "--json")
     assert ended.code == 2
-    (fault,) = ended.json["errors"]
-    assert fault["where"] == name
-    assert "launch.strategy: fsdp" in fault["mend"]
+    (issue,) = ended.json["issues"]
+    assert issue["location"] == name
+    assert "launch.strategy: fsdp" in issue["hint"]
     assert not (recipe_file.parent / "runs").exists()

@@ -1,4 +1,4 @@
-"""Each fault of a data file, through `rlhf check` and the stage that reads it: where it is told, what mends it, and
+"""Each issue of a data file, through `rlhf check` and the stage that reads it: where it is told, what fixes it, and
 that nothing was written."""
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Case(NamedTuple):
 
     kind: str
     content: str | bytes | tuple[str, ...]
-    where: str
+    location: str
     says: str
-    mend: str
+    hint: str
     more: str = ""  # of the source
     name: str = "rows.jsonl"
 
@@ -190,13 +190,13 @@ def test_a_fault_of_the_data_is_told_at_its_row_with_its_mend_and_nothing_is_wri
     stage = STAGE[case.kind]
     for words in (("check", "-r", "bad.yaml", stage, "--json"), (stage, "-r", "bad.yaml", "--json")):
         ended = rlhf(*words)
-        assert (ended.code, ended.json["code"]) == (3, 3), words
-        (fault,) = ended.json["errors"]
-        assert case.says in fault["message"]
-        assert fault["where"] == f"{case.name}{case.where}"
-        assert case.mend in fault["mend"] + fault["message"]
+        assert (ended.code, ended.json["exit_code"]) == (3, 3), words
+        (issue,) = ended.json["issues"]
+        assert case.says in issue["message"]
+        assert issue["location"] == f"{case.name}{case.location}"
+        assert case.hint in issue["hint"] + issue["message"]
         assert "Traceback" not in ended.err
-        assert fault["message"] in ended.err
+        assert issue["message"] in ended.err
     assert files(folder) == before
 
 
@@ -257,11 +257,11 @@ def test_more_rows_over_the_limit_than_the_recipe_allows_are_refused(
     before = files(recipe_file.parent)
     assert rlhf(stage, "-r", "r.yaml", "--dry-run", "--json").code == 0
     ended = rlhf(stage, "-r", "r.yaml", "--dry-run", "--json", "--set", "data.max_overlong=0.3")
-    (fault,) = ended.json["errors"]
+    (issue,) = ended.json["issues"]
     assert ended.code == 3
-    assert fault["where"].startswith("r.yaml:")
-    assert fault["message"].startswith(f"{key}: 4 of 10 rows are over 30 tokens, and data.max_overlong is 0.3.")
-    assert "Raise" in fault["mend"]
+    assert issue["location"].startswith("r.yaml:")
+    assert issue["message"].startswith(f"{key}: 4 of 10 rows are over 30 tokens, and data.max_overlong is 0.3.")
+    assert "Raise" in issue["hint"]
     assert files(recipe_file.parent) == before
 
 

@@ -1,4 +1,4 @@
-"""Each fault of the machine, through a stage: exit code 5 or 6, the mend, no traceback, and what is left behind."""
+"""Each issue of the machine, through a stage: exit code 5 or 6, the hint, no traceback, and what is left behind."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ VERSION = Path("runs/bot/sft/v0001")
 
 
 def told(rlhf: Rlhf, *words: str, code: int) -> str:
-    """The one fault of a stage that ends with `code`: where, what, mend."""
+    """The one issue of a stage that ends with `code`: where, what, hint."""
     ended = rlhf("sft", "-r", "r.yaml", *words, "--json")
     assert ended.code == code
-    (fault,) = ended.json["errors"]
+    (issue,) = ended.json["issues"]
     assert "Traceback" not in ended.err
-    return f"{fault['where']}  {fault['message']}  {fault['mend']}"
+    return f"{issue['location']}  {issue['message']}  {issue['hint']}"
 
 
 @pytest.mark.parametrize(
-    ("setting", "where", "mend"),
+    ("setting", "location", "hint"),
     [
         ("base.dtype=float16", "base.dtype", "Set auto, or float32"),
         ("base.attention=flash_attention_2", "base", "base.attention: auto"),
     ],
 )
 @pytest.mark.usefixtures("base")
-def test_what_this_machine_lacks_is_told_and_nothing_made(rlhf: Rlhf, setting: str, where: str, mend: str) -> None:
+def test_what_this_machine_lacks_is_told_and_nothing_made(rlhf: Rlhf, setting: str, location: str, hint: str) -> None:
     found = told(rlhf, "--set", setting, code=5)
-    assert where in found
-    assert mend in found
+    assert location in found
+    assert hint in found
     assert not VERSION.exists()
 
 

@@ -1,4 +1,4 @@
-"""Each fault of a model, an adapter or a tokenizer, through the stage that loads it: named, with its mend, and no run
+"""Each issue of a model, an adapter or a tokenizer, through the stage that loads it: named, with its hint, and no run
 left that looks like one; and what is handled instead."""
 
 from __future__ import annotations
@@ -134,14 +134,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str, str]] = {
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_base_is_named_and_leaves_no_run(rlhf: Rlhf, base: Path, name: str) -> None:
-    spoil, says, mend = SPOILT[name]
+    spoil, says, hint = SPOILT[name]
     spoil(base)
     ended = rlhf("sft", "-r", "r.yaml", "--json")
-    assert (ended.code, ended.json["code"]) == (4, 4), ended.err
-    (fault,) = ended.json["errors"]
-    assert says in fault["message"]
-    assert "model" in fault["where"] or str(base) in fault["message"]
-    assert mend in fault["mend"]
+    assert (ended.code, ended.json["exit_code"]) == (4, 4), ended.err
+    (issue,) = ended.json["issues"]
+    assert says in issue["message"]
+    assert "model" in issue["location"] or str(base) in issue["message"]
+    assert hint in issue["hint"]
     assert "Traceback" not in ended.err
     assert not list((base.parent / "runs").rglob("v0001"))
 
@@ -149,10 +149,10 @@ def test_a_spoilt_base_is_named_and_leaves_no_run(rlhf: Rlhf, base: Path, name: 
 def test_a_base_that_is_neither_here_nor_cached_is_told_before_a_run_is_made(rlhf: Rlhf, base: Path) -> None:
     for words in (("sft",), ("sft", "--dry-run"), ("run", "sft")):
         ended = rlhf(words[0], *words[1:], "-r", "r.yaml", "--set", "base.model=org/model", "--json")
-        (fault,) = ended.json["errors"]
-        assert (ended.code, fault["where"]) == (4, "--set base.model=org/model")
-        assert "org/model is not in the local cache, and HF_HUB_OFFLINE is set." in fault["message"]
-        assert "Go online once" in fault["mend"]
+        (issue,) = ended.json["issues"]
+        assert (ended.code, issue["location"]) == (4, "--set base.model=org/model")
+        assert "org/model is not in the local cache, and HF_HUB_OFFLINE is set." in issue["message"]
+        assert "Go online once" in issue["hint"]
     assert not (base.parent / "runs").exists()
 
 
@@ -179,11 +179,11 @@ def trained(base: Path, folder: Path, **config: Any) -> Path:
 def test_an_adapter_that_does_not_fit_is_named(rlhf: Rlhf, base: Path, config: dict[str, Any], says: str) -> None:
     trained(base, base.parent / "adapter", **config)
     ended = rlhf("sft", "-r", "r.yaml", "--set", "sft.start=./adapter", "--json")
-    (fault,) = ended.json["errors"]
+    (issue,) = ended.json["issues"]
     assert ended.code == 4
-    assert fault["where"].endswith("adapter")
-    assert says in fault["message"]
-    assert "name those, or start from base" in fault["mend"]
+    assert issue["location"].endswith("adapter")
+    assert says in issue["message"]
+    assert "name those, or start from base" in issue["hint"]
     assert not list((base.parent / "runs").rglob("v0001"))
 
 
@@ -191,10 +191,10 @@ def test_a_run_on_another_base_is_named_before_a_run_is_made(rlhf: Rlhf, base: P
     make_run(base.parent / "runs", "sft", base="0" * 64)
     for words in (("sft",), ("sft", "--dry-run"), ("run", "sft")):
         ended = rlhf(words[0], *words[1:], "-r", "r.yaml", "--set", "sft.start=sft", "--json")
-        (fault,) = ended.json["errors"]
-        assert (ended.code, fault["where"]) == (4, "--set sft.start=sft")
-        assert "sft (v0001) was trained on another base: its-base, not " in fault["message"]
-        assert "Run `rlhf sft` again on this base" in fault["mend"]
+        (issue,) = ended.json["issues"]
+        assert (ended.code, issue["location"]) == (4, "--set sft.start=sft")
+        assert "sft (v0001) was trained on another base: its-base, not " in issue["message"]
+        assert "Run `rlhf sft` again on this base" in issue["hint"]
     assert [path.name for path in (base.parent / "runs/bot/sft").glob("v*")] == ["v0001"]
 
 
@@ -214,11 +214,11 @@ def test_a_run_that_is_damaged_is_not_built_on(
     edit(run / "manifest.json", files=files_of(run / "model"))
     harm(run / "model" / "adapter_model.safetensors")
     ended = rlhf("export", "-r", "r.yaml", "--json")
-    (fault,) = ended.json["errors"]
+    (issue,) = ended.json["issues"]
     assert ended.code == 4
-    assert fault["where"].endswith("v0001/model/adapter_model.safetensors")
-    assert says in fault["message"]
-    assert "Run `rlhf sft` again, or restore the file." in fault["mend"]
+    assert issue["location"].endswith("v0001/model/adapter_model.safetensors")
+    assert says in issue["message"]
+    assert "Run `rlhf sft` again, or restore the file." in issue["hint"]
     assert not (base.parent / "runs/bot/export").exists()
 
 
@@ -233,18 +233,18 @@ def scorer(base: Path, folder: Path, labels: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("labels", "says", "mend"),
+    ("labels", "says", "hint"),
     [(2, "with 2 labels; a reward model gives one score", "trained as a reward model"), (1, "chat template", "")],
     ids=["two labels", "no chat template for conversations"],
 )
-def test_a_reward_model_that_cannot_score_is_named(rlhf: Rlhf, base: Path, labels: int, says: str, mend: str) -> None:
+def test_a_reward_model_that_cannot_score_is_named(rlhf: Rlhf, base: Path, labels: int, says: str, hint: str) -> None:
     scorer(base, base.parent / "scorer", labels)
     (base.parent / "rows.jsonl").write_text(json.dumps({"prompt": TURNS}) + "\n")
     ended = rlhf("ppo", "-r", "r.yaml", "--set", "ppo.reward=[{model: ./scorer}]", "--json")
-    (fault,) = ended.json["errors"]
-    assert (ended.code, fault["where"].endswith("scorer")) == (4, True)
-    assert says in fault["message"]
-    assert mend in fault["mend"]
+    (issue,) = ended.json["issues"]
+    assert (ended.code, issue["location"].endswith("scorer")) == (4, True)
+    assert says in issue["message"]
+    assert hint in issue["hint"]
     assert not list((base.parent / "runs").rglob("v0001"))
 
 

@@ -1,4 +1,4 @@
-"""Each fault of a recipe or a command line, through `rlhf check` and a stage: where it is told, what mends it, and
+"""Each issue of a recipe or a command line, through `rlhf check` and a stage: where it is told, what fixes it, and
 that nothing was written."""
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Case(NamedTuple):
     """What is written, and what is to be told of it."""
 
     text: str
-    where: str
+    location: str
     says: str
-    mend: str
+    hint: str
     stages: tuple[str, ...] = ("sft",)
     code: int = 2
 
@@ -174,14 +174,14 @@ def test_a_fault_of_the_recipe_is_told_at_its_place_with_its_mend_and_nothing_is
     ways += [(stage, "-r", "bad.yaml", *more, "--json") for stage in case.stages for more in ((), ("--dry-run",))]
     for words in ways:
         ended = rlhf(*words)
-        assert (ended.code, ended.json["code"]) == (case.code, case.code), words
-        told = ended.json["errors"]
-        (fault,) = [error for error in told if case.says in error["message"]] or [{"where": told}]
-        assert fault["where"].startswith(f"bad.yaml:{case.where}" if case.where else ""), words
-        assert case.mend in fault["mend"] + fault["message"], words
+        assert (ended.code, ended.json["exit_code"]) == (case.code, case.code), words
+        told = ended.json["issues"]
+        (issue,) = [error for error in told if case.says in error["message"]] or [{"location": told}]
+        assert issue["location"].startswith(f"bad.yaml:{case.location}" if case.location else ""), words
+        assert case.hint in issue["hint"] + issue["message"], words
         assert len(told) == 1, told
         assert "Traceback" not in ended.err
-        assert fault["message"].split("\n")[0] in ended.err
+        assert issue["message"].split("\n")[0] in ended.err
     assert files(folder) == before
 
 

@@ -1,4 +1,4 @@
-"""Each way in which training itself goes wrong, through the command: exit code 7, what and where, the mend, and what is
+"""Each way in which training itself goes wrong, through the command: exit code 7, what and where, the hint, and what is
 left to go on from. (Signals and their 75: test_resume.)"""
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ PPO = ["--set", "ppo.iterations=4", "--set", "ppo.reward=[{python: judge.py:says
 
 
 def diverged(rlhf: Rlhf, stage: str, *words: str) -> str:
-    """The one fault of a stage that ends with 7: where, what, mend."""
+    """The one issue of a stage that ends with 7: where, what, hint."""
     ended = rlhf(stage, "-r", "r.yaml", *words, "--json")
     assert ended.code == 7, ended.err
     assert "Traceback" not in ended.err
-    (fault,) = ended.json["errors"]
+    (issue,) = ended.json["issues"]
     (listed,) = rlhf("runs", "list", "--json").json["runs"]
     assert listed["state"] == "incomplete"
     assert not Path(f"runs/bot/{stage}/latest").exists()
-    return f"{fault['where']}  {fault['message']}  {fault['mend']}"
+    return f"{issue['location']}  {issue['message']}  {issue['hint']}"
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_a_reward_that_fails_in_the_middle_leaves_the_last_good_policy(rlhf: Rlh
 def test_a_served_reward_that_answers_rubbish(rlhf: Rlhf, server: Server) -> None:
     server.replies = [(200, b"oops", {})]
     found = rlhf("ppo", "-r", "r.yaml", "--set", f"ppo.reward=[{{http: {server.url}}}]", "--json")
-    (fault,) = found.json["errors"]
+    (issue,) = found.json["issues"]
     assert found.code == 7
-    assert server.url in fault["message"]
-    assert "not JSON" in fault["message"]
+    assert server.url in issue["message"]
+    assert "not JSON" in issue["message"]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

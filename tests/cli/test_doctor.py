@@ -1,4 +1,4 @@
-"""What a machine can do is tried, what is missing is told with its mend, and nothing that is broken ends in a trace."""
+"""What a machine can do is tried, what is missing is told with its hint, and nothing that is broken ends in a trace."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_sound_machine_exits_0_and_tells_all_in_one_object(rlhf: Rlhf, tmp_pat
     assert "HF_HUB_OFFLINE is set" in found["reach"]["found"]
     assert found["cached models"]["found"] == "org/small (3.0 MB)"
     assert found["token"]["state"] == "missing"
-    assert all(one["mend"] for one in ended.json["findings"] if one["state"] != "ok")
+    assert all(one["hint"] for one in ended.json["findings"] if one["state"] != "ok")
     assert not (tmp_path / "runs").exists()
 
 
@@ -81,9 +81,9 @@ def test_bitsandbytes_that_cannot_be_loaded_is_told_with_the_way_around(
     found = {one["name"]: one for one in ended.json["findings"]}
     assert found["bitsandbytes"]["state"] == "wrong"
     assert "but it fails: ModuleNotFoundError" in found["bitsandbytes"]["found"]
-    assert found["bitsandbytes"]["mend"].endswith("or leave `base.quantize` at none.")
+    assert found["bitsandbytes"]["hint"].endswith("or leave `base.quantize` at none.")
     assert found["nf4"]["state"] == found["int8"]["state"] == "wrong"
-    assert "`base.quantize: none`" in found["nf4"]["mend"]
+    assert "`base.quantize: none`" in found["nf4"]["hint"]
     assert found["bfloat16"]["state"] == "ok"
     assert "Traceback" not in ended.err
 
@@ -112,9 +112,9 @@ def test_what_every_stage_needs_and_is_not_there_exits_5_with_all_findings(
     monkeypatch.setattr(doctor_findings, "_kernels", lambda: iter(()))
     ended = rlhf("doctor", "--json")
     assert ended.code == 5
-    assert (ended.json["status"], ended.json["code"]) == ("error", 5)
-    assert [error["where"] for error in ended.json["errors"]] == ["peft", "trl"]
-    assert [error["mend"] for error in ended.json["errors"]] == [
+    assert (ended.json["status"], ended.json["exit_code"]) == ("error", 5)
+    assert [error["location"] for error in ended.json["issues"]] == ["peft", "trl"]
+    assert [error["hint"] for error in ended.json["issues"]] == [
         '`pip install "peft"`.',
         '`pip install "trl<2,>=1.16"`.',
     ]
@@ -126,7 +126,7 @@ def test_bitsandbytes_that_is_not_installed_is_no_failure(versions: dict[str, st
     versions["bitsandbytes"] = None
     one = by_name(doctor_findings._packages())["bitsandbytes"]
     assert (one.state, one.needed) == ("missing", False)
-    assert 'pip install "bitsandbytes>=0.50"' in one.mend
+    assert 'pip install "bitsandbytes>=0.50"' in one.hint
 
 
 @pytest.mark.usefixtures("stand_ins")
@@ -204,7 +204,7 @@ def test_a_runs_folder_that_cannot_be_written_to_exits_5(rlhf: Rlhf, monkeypatch
 def test_little_space_is_told_and_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**9})())
     one = doctor_findings._room("runs folder", tmp_path, "Elsewhere.", needed=True)
-    assert (one.state, one.needed, one.mend) == ("wrong", False, "Free space. Elsewhere.")
+    assert (one.state, one.needed, one.hint) == ("wrong", False, "Free space. Elsewhere.")
     assert "1.00 GB free" in one.found
 
 
@@ -245,7 +245,7 @@ def test_a_hub_that_cannot_be_reached_is_no_failure() -> None:
     one = doctor_findings._reached("http://127.0.0.1:9", offline=False)  # the discard port, where nothing listens
     assert (one.state, one.needed) == ("missing", False)
     assert one.found.startswith("http://127.0.0.1:9 cannot be reached (ConnectError): only what is cached")
-    assert "HF_HUB_OFFLINE=1" in one.mend
+    assert "HF_HUB_OFFLINE=1" in one.hint
 
 
 def test_a_damaged_cache_is_told_and_hides_no_model(cache: Path) -> None:

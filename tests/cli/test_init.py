@@ -121,8 +121,8 @@ def test_an_empty_repository_is_an_empty_folder(rlhf: Rlhf, tmp_path: Path) -> N
 def test_a_place_where_nothing_can_be_written_exits_6(rlhf: Rlhf, place: str) -> None:
     ended = rlhf("init", place, "--json")
     assert ended.code == 6
-    (error,) = ended.json["errors"]
-    assert error["mend"] == "Choose another folder."
+    (error,) = ended.json["issues"]
+    assert error["hint"] == "Choose another folder."
     assert "Traceback" not in ended.err
 
 

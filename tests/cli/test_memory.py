@@ -83,12 +83,12 @@ def test_what_does_not_fit_is_refused_before_weights_are_loaded(
     monkeypatch.setattr(adapters, "load_policy", None)  # calling it would be a traceback
     ended = rlhf("sft", "-r", "r.yaml", "--set", "sft.micro_batch_size=8", "--json")
     assert ended.code == 5
-    (fault,) = ended.json["errors"]
-    assert "it does not fit: an estimated" in fault["message"]
+    (issue,) = ended.json["issues"]
+    assert "it does not fit: an estimated" in issue["message"]
     monkeypatch.undo()
     capacity(0.6 * whole)
     monkeypatch.chdir(project)
-    named = re.search(r"sft\.micro_batch_size: (\d)", fault["mend"])
+    named = re.search(r"sft\.micro_batch_size: (\d)", issue["hint"])
     assert named is not None
     assert rlhf("sft", "-r", "r.yaml", "--set", f"sft.micro_batch_size={named[1]}").code == 0
     larger = next(n for n in (2, 4, 8) if n > int(named[1]))  # of those that divide the batch, it named the largest
@@ -98,9 +98,9 @@ def test_what_does_not_fit_is_refused_before_weights_are_loaded(
 @pytest.mark.usefixtures("project")
 def test_where_no_setting_helps_alone_all_are_named_or_a_smaller_base(rlhf: Rlhf, capacity: Capacity) -> None:
     capacity(1e4)
-    (fault,) = rlhf("sft", "-r", "r.yaml", "--json").json["errors"]
-    assert fault["mend"].startswith("Take a smaller base or shorter rows")
-    assert "sft.micro_batch_size: 1 " in fault["mend"]
+    (issue,) = rlhf("sft", "-r", "r.yaml", "--json").json["issues"]
+    assert issue["hint"].startswith("Take a smaller base or shorter rows")
+    assert "sft.micro_batch_size: 1 " in issue["hint"]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
@@ -114,9 +114,9 @@ def test_memory_that_ran_out_is_told_with_the_estimate(
     monkeypatch.setattr(adapters, "load_policy", load_policy)
     ended = rlhf("sft", "-r", "r.yaml", "--json")
     assert ended.code == 5
-    (fault,) = ended.json["errors"]
-    assert re.match(r"out of memory before the first logged step, at a peak of .*B; incomplete: ", fault["message"])
+    (issue,) = ended.json["issues"]
+    assert re.match(r"out of memory before the first logged step, at a peak of .*B; incomplete: ", issue["message"])
     assert re.search(
-        r"It takes an estimated .* with rows of 1,024 tokens\. Set sft\.micro_batch_size: \d", fault["mend"]
+        r"It takes an estimated .* with rows of 1,024 tokens\. Set sft\.micro_batch_size: \d", issue["hint"]
     )
     assert "Traceback" not in ended.err

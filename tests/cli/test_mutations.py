@@ -60,7 +60,7 @@ def check(rlhf: Rlhf, tmp_path: Path) -> Check:
         assert "Traceback" not in ended.err
         assert ended.code in (0, 2, 3), ended
         if ended.code:
-            assert all(error["message"] for error in ended.json["errors"])
+            assert all(error["message"] for error in ended.json["issues"])
         return ended
 
     return run

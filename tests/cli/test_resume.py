@@ -59,7 +59,7 @@ def test_the_json_of_a_stop_is_one_object(rlhf: Rlhf, stops: Stops) -> None:
     stops["sft"] = 1
     told = rlhf("sft", "-r", "r.yaml", "--json")
     assert (told.code, told.json["status"], told.json["code"]) == (75, "error", 75)
-    assert "--resume" in told.json["errors"][0]["mend"]
+    assert "--resume" in told.json["issues"][0]["hint"]
     assert rlhf("sft", "-r", "r.yaml", "--json", "--resume").json["run"] == "bot/sft@v0001"
 
 
@@ -97,7 +97,7 @@ def test_a_changed_recipe_exits_2_and_says_what_changed(rlhf: Rlhf, stops: Stops
 def test_a_signal_that_comes_while_the_first_one_is_told_changes_nothing(
     rlhf: Rlhf, stops: Stops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "print_faults", lambda faults: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(output, "print_issues", lambda issues: os.kill(os.getpid(), signal.SIGINT))
     stops["sft"] = 1
     told = rlhf("sft", "-r", "r.yaml")
     assert told.code == 75

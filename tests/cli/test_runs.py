@@ -55,7 +55,7 @@ def test_a_name_that_two_recipes_share_must_be_written_out(rlhf: Rlhf, runs: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "mend"),
+    ("text", "hint"),
     [
         ("bot/sft@v0009", "See `rlhf runs list`."),
         ("bot/ppo", "See `rlhf runs list`."),
@@ -64,11 +64,11 @@ def test_a_name_that_two_recipes_share_must_be_written_out(rlhf: Rlhf, runs: Pat
         ("bott/sft@v0001", "Did you mean bot/sft?"),
     ],
 )
-def test_a_run_that_there_is_not_is_told(rlhf: Rlhf, runs: Path, text: str, mend: str) -> None:
+def test_a_run_that_there_is_not_is_told(rlhf: Rlhf, runs: Path, text: str, hint: str) -> None:
     make(runs)
     ended = rlhf("runs", "show", text)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"error  there is no run {text} in {runs}. {mend}\n"
+    assert ended.err == f"error  there is no run {text} in {runs}. {hint}\n"
 
 
 def test_a_folder_that_happens_to_have_the_name_is_no_run(rlhf: Rlhf, runs: Path) -> None:
@@ -176,7 +176,7 @@ def test_verify_reads_every_byte(rlhf: Rlhf, runs: Path) -> None:
         assert text in told.err
     assert rlhf("runs", "verify", "sft").code == 0
     failed = rlhf("runs", "verify", "ppo", "--json")
-    assert (failed.code, len(failed.json["errors"])) == (4, 2)
+    assert (failed.code, len(failed.json["issues"])) == (4, 2)
 
 
 def chained(rlhf: Rlhf) -> None:

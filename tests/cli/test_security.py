@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.errors import Fault, redacted
+from rlhf_cli.errors import Issue
 from rlhf_cli.recipe.schema import Base, Recipe
+from rlhf_cli.redaction import redact
 from rlhf_cli.runs.run import Result, Run
 from tests.cli.conftest import Ended, Rlhf
 from tests.stages.conftest import SetStage
@@ -75,7 +76,7 @@ def test_a_real_run_writes_and_shows_no_secret(rlhf: Rlhf, recipe_file: Path, ti
     check_clean(ended, runs)
     ended = rlhf("ppo", "-r", recipe_file, "--json")
     assert ended.code == 7
-    assert "… is refused by https://…@127.0.0.1:9" in ended.json["errors"][0]["message"]
+    assert "… is refused by https://…@127.0.0.1:9" in ended.json["issues"][0]["message"]
     assert "… is refused by https://…@127.0.0.1:9" in (runs / "bot" / "ppo" / "v0001" / "log.txt").read_text()
     check_clean(ended, runs)
 
@@ -143,7 +144,7 @@ def test_a_password_in_a_recipe_is_refused_and_not_repeated(rlhf: Rlhf, recipe_f
     for stage in ("ppo", "run"):
         ended = rlhf(stage, "-r", recipe_file, "--set", override, "--json")
         assert 2 <= ended.code <= 6
-        assert ended.json["errors"]
+        assert ended.json["issues"]
         check_clean(ended, recipe_file.parent / "runs")
     key, _, value = override.partition("=")
     nested = value
@@ -167,7 +168,7 @@ def test_a_hub_that_fails_does_not_tell_its_password(tmp_path: Path, recipe_file
     )
     ended = Ended(told.returncode, told.stdout, told.stderr)
     assert ended.code in (3, 4)
-    assert "the hub cannot be reached (ConnectError)" in ended.json["errors"][0]["message"]
+    assert "the hub cannot be reached (ConnectError)" in ended.json["issues"][0]["message"]
     check_clean(ended, tmp_path)
 
 
@@ -183,16 +184,16 @@ def test_a_hub_that_fails_does_not_tell_its_password(tmp_path: Path, recipe_file
     ],
 )
 def test_what_is_a_secret_is_taken_out_and_nothing_else(text: str, told: str) -> None:
-    assert redacted(text) == told
-    assert str(Fault(text, "here", text)) == f"here  {told} {told}"
+    assert redact(text) == told
+    assert str(Issue(text, "here", text)) == f"here  {told} {told}"
 
 
 def test_secrets_of_the_environment_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RLHF_REWARD_TOKEN", "WANDB_API_KEY", "DB_PASSWORD"):
         monkeypatch.setenv(name, f"value-of-{name}")
-        assert redacted(f"401: value-of-{name} is wrong") == "401: … is wrong"
+        assert redact(f"401: value-of-{name} is wrong") == "401: … is wrong"
     monkeypatch.setenv("SHORT_TOKEN", "no")  # would be found in any text
-    assert redacted("no such thing") == "no such thing"
+    assert redact("no such thing") == "no such thing"
 
 
 # --- code and pickles of strangers
@@ -222,7 +223,7 @@ def test_pickled_weights_are_refused_unread(rlhf: Rlhf, recipe_file: Path, stran
     with_pickled_weights(stranger, "model.safetensors", "pytorch_model.bin", tmp_path / "mark")
     ended = rlhf("sft", "-r", recipe_file, "--set", f"base.model={stranger}", "--json")
     assert ended.code == 4
-    assert "*.safetensors" in ended.json["errors"][0]["mend"]
+    assert "*.safetensors" in ended.json["issues"][0]["hint"]
     assert not (tmp_path / "mark").exists()
     assert "Traceback" not in ended.err
     assert list((recipe_file.parent / "runs").rglob("v0001")) == []
@@ -416,7 +417,7 @@ def test_a_reference_cannot_leave_the_runs_folder(rlhf: Rlhf, recipe_file: Path,
     ended = rlhf(stage, "-r", recipe_file, "--set", override, "--json")
     assert ended.code == 2, ended.err
     wanted = override.partition("=")[0]
-    assert any(wanted in error["where"] or wanted in error["message"] for error in ended.json["errors"])
+    assert any(wanted in error["location"] or wanted in error["message"] for error in ended.json["issues"])
 
 
 @pytest.mark.usefixtures("stand_ins")

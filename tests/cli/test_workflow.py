@@ -61,7 +61,7 @@ def test_a_gate_that_fails_fails_the_job(jobs: dict[str, Any], rlhf: Rlhf, recip
     words, _ = commands(jobs["train"])[-1]
     ended = rlhf(*words)
     assert ended.code == 8
-    assert json.loads(ended.out)["code"] == 8
+    assert json.loads(ended.out)["exit_code"] == 8
     words, _ = commands(jobs["smoke"])[-1]
     assert rlhf(*words).code == 0  # random weights pass no gate, and are asked for none
 

@@ -25,12 +25,12 @@ def rows(kind: Any, *fields: dict[str, Any], columns: dict[str, str] | None = No
 def counted(
     kind: Any, *fields: dict[str, Any], columns: dict[str, str] | None = None, editable: bool = True
 ) -> tuple[list[Any], dict[str, int]]:
-    faults = Faults()
+    issues = Faults()
     found = list(dict.fromkeys(column for row in fields for column in row))
-    converter = Converter(kind, columns or {}, found, name="x.jsonl", faults=faults, editable=editable)
+    converter = Converter(kind, columns or {}, found, name="x.jsonl", issues=issues, editable=editable)
     converted = converter.rows(Batch("x.jsonl:", range(1, len(fields) + 1), list(fields)))
     converter.close()
-    faults.raise_if_any()
+    issues.raise_if_any()
     assert converter.counts.pop("read") == len(fields)
     return converted, dict(converter.counts)
 
@@ -38,7 +38,7 @@ def counted(
 def faults_of(kind: Any, *fields: dict[str, Any], columns: dict[str, str] | None = None) -> list[str]:
     with pytest.raises(DataError) as raised:
         rows(kind, *fields, columns=columns)
-    return [str(fault) for fault in raised.value.faults]
+    return [str(issue) for issue in raised.value.issues]
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_columns_are_mapped_to_ours() -> None:
 def test_a_misspelt_name_of_ours_is_named(
     kind: str, columns: dict[str, str], fields: str | tuple[str, ...], told: str
 ) -> None:
-    (fault,) = faults_of(kind, {name: f"{name}!" for name in fields}, columns=columns)
-    assert told in fault
+    (issue,) = faults_of(kind, {name: f"{name}!" for name in fields}, columns=columns)
+    assert told in issue
 
 
 def test_further_columns_may_have_any_name_that_is_not_nearly_ours() -> None:
@@ -250,7 +250,7 @@ def test_mapping_of_a_column_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "found", "mend"),
+    ("kind", "found", "hint"),
     [
         ("sft", ("instruction", "output"), "`columns: {prompt: instruction, completion: output}`"),
         ("preferences", ("question", "chosen", "loser"), "`columns: {prompt: question, rejected: loser}`"),
@@ -261,10 +261,10 @@ def test_mapping_of_a_column_that_is_not_there() -> None:
         ("sft", ("a", "b"), "found a, b; needed `prompt` and `completion`"),
     ],
 )
-def test_wrong_columns_are_told_once_with_what_would_do(kind: str, found: tuple[str, ...], mend: str) -> None:
+def test_wrong_columns_are_told_once_with_what_would_do(kind: str, found: tuple[str, ...], hint: str) -> None:
     told = faults_of(kind, *[dict.fromkeys(found, "x")] * 3)
     assert len(told) == 1
-    assert mend in told[0]
+    assert hint in told[0]
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ FAULTY = [
 
 def read(path: Path, content: str) -> tuple[list[dict[str, Any]], list[str]]:
     path.write_bytes(content.encode())
-    faults = Faults()
-    rows = [fields for batch in read_file(path, faults) for fields in batch.rows]
-    return rows, [str(fault) for fault in faults.shown]
+    issues = Faults()
+    rows = [fields for batch in read_file(path, issues) for fields in batch.rows]
+    return rows, [str(issue) for issue in issues.shown]
 
 
 @pytest.mark.parametrize("line", SOUND)
@@ -78,11 +78,11 @@ def test_lines_are_counted_over_batches_and_blanks(tmp_path: Path) -> None:
     lines[250] = "{"
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(lines))
-    faults = Faults()
-    batches = list(read_file(path, faults))
+    issues = Faults()
+    batches = list(read_file(path, issues))
     assert len(batches) > 3
     assert all(row["n"] == n for _, numbers, rows in batches for n, row in zip(numbers, rows, strict=True))
-    assert [fault.where for fault in faults.shown] == [f"{path}:251"]
+    assert [issue.location for issue in issues.shown] == [f"{path}:251"]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, None), (0, 0), (2, 5), (3, 3), (4, 100), (5, None), (9, None)])

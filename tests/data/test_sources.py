@@ -44,8 +44,8 @@ def faults_of(path: Path, kind: Any = "sft", **fields: Any) -> list[str]:
         read(path, kind, **fields)
     with pytest.raises(DataError) as counting:
         sources.count([Source(path=str(path), **{"eval_fraction": 0, **fields})], kind, find=find)
-    assert counting.value.faults == raised.value.faults
-    return [str(fault) for fault in raised.value.faults]
+    assert counting.value.issues == raised.value.issues
+    return [str(issue) for issue in raised.value.issues]
 
 
 def demonstrations(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -100,7 +100,7 @@ def test_truncated_last_line(tmp_path: Path, end: str) -> None:
 def test_twenty_faults_are_shown_and_the_others_counted(jsonl: Jsonl) -> None:
     told = faults_of(jsonl(*[{"prompt": "a", "completion": ""}] * 50))
     assert len(told) == 21
-    assert "30 more faults" in told[-1]
+    assert "30 more issues" in told[-1]
 
 
 def test_other_encodings_are_refused_with_the_line(tmp_path: Path) -> None:
@@ -119,12 +119,12 @@ def test_empty_files(tmp_path: Path) -> None:
     for name, content in (("a.jsonl", ""), ("b.json", "[]"), ("c.csv", "prompt,completion\n"), ("d.jsonl", "\n\n")):
         (tmp_path / name).write_text(content)
         told = faults_of(tmp_path / name)
-        (fault,) = told
-        assert fault.startswith(f"{tmp_path / name}  the file {'is empty' if not content else 'holds no rows'}.")
+        (issue,) = told
+        assert issue.startswith(f"{tmp_path / name}  the file {'is empty' if not content else 'holds no rows'}.")
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "message"),
+    ("text", "location", "message"),
     [
         ('{"prompt": "a"}', "", "must hold a list of objects"),
         ('{"prompt": "a"}\n{"prompt": "b"}', "", "name it .jsonl"),
@@ -135,11 +135,11 @@ def test_empty_files(tmp_path: Path) -> None:
         ('[{"prompt": "a", "completion": "b"}', ":", "expected ',' or ']'"),
     ],
 )
-def test_broken_json_list(tmp_path: Path, text: str, where: str, message: str) -> None:
+def test_broken_json_list(tmp_path: Path, text: str, location: str, message: str) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text)
     told = faults_of(path)
-    assert told[0].startswith(f"{path}{where}")
+    assert told[0].startswith(f"{path}{location}")
     assert message in told[0]
 
 
@@ -177,7 +177,7 @@ def test_faults_of_all_sources_are_told_together(jsonl: Jsonl, tmp_path: Path) -
     broken = jsonl("{", PAIR, name="a.jsonl")
     with pytest.raises(DataError) as raised:
         load([Source(path=str(tmp_path / "b.jsonl")), Source(path=str(broken))])
-    assert [fault.where for fault in raised.value.faults] == [str(tmp_path / "b.jsonl"), f"{broken}:1"]
+    assert [issue.location for issue in raised.value.issues] == [str(tmp_path / "b.jsonl"), f"{broken}:1"]
 
 
 def test_folder_is_read_by_split(jsonl: Jsonl, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_hub_data_set(jsonl: Jsonl, tmp_path: Path) -> None:
     assert split.counts["dropped: empty prompt"] == 1
     with pytest.raises(DataError, match="cannot load the hub data set") as raised:
         load(Source(hub=str(tmp_path), split="absent"))
-    assert raised.value.faults[0].where == str(tmp_path)
+    assert raised.value.issues[0].location == str(tmp_path)
 
 
 def test_hub_data_set_is_loaded_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:

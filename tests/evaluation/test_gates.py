@@ -52,12 +52,12 @@ def test_all_unknown_metrics_are_told_at_once_with_the_nearest_names() -> None:
     gates = [Gate(metric="winrate", min=0.5), Gate(metric="kl", max=1), Gate(metric="accuracy", min=0.5)]
     with pytest.raises(RecipeError) as caught:
         judge(gates, METRICS)
-    first, second = caught.value.faults
+    first, second = caught.value.issues
     assert "winrate" in first.message
-    assert "win_rate" in first.mend
-    assert first.where == "eval.gates.0.metric"
-    assert "reward.accuracy" in second.mend
-    assert second.where == "eval.gates.2.metric"
+    assert "win_rate" in first.hint
+    assert first.location == "eval.gates.0.metric"
+    assert "reward.accuracy" in second.hint
+    assert second.location == "eval.gates.2.metric"
 
 
 def test_a_name_like_no_other_gets_the_list() -> None:

@@ -78,8 +78,8 @@ def padded() -> dict[str, dict[str, torch.Tensor]]:
     for side in ("left", "right"):
         ids, mask = torch.full((3, 9), PAD), torch.zeros(3, 9, dtype=torch.long)
         for i, row in enumerate(rows):
-            where = slice(9 - len(row), 9) if side == "left" else slice(0, len(row))
-            ids[i, where], mask[i, where] = row, 1
+            location = slice(9 - len(row), 9) if side == "left" else slice(0, len(row))
+            ids[i, location], mask[i, location] = row, 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         batches[side] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return batches

@@ -1,4 +1,4 @@
-"""Loading the base: quantization that stays differentiable, refusals with a mend, and the smoke model."""
+"""Loading the base: quantization that stays differentiable, refusals with a hint, and the smoke model."""
 
 from pathlib import Path
 

@@ -67,8 +67,8 @@ def test_a_function_that_misbehaves_is_named_with_its_file(tmp_path, body, told)
 def test_a_function_that_raises_is_told_with_the_line_that_led_to_it(tmp_path, body, line, told):
     with pytest.raises(DivergedError) as caught:
         call(tmp_path, body)
-    assert caught.value.faults[0].where == f"{tmp_path}/judge.py:{line}"
-    assert told in caught.value.faults[0].message
+    assert caught.value.issues[0].location == f"{tmp_path}/judge.py:{line}"
+    assert told in caught.value.issues[0].message
     assert caught.value.__cause__ is not None  # whose traceback goes into the log
 
 

@@ -82,9 +82,9 @@ def test_a_server_that_stays_broken_ends_the_run(server: Server, pauses: list[fl
     server.replies = [(500, b"no\x1b[2J memory", {})] * 3
     with pytest.raises(DivergedError) as raised:
         ask(server, retries=2)
-    (fault,) = raised.value.faults
-    assert fault.message == f"{server.url} answered 500: 'no\\x1b[2J memory' (3 tries)."
-    assert (raised.value.code, fault.where) == (7, "ppo.reward http")
+    (issue,) = raised.value.issues
+    assert issue.message == f"{server.url} answered 500: 'no\\x1b[2J memory' (3 tries)."
+    assert (raised.value.exit_code, issue.location) == (7, "ppo.reward http")
     assert pauses == [1.0, 2.0]
 
 
@@ -138,7 +138,7 @@ def test_one_that_is_not_there_is_told_with_its_address(server: Server, pauses: 
 
 
 @pytest.mark.parametrize(
-    ("status", "mend"),
+    ("status", "hint"),
     [
         (400, "It must take"),
         (401, "Set RLHF_REWARD_TOKEN"),
@@ -149,13 +149,13 @@ def test_one_that_is_not_there_is_told_with_its_address(server: Server, pauses: 
     ],
 )
 def test_what_another_try_cannot_mend_is_told_at_once(
-    server: Server, pauses: list[float], status: int, mend: str
+    server: Server, pauses: list[float], status: int, hint: str
 ) -> None:
     server.replies = [(status, b"detail", {"Location": "http://127.0.0.1/elsewhere"})]
     with pytest.raises(DivergedError) as raised:
         ask(server)
-    assert raised.value.faults[0].message == f"{server.url} answered {status}: 'detail'."
-    assert raised.value.faults[0].mend.startswith(mend)
+    assert raised.value.issues[0].message == f"{server.url} answered {status}: 'detail'."
+    assert raised.value.issues[0].hint.startswith(hint)
     assert (len(server.asked), pauses) == (1, [])
 
 
@@ -185,7 +185,7 @@ def test_rubbish_is_told_and_not_asked_for_again(server: Server, reply: bytes, t
         ask(server)
     assert told in str(raised.value)
     assert "Answer a list of numbers, one for each completion" in str(raised.value)
-    assert raised.value.code == 7
+    assert raised.value.exit_code == 7
     assert len(server.asked) == 1
 
 

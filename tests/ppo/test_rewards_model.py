@@ -303,7 +303,7 @@ def test_what_is_no_reward_model_is_told_before_its_weights(
     ):
         with pytest.raises(ModelError, match=told) as raised:
             ModelJudge(str(folder), "main", print)
-        assert raised.value.code == 4
+        assert raised.value.exit_code == 4
 
 
 def test_weights_without_a_head_or_in_a_pickle_are_refused(make_scorer: Callable[..., Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def tokenizer(base_folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check(tokenizer: PreTrainedTokenizerBase, folder: Path, prompts: list[Text]) -> None:
-    rewards.check_tokenizer(tokenizer, folder, prompts, where="ppo.reward.0")
+    rewards.check_tokenizer(tokenizer, folder, prompts, location="ppo.reward.0")
 
 
 @pytest.mark.parametrize("prompts", [TEXT, CONVERSATION])
@@ -46,10 +46,10 @@ def test_another_vocabulary_is_refused(
     (tmp_path / "tokenizer.json").write_text(text.replace('"w1"', '"first"').replace('"w2"', '"w1"'))
     with pytest.raises(ModelError) as raised:
         check(tokenizer, tmp_path, prompts)
-    (fault,) = raised.value.faults
-    assert f"({tmp_path}, 32 tokens) is not the policy's" in fault.message
-    assert "2 of these are not the same there" in fault.message
-    assert (raised.value.code, fault.where) == (4, "ppo.reward.0")
+    (issue,) = raised.value.issues
+    assert f"({tmp_path}, 32 tokens) is not the policy's" in issue.message
+    assert "2 of these are not the same there" in issue.message
+    assert (raised.value.exit_code, issue.location) == (4, "ppo.reward.0")
 
 
 def test_another_end_token_is_refused(tokenizer: PreTrainedTokenizerBase, base_folder: Path, tmp_path: Path) -> None:
@@ -68,4 +68,4 @@ def test_another_template_is_refused_where_there_are_conversations(
     check(tokenizer, tmp_path, TEXT)
     with pytest.raises(ModelError, match=r"another chat template than base\.chat_template gives") as raised:
         check(tokenizer, tmp_path, CONVERSATION)
-    assert "chat_template.jinja" in raised.value.faults[0].mend
+    assert "chat_template.jinja" in raised.value.issues[0].hint

@@ -1,4 +1,4 @@
-"""Recipes as text in a temporary folder, and the faults of those that do not load."""
+"""Recipes as text in a temporary folder, and the issues of those that do not load."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.recipe.load import load
 
 Write = Callable[..., Path]
-FaultsOf = Callable[..., list[Fault]]
+FaultsOf = Callable[..., list[Issue]]
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 @pytest.fixture
 def faults_of(write: Write) -> FaultsOf:
-    """The faults of a recipe that does not load."""
+    """The issues of a recipe that does not load."""
 
-    def faults(text: str, *overrides: str, bare: bool = False, stages: tuple[str, ...] | None = ()) -> list[Fault]:
+    def issues(text: str, *overrides: str, bare: bool = False, stages: tuple[str, ...] | None = ()) -> list[Issue]:
         with pytest.raises(RecipeError) as raised:
             load(write(text, bare=bare), overrides, stages)
-        return list(raised.value.faults)
+        return list(raised.value.issues)
 
-    return faults
+    return issues

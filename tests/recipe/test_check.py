@@ -1,4 +1,4 @@
-"""Each fault that spans several fields or reaches outside the recipe, and the recipes that come close to it."""
+"""Each issue that spans several fields or reaches outside the recipe, and the recipes that come close to it."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def files(write: Write, tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str, column: int, says: str) -> None:
-    (fault,) = faults_of(text)
-    assert fault.where == f"{LINE}{column}"
-    assert says in str(fault)
+    (issue,) = faults_of(text)
+    assert issue.location == f"{LINE}{column}"
+    assert says in str(issue)
 
 
 @pytest.mark.usefixtures("files")
@@ -139,33 +139,33 @@ def test_what_comes_close_is_taken(write: Write, text: str) -> None:
     ],
 )
 def test_a_url_with_a_password_is_refused_and_not_repeated(write: Write, faults_of: FaultsOf, url: str) -> None:
-    (fault,) = faults_of(f"ppo: {{reward: [{{http: '{url}'}}]}}")
+    (issue,) = faults_of(f"ppo: {{reward: [{{http: '{url}'}}]}}")
     with pytest.raises(RecipeError) as raised:
         load(write("ppo: {reward: [{http: 'http://host'}]}"), [f"ppo.reward.0.http={url}"], stages=())
-    for told in (fault, *raised.value.faults):
+    for told in (issue, *raised.value.issues):
         assert "ppo.reward.0.http: " in told.message
         assert "hunter2" not in str(told)
-    assert "RLHF_REWARD_TOKEN" in fault.mend or "Write https://host" in fault.mend
+    assert "RLHF_REWARD_TOKEN" in issue.hint or "Write https://host" in issue.hint
 
 
 def test_a_run_of_another_name_is_no_reward_model_to_load(write: Write, tmp_path: Path, faults_of: FaultsOf) -> None:
     (tmp_path / "v0001").mkdir()
     (tmp_path / "v0001" / "manifest.json").touch()
-    (fault,) = faults_of("ppo: {reward: [{model: ./v0001}]}")
-    assert (fault.message, fault.mend) == ("ppo.reward.0.model: v0001 is a run.", "Write {run: …} for it.")
+    (issue,) = faults_of("ppo: {reward: [{model: ./v0001}]}")
+    assert (issue.message, issue.hint) == ("ppo.reward.0.model: v0001 is a run.", "Write {run: …} for it.")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
 @pytest.mark.parametrize("key", sorted([*SET_BY, *RUNS_OWN]))
 def test_what_the_run_owns_is_refused_in_trainer(faults_of: FaultsOf, stage: str, key: str) -> None:
-    (fault,) = faults_of(f"{stage}: {{trainer: {{{key}: 1}}}}")
-    assert fault.message == f"{stage}.trainer.{key}: the run owns this key."
-    assert SET_BY.get(key, "Remove") in fault.mend
+    (issue,) = faults_of(f"{stage}: {{trainer: {{{key}: 1}}}}")
+    assert issue.message == f"{stage}.trainer.{key}: the run owns this key."
+    assert SET_BY.get(key, "Remove") in issue.hint
 
 
 def test_a_trainer_key_that_trl_has_not_is_told_with_the_nearest(write: Write, faults_of: FaultsOf) -> None:
-    (fault,) = faults_of("sft: {trainer: {warmup_step: 3}}")
-    assert (fault.message, fault.mend) == (
+    (issue,) = faults_of("sft: {trainer: {warmup_step: 3}}")
+    assert (issue.message, issue.hint) == (
         "sft.trainer.warmup_step: SFTConfig has no such key.",
         "Did you mean warmup_steps?",
     )
@@ -193,8 +193,8 @@ def test_a_trainer_key_that_trl_has_not_is_told_with_the_nearest(write: Write, f
 def test_a_trainer_value_that_its_field_does_not_take_is_told(
     faults_of: FaultsOf, stage: str, value: str, says: str
 ) -> None:
-    (fault,) = faults_of(f"{stage}: {{trainer: {value}}}")
-    assert says in str(fault)
+    (issue,) = faults_of(f"{stage}: {{trainer: {value}}}")
+    assert says in str(issue)
 
 
 def test_trainer_values_of_every_kind_are_taken(write: Write) -> None:
@@ -204,18 +204,18 @@ def test_trainer_values_of_every_kind_are_taken(write: Write) -> None:
 
 
 def test_a_trainer_key_that_would_have_no_effect_is_refused(faults_of: FaultsOf) -> None:
-    (fault,) = faults_of("sft: {trainer: {packing: true}}")
-    assert "has no effect" in fault.message
+    (issue,) = faults_of("sft: {trainer: {packing: true}}")
+    assert "has no effect" in issue.message
 
 
 def test_ppo_takes_only_the_trainer_keys_that_its_loop_acts_on(write: Write, faults_of: FaultsOf) -> None:
     told = faults_of("ppo: {trainer: {output_dir: x, neftune_noise_alpha: 5, warmup_stepz: 1}}")
-    assert [fault.message for fault in told] == [
+    assert [issue.message for issue in told] == [
         f"ppo.trainer.{key}: PPO's loop has no use for this key."
         for key in ("output_dir", "neftune_noise_alpha", "warmup_stepz")
     ]
-    assert "weight_decay" in told[0].mend
-    assert told[2].mend == "Did you mean warmup_steps?"
+    assert "weight_decay" in told[0].hint
+    assert told[2].hint == "Did you mean warmup_steps?"
     load(write("ppo: {trainer: {weight_decay: 0.1, report_to: wandb}}"), stages=())
 
 
@@ -233,7 +233,7 @@ def test_the_keys_read_from_source_are_the_configs_fields(stage: str) -> None:
 
 def test_whole_model_training_excludes_frozen_weights_and_adapters(faults_of: FaultsOf) -> None:
     told = faults_of("name: x\nbase: {model: a/b, quantize: nf4}\nadapter: null\nexport: {form: adapter}", bare=True)
-    assert [fault.message.partition(":")[0] for fault in told] == ["base.quantize", "export.form"]
+    assert [issue.message.partition(":")[0] for issue in told] == ["base.quantize", "export.form"]
 
 
 @pytest.mark.parametrize(
@@ -242,34 +242,34 @@ def test_whole_model_training_excludes_frozen_weights_and_adapters(faults_of: Fa
 def test_data_that_a_stage_lacks_is_told_for_the_stages_that_are_to_run(
     write: Write, faults_of: FaultsOf, stage: str, kind: str
 ) -> None:
-    (fault,) = faults_of(f"{stage}:", stages=None)
-    assert str(fault).startswith(f"r.yaml:3:1  data.{kind}: is missing, and {stage} needs it.")
+    (issue,) = faults_of(f"{stage}:", stages=None)
+    assert str(issue).startswith(f"r.yaml:3:1  data.{kind}: is missing, and {stage} needs it.")
     (named,) = faults_of("data:", stages=(stage,))
-    assert named.message == fault.message
+    assert named.message == issue.message
     load(write(f"{stage}:"), stages=("export",))  # another stage does not need it
 
 
 def test_a_chat_template_must_be_a_file(faults_of: FaultsOf) -> None:
-    (fault,) = faults_of("name: x\nbase: {model: a/b, chat_template: t.jinja}", bare=True)
-    assert fault.where == "r.yaml:2:20"
-    assert "no file t.jinja" in fault.message
+    (issue,) = faults_of("name: x\nbase: {model: a/b, chat_template: t.jinja}", bare=True)
+    assert issue.location == "r.yaml:2:20"
+    assert "no file t.jinja" in issue.message
 
 
 def test_the_base_given_as_a_path_must_be_a_folder(faults_of: FaultsOf) -> None:
-    (fault,) = faults_of("name: x\nbase: {model: ./gone}", bare=True)
-    assert "there is no folder gone" in fault.message
+    (issue,) = faults_of("name: x\nbase: {model: ./gone}", bare=True)
+    assert "there is no folder gone" in issue.message
 
 
 def test_what_has_too_many_parts_for_a_hub_id_is_a_folder(faults_of: FaultsOf) -> None:
-    (fault,) = faults_of("name: x\nbase: {model: runs/demo/pretrain}", bare=True)
-    assert fault.message == "base.model: there is no folder runs/demo/pretrain."
+    (issue,) = faults_of("name: x\nbase: {model: runs/demo/pretrain}", bare=True)
+    assert issue.message == "base.model: there is no folder runs/demo/pretrain."
 
 
 def test_a_path_outside_the_working_folder_is_shown_whole(faults_of: FaultsOf, tmp_path: Path) -> None:
     (tmp_path.parent / "models").mkdir(exist_ok=True)
-    (fault,) = faults_of(f"name: x\nbase: {{model: {tmp_path.parent}/modls/small}}", bare=True)
-    assert fault.message == f"base.model: there is no folder {tmp_path.parent}/modls/small."
-    assert fault.mend == f"Did you mean {tmp_path.parent}/models?"
+    (issue,) = faults_of(f"name: x\nbase: {{model: {tmp_path.parent}/modls/small}}", bare=True)
+    assert issue.message == f"base.model: there is no folder {tmp_path.parent}/modls/small."
+    assert issue.hint == f"Did you mean {tmp_path.parent}/models?"
 
 
 def test_functions_are_looked_for_without_running_their_file(write: Write, tmp_path: Path) -> None:
@@ -279,8 +279,8 @@ def test_functions_are_looked_for_without_running_their_file(write: Write, tmp_p
 
 def test_what_a_function_file_imports_and_is_not_installed_is_told_once(faults_of: FaultsOf, tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("import not_there.deep\ndef score(): ...\ndef other(): ...\n")
-    (fault,) = faults_of("ppo: {reward: [{python: 'f.py:score'}]}\neval: {python: ['f.py:other']}")
-    assert (fault.where, fault.message) == (
+    (issue,) = faults_of("ppo: {reward: [{python: 'f.py:score'}]}\neval: {python: ['f.py:other']}")
+    assert (issue.location, issue.message) == (
         "r.yaml:3:17",
         "ppo.reward.0.python: f.py imports not_there, which is not installed.",
     )

@@ -61,7 +61,7 @@ def test_nan_is_a_float() -> None:
 
 def test_every_key_has_its_place(tmp_path: Path) -> None:
     document = document_of(tmp_path, "a:\n  b: [1, {c: 2}]\n")
-    lines = {key: place.where.rsplit("r.yaml", 1)[1] for key, place in document.places.items()}
+    lines = {key: place.location.rsplit("r.yaml", 1)[1] for key, place in document.places.items()}
     assert lines == {("a",): ":1:1", ("a", "b"): ":2:3", ("a", "b", 0): ":2:7", ("a", "b", 1): ":2:10", **{
         ("a", "b", 1, "c"): ":2:11"
     }}  # fmt: skip
@@ -72,14 +72,14 @@ def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
 
 
 def test_duplicate_keys_name_both_places_at_every_depth(tmp_path: Path) -> None:
-    faults = document_of(tmp_path, "a: 1\nb: {c: 1, c: 2}\na: 2\n").faults
-    assert [fault.where.rsplit("r.yaml", 1)[1] for fault in faults] == [":2:11", ":3:1"]
-    assert "b.c: duplicate key" in faults[0].message
-    assert "r.yaml:2:5" in faults[0].message
+    issues = document_of(tmp_path, "a: 1\nb: {c: 1, c: 2}\na: 2\n").issues
+    assert [issue.location.rsplit("r.yaml", 1)[1] for issue in issues] == [":2:11", ":3:1"]
+    assert "b.c: duplicate key" in issues[0].message
+    assert "r.yaml:2:5" in issues[0].message
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "says"),
+    ("text", "location", "says"),
     [
         ("", "", "empty"),
         ("# nothing\n", "", "empty"),
@@ -96,12 +96,12 @@ def test_duplicate_keys_name_both_places_at_every_depth(tmp_path: Path) -> None:
         ("a: &a {b: *a}\n", ":1:4", "nests more than"),
     ],
 )
-def test_what_is_no_recipe_at_all_is_told_with_its_place(tmp_path: Path, text: str, where: str, says: str) -> None:
+def test_what_is_no_recipe_at_all_is_told_with_its_place(tmp_path: Path, text: str, location: str, says: str) -> None:
     with pytest.raises(RecipeError) as raised:
         document_of(tmp_path, text)
-    (fault,) = raised.value.faults
-    assert fault.where.endswith(f"r.yaml{where}")
-    assert says in str(fault)
+    (issue,) = raised.value.issues
+    assert issue.location.endswith(f"r.yaml{location}")
+    assert says in str(issue)
 
 
 def test_an_alias_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
@@ -126,22 +126,22 @@ def test_an_alias_is_a_copy(tmp_path: Path) -> None:
     ],
 )
 def test_tags_are_refused(tmp_path: Path, text: str) -> None:
-    (fault,) = document_of(tmp_path, text).faults
-    assert fault.where.endswith("r.yaml:1:4")
-    assert "is not allowed" in fault.message
+    (issue,) = document_of(tmp_path, text).issues
+    assert issue.location.endswith("r.yaml:1:4")
+    assert "is not allowed" in issue.message
 
 
 @pytest.mark.parametrize("text", ["a: !!int abc", "a: !!float abc", "a: !!int 0o9", "a: 1" + "0" * 5000])
 def test_what_cannot_be_read_as_a_number_is_a_fault(tmp_path: Path, text: str) -> None:
-    (fault,) = document_of(tmp_path, text).faults
-    assert "cannot be read as a number" in fault.message
-    assert len(fault.message) < 120
+    (issue,) = document_of(tmp_path, text).issues
+    assert "cannot be read as a number" in issue.message
+    assert len(issue.message) < 120
 
 
 @pytest.mark.parametrize("text", ["? [a, b]\n: 1\n", "? {a: 1}\n: 1\n"])
 def test_a_key_is_plain_text(tmp_path: Path, text: str) -> None:
-    (fault,) = document_of(tmp_path, text).faults
-    assert "a key must be plain text" in fault.message
+    (issue,) = document_of(tmp_path, text).issues
+    assert "a key must be plain text" in issue.message
 
 
 def test_keys_are_text_whatever_they_look_like(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def test_what_fails_as_it_is_loaded_is_told_with_its_line_and_leaves_this_proces
     for load in (tried, load_function):
         with pytest.raises(RecipeError) as raised:
             load(spec)
-        (fault,) = raised.value.faults
-        assert fault.where == f"{tmp_path}/judge.py{line}"
-        assert fault.message.startswith(says)
+        (issue,) = raised.value.issues
+        assert issue.location == f"{tmp_path}/judge.py{line}"
+        assert issue.message.startswith(says)
         assert "neighbour_that_fails" not in sys.modules
 
 

@@ -1,4 +1,4 @@
-"""From a file to a recipe: types, `extends`, `--set`, paths, and all faults in one go."""
+"""From a file to a recipe: types, `extends`, `--set`, paths, and all issues in one go."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rlhf_cli.errors import Fault, RecipeError
+from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.recipe.load import dump, load, read_recipe
 from rlhf_cli.recipe.schema import STAGES, Recipe, Section
 from tests.recipe.conftest import FaultsOf, Write
 
 
-def wheres(faults: list[Fault]) -> list[str]:
-    return [fault.where for fault in faults]
+def wheres(issues: list[Issue]) -> list[str]:
+    return [issue.location for issue in issues]
 
 
 def sections(section: type[Section] = Recipe) -> Iterator[type[Section]]:
@@ -42,8 +42,8 @@ reward:
 data:
   sft: {path: absent.jsonl}
 """
-    faults = faults_of(text, bare=True)
-    assert wheres(faults) == ["r.yaml:2:26", "r.yaml:4:3", "r.yaml:5:3", "r.yaml:7:3", "r.yaml:9:9"]
+    issues = faults_of(text, bare=True)
+    assert wheres(issues) == ["r.yaml:2:26", "r.yaml:4:3", "r.yaml:5:3", "r.yaml:7:3", "r.yaml:9:9"]
     says = [
         "base.quantise: unknown key. Did you mean quantize?",
         "sft.learning_rate: found fast, expected a valid number.",
@@ -51,15 +51,15 @@ data:
         "reward.batch_size: 12 is not a multiple of micro_batch_size 8.",
         "data.sft.path: there is no absent.jsonl.",
     ]
-    for fault, text in zip(faults, says, strict=True):
-        assert text in str(fault)
+    for issue, text in zip(issues, says, strict=True):
+        assert text in str(issue)
 
 
 def test_no_fault_is_the_echo_of_another(faults_of: FaultsOf) -> None:
     """A value that is taken out leaves a default, and complaints about that default would only confuse."""
     text = 'sft: {batch_size: "9", micro_batch_size: 5}\ndata: {sft: {pth: a}, prompts: no}\nseed: !!int x\n'
-    faults = faults_of(text, stages=("sft", "ppo"))
-    assert wheres(faults) == ["r.yaml:3:7", "r.yaml:4:14", "r.yaml:4:23", "r.yaml:5:7"]
+    issues = faults_of(text, stages=("sft", "ppo"))
+    assert wheres(issues) == ["r.yaml:3:7", "r.yaml:4:14", "r.yaml:4:23", "r.yaml:5:7"]
 
 
 @pytest.mark.parametrize(
@@ -90,29 +90,29 @@ def test_no_fault_is_the_echo_of_another(faults_of: FaultsOf) -> None:
     ],
 )
 def test_types_are_strict_and_told_in_the_words_of_a_recipe(faults_of: FaultsOf, text: str, says: str) -> None:
-    (fault,) = faults_of(text)
-    assert says in str(fault)
-    assert fault.where.startswith("r.yaml:3:")
+    (issue,) = faults_of(text)
+    assert says in str(issue)
+    assert issue.location.startswith("r.yaml:3:")
 
 
 def test_a_number_where_text_is_due_is_told_to_be_quoted(faults_of: FaultsOf) -> None:
-    (fault,) = faults_of("name: x\nbase: {model: a/b, revision: 123}", bare=True)
-    assert str(fault) == "r.yaml:2:20  base.revision: found 123, expected a valid string. Put it in quotes."
+    (issue,) = faults_of("name: x\nbase: {model: a/b, revision: 123}", bare=True)
+    assert str(issue) == "r.yaml:2:20  base.revision: found 123, expected a valid string. Put it in quotes."
 
 
 def test_a_value_of_any_length_makes_a_short_message(faults_of: FaultsOf) -> None:
-    (fault,) = faults_of(f"sft: {{batch_size: {'x' * 10_000}}}")
-    assert len(str(fault)) < 200
+    (issue,) = faults_of(f"sft: {{batch_size: {'x' * 10_000}}}")
+    assert len(str(issue)) < 200
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", "x\\n", "a b", "ö", "-x", "x" * 101])
 def test_a_name_is_one_plain_folder(faults_of: FaultsOf, name: str) -> None:
-    (fault,) = faults_of(f'name: "{name}"\nbase: {{model: a/b}}', bare=True)
-    assert fault.where == "r.yaml:1:1"
+    (issue,) = faults_of(f'name: "{name}"\nbase: {{model: a/b}}', bare=True)
+    assert issue.location == "r.yaml:1:1"
 
 
 @pytest.mark.parametrize(
-    ("text", "mend"),
+    ("text", "hint"),
     [
         ("ppo: {learnig_rate: 1}", "Did you mean learning_rate?"),
         ("pp: {}", "Did you mean ppo?"),
@@ -127,10 +127,10 @@ def test_a_name_is_one_plain_folder(faults_of: FaultsOf, name: str) -> None:
         ("export: {zzz: 4}", "Allowed here: of, form, dtype."),
     ],
 )
-def test_an_unknown_key_is_told_where_it_might_belong(faults_of: FaultsOf, text: str, mend: str) -> None:
-    (fault,) = faults_of(text)
-    assert "unknown key" in fault.message
-    assert fault.mend.startswith(mend)
+def test_an_unknown_key_is_told_where_it_might_belong(faults_of: FaultsOf, text: str, hint: str) -> None:
+    (issue,) = faults_of(text)
+    assert "unknown key" in issue.message
+    assert issue.hint.startswith(hint)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_an_unknown_key_is_told_where_it_might_belong(faults_of: FaultsOf, text:
     [("base: {model: a/b}", "name: is missing"), ("name: x", "base: is missing"), ("name: x\nbase:", "base.model: is")],
 )
 def test_what_every_recipe_needs(faults_of: FaultsOf, text: str, says: str) -> None:
-    (fault,) = faults_of(text, bare=True)
-    assert fault.message.startswith(says)
+    (issue,) = faults_of(text, bare=True)
+    assert issue.message.startswith(says)
 
 
 def test_an_empty_section_means_its_defaults_and_null_adapter_none(write: Write) -> None:
@@ -249,7 +249,7 @@ def test_a_path_and_a_fault_belong_to_the_file_that_wrote_them(write: Write, tmp
             write("extends: deep/p.yaml\nsft: {batch_size: 9}\ndata: {prompts: {path: a.jsonl}}\n", bare=True),
             stages=(),
         )
-    assert wheres(list(raised.value.faults)) == ["deep/p.yaml:4:7", "r.yaml:2:7", "r.yaml:3:18"]
+    assert wheres(list(raised.value.issues)) == ["deep/p.yaml:4:7", "r.yaml:2:7", "r.yaml:3:18"]
 
 
 def test_extends_goes_over_several_files(write: Write) -> None:
@@ -267,9 +267,9 @@ def test_extends_in_a_circle_is_told(write: Write) -> None:
 
 @pytest.mark.parametrize(("text", "says"), [("no.yaml", "there is no file no.yaml"), ("[a]", "expected the path")])
 def test_extends_of_nothing_is_told(faults_of: FaultsOf, text: str, says: str) -> None:
-    (fault,) = faults_of(f"extends: {text}")
-    assert fault.where == "r.yaml:3:1"
-    assert says in fault.message
+    (issue,) = faults_of(f"extends: {text}")
+    assert issue.location == "r.yaml:3:1"
+    assert says in issue.message
 
 
 # --- --set ---------------------------------------------------------------------------------------------------------
@@ -318,9 +318,9 @@ def test_set_null_takes_the_adapter_away(write: Write) -> None:
     ],
 )
 def test_a_wrong_set_is_told_with_the_option_itself(faults_of: FaultsOf, override: str, says: str) -> None:
-    (fault,) = faults_of("seed: 1\neval: {gates: []}", override)
-    assert fault.where == f"--set {override}"
-    assert says in str(fault)
+    (issue,) = faults_of("seed: 1\neval: {gates: []}", override)
+    assert issue.location == f"--set {override}"
+    assert says in str(issue)
 
 
 def test_a_path_in_set_stands_against_the_working_folder(
@@ -382,11 +382,11 @@ def test_the_resolved_recipe_has_every_default_and_the_stage_that_ran(write: Wri
     assert "ppo:" not in text
 
 
-# --- faults found later --------------------------------------------------------------------------------------------
+# --- issues found later --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("where", "place"),
+    ("location", "place"),
     [
         ("ppo.start", "r.yaml:4:3"),
         ("ppo.reward.1", "r.yaml:5:27"),
@@ -396,14 +396,16 @@ def test_the_resolved_recipe_has_every_default_and_the_stage_that_ran(write: Wri
         ("eval.of", "--set eval.of=sft"),
     ],
 )
-def test_a_fault_found_later_is_told_at_the_line_of_its_key(write: Write, where: str, place: str) -> None:
+def test_a_fault_found_later_is_told_at_the_line_of_its_key(write: Write, location: str, place: str) -> None:
     path = write("ppo:\n  start: sft\n  reward: [{run: reward}, {run: ./folder}]\n")
     path.with_name("folder").mkdir()
     loaded = read_recipe(Path("r.yaml"), ["eval.of=sft"], ())
-    assert loaded.located(Fault("is wrong.", where, "Mend it.")) == Fault(f"{where}: is wrong.", place, "Mend it.")
+    assert loaded.located(Issue("is wrong.", location, "Mend it.")) == Issue(
+        f"{location}: is wrong.", place, "Mend it."
+    )
 
 
-@pytest.mark.parametrize("where", ["ppo", "data.jsonl:3", "/a/ppo.start", "gate win_rate.low", "numpy.ndarray", ""])
-def test_a_place_that_is_no_key_stays(write: Write, where: str) -> None:
-    fault = Fault("is wrong.", where)
-    assert read_recipe(write("ppo:\n"), stages=()).located(fault) == fault
+@pytest.mark.parametrize("location", ["ppo", "data.jsonl:3", "/a/ppo.start", "gate win_rate.low", "numpy.ndarray", ""])
+def test_a_place_that_is_no_key_stays(write: Write, location: str) -> None:
+    issue = Issue("is wrong.", location)
+    assert read_recipe(write("ppo:\n"), stages=()).located(issue) == issue

@@ -91,7 +91,7 @@ def test_a_kill_as_the_run_completes_leaves_one_that_is_whole_or_can_be_resumed(
         killed = killed_at(moment, lambda run=run: run.complete({}, {}, keep_checkpoints=False))  # type: ignore[misc]
         run.close()
         (entry,) = layout.versions(tmp_path, run.name, run.stage)
-        assert lineage.verify(entry).faults == []
+        assert lineage.verify(entry).issues == []
         found.append(entry.manifest is not None)
         if entry.manifest is None:
             assert newest_checkpoint(run.path).path.name == "step-000001"
@@ -155,9 +155,9 @@ def test_a_save_that_cannot_fit_is_refused_before_it_begins(tmp_path: Path, monk
     free = 2_900_000
     with pytest.raises(DiskError, match=r"takes 3\.0 MB, and 2\.9 MB are free") as raised:
         save(tmp_path, 2)
-    assert raised.value.code == 6
-    assert str(path_of(tmp_path, 1)) in raised.value.faults[0].message
-    assert "--resume" in raised.value.faults[0].mend
+    assert raised.value.exit_code == 6
+    assert str(path_of(tmp_path, 1)) in raised.value.issues[0].message
+    assert "--resume" in raised.value.issues[0].hint
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 

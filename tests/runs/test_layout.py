@@ -130,10 +130,10 @@ def test_a_run_that_cannot_be_taken_is_refused_with_the_way_out(
     complete("reward", smoke=True)
     complete("pretrain")
     with pytest.raises(RecipeError) as raised:
-        layout.find(tmp_path, text, "bot", smoke=False, where="ppo.start")
-    (fault,) = raised.value.faults
-    assert fault.where == "ppo.start"
-    assert says in str(fault)
+        layout.find(tmp_path, text, "bot", smoke=False, location="ppo.start")
+    (issue,) = raised.value.issues
+    assert issue.location == "ppo.start"
+    assert says in str(issue)
 
 
 def test_a_listing_has_every_run_in_order(tmp_path: Path, complete: Complete, new_run: NewRun) -> None:

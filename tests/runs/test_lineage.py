@@ -56,8 +56,8 @@ def test_a_changed_byte_is_found_and_named(new_run: NewRun, part: str) -> None:
         (folder / "state").write_bytes(b"s" * 10)
     run.complete({}, {})
     (run.path / part).write_bytes(b"x" + (run.path / part).read_bytes()[1:])
-    (fault,) = lineage.verify(entry(run)).faults
-    assert fault.where == str(run.path / part)
+    (issue,) = lineage.verify(entry(run)).issues
+    assert issue.location == str(run.path / part)
 
 
 def test_a_run_under_way_is_not_judged_by_what_it_is_just_writing(new_run: NewRun) -> None:
@@ -65,9 +65,9 @@ def test_a_run_under_way_is_not_judged_by_what_it_is_just_writing(new_run: NewRu
     with run.checkpoint(5) as folder:
         (folder / "state").write_bytes(b"s" * 10)
     (run.checkpoint_path(5) / "state").unlink()
-    assert lineage.verify(entry(run)).faults == []
+    assert lineage.verify(entry(run)).issues == []
     run.close()
-    assert len(lineage.verify(entry(run)).faults) == 1
+    assert len(lineage.verify(entry(run)).issues) == 1
 
 
 def test_lineage_goes_back_to_the_base(new_run: NewRun) -> None:
@@ -87,7 +87,7 @@ def test_a_run_that_others_are_made_of_stays_unless_forced(new_run: NewRun, tmp_
     reward = made(new_run, "reward", sft)
     with pytest.raises(RecipeError, match="bot/reward@v0001 is made of bot/sft@v0001") as raised:
         lineage.remove(tmp_path, entry(sft), force=False)
-    assert "--force" in raised.value.faults[0].mend
+    assert "--force" in raised.value.issues[0].hint
     lineage.remove(tmp_path, entry(sft), force=True)
     assert not sft.path.exists()
     assert [a.missing for a in lineage.ancestors(entry(reward))] == [True, False]

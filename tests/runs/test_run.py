@@ -201,7 +201,7 @@ def test_a_run_that_the_disk_refuses_leaves_no_folder(tmp_path: Path, monkeypatc
     monkeypatch.setattr("rlhf_cli.runs.owner.write_origin", full)
     with pytest.raises(DiskError, match="No space left on device") as raised:
         Run.create(tmp_path, "bot", "sft", smoke=False, base="b", reporter=Silent())
-    assert "--runs-dir" in raised.value.faults[0].mend
+    assert "--runs-dir" in raised.value.issues[0].hint
     assert [*(tmp_path / "bot" / "sft").iterdir()] == []
 
 

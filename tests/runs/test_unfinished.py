@@ -135,8 +135,8 @@ def test_where_every_checkpoint_is_damaged_all_are_named(new_run: NewRun, tmp_pa
         flip(run.checkpoint_path(step) / "weights")
     with pytest.raises(ModelError) as raised:
         resume(tmp_path)
-    assert raised.value.code == 4
-    assert [fault.where for fault in raised.value.faults] == [
+    assert raised.value.exit_code == 4
+    assert [issue.location for issue in raised.value.issues] == [
         str(run.checkpoint_path(step) / "weights") for step in (20, 10)
     ]
 
@@ -154,7 +154,7 @@ def test_a_version_that_someone_works_on_is_left_alone(new_run: NewRun, tmp_path
     save(run, 10)
     with pytest.raises(DiskError, match="v0001 is under way, by process") as raised:
         take(tmp_path)
-    assert raised.value.code == 6
+    assert raised.value.exit_code == 6
     run.close()
     taken = take(tmp_path)
     with pytest.raises(DiskError, match="under way"):
@@ -173,7 +173,7 @@ def test_where_there_is_nothing_to_resume_the_way_out_is_told(new_run: NewRun, t
     for says in ("no incomplete run", "v0001 has no checkpoint"):
         with pytest.raises(RecipeError, match=says) as raised:
             take(tmp_path)
-        assert raised.value.faults[0].mend == "Run the same command without --resume."
+        assert raised.value.issues[0].hint == "Run the same command without --resume."
         stopped(new_run)
 
 

@@ -134,8 +134,8 @@ def test_stages_chain_by_hand_and_meet_in_run_folders_alone(real_recipe: Path, t
     runs = tmp_path / "runs"
     absent = rlhf("ppo", "-r", real_recipe, "--runs-dir", runs)
     assert absent["code"] == 2
-    assert [error["message"].partition(":")[0] for error in absent["errors"]] == ["ppo.start", "ppo.reward.0"]
-    assert all(error["where"].startswith(f"{real_recipe}:") for error in absent["errors"])
+    assert [error["message"].partition(":")[0] for error in absent["issues"]] == ["ppo.start", "ppo.reward.0"]
+    assert all(error["location"].startswith(f"{real_recipe}:") for error in absent["issues"])
     assert not (runs / "real/ppo").exists()
     for stage in ("sft", "reward", "ppo"):
         assert rlhf(stage, "-r", real_recipe, "--runs-dir", runs)["run"] == f"real/{stage}@v0001"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.errors import DataError, Fault, ModelError, RecipeError, RlhfError, StoppedError
+from rlhf_cli.errors import DataError, Issue, ModelError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.recipe.load import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.manifest import read_manifest
@@ -147,7 +147,7 @@ def test_what_a_library_raised_is_in_the_log_and_is_told_once(case: Case, set_st
         try:
             raise ValueError("a width of 3")
         except ValueError as error:
-            raise ModelError([Fault("does not fit."), Fault("nor this.")]) from error
+            raise ModelError([Issue("does not fit."), Issue("nor this.")]) from error
 
     set_stage("sft", run)
     with pytest.raises(ModelError):
@@ -189,7 +189,7 @@ def test_ctrl_c_is_told_apart_from_failure(case: Case, set_stage: SetStage, bega
     set_stage("sft", run)
     with pytest.raises(StoppedError, match="incomplete" if began else "nothing was made") as raised:
         case.stage("sft")
-    assert raised.value.code == 75
+    assert raised.value.exit_code == 75
     assert case.versions("sft") == (["v0001"] if began else [])
 
 
@@ -210,8 +210,8 @@ def test_a_machine_that_gives_out_is_no_bug_of_ours(
     set_stage("sft", run)
     with pytest.raises(RlhfError) as raised:
         case.stage("sft")
-    assert raised.value.code == code
-    assert told in raised.value.faults[0].mend
+    assert raised.value.exit_code == code
+    assert told in raised.value.issues[0].hint
 
 
 @pytest.mark.usefixtures("stand_ins")
@@ -234,7 +234,7 @@ def test_a_run_on_another_base_is_refused(case: Case) -> None:
 def test_a_gate_fails_a_run_that_is_complete(case: Case) -> None:
     case.chain(stages=["sft", "reward", "ppo"])
     outcome = case.stage("eval", "eval.gates.0.min=0.9")
-    assert [fault.where for fault in outcome.failed_gates] == ["eval.gates.0"]
+    assert [issue.location for issue in outcome.failed_gates] == ["eval.gates.0"]
     assert "reward.accuracy = 0.75, wanted at least 0.9" in outcome.failed_gates[0].message
     assert read_manifest(case.runs / "bot" / "eval" / "latest") is not None
 

@@ -403,4 +403,4 @@ def test_a_figure_that_is_not_finite_is_named(world: Path, tmp_path: Path) -> No
 def test_a_judge_that_raises_is_a_fault_of_the_recipe_for_nothing_trains(world: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"gold\.py:10  raising raised ValueError: no tone") as raised:
         evaluate(tmp_path, world, python=[f"{world}/gold.py:raising"])
-    assert raised.value.code == 2
+    assert raised.value.exit_code == 2

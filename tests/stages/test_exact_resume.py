@@ -213,11 +213,11 @@ def test_a_signal_stops_after_the_step_and_what_is_saved_is_as_of_a_run_never_ki
         with monkeypatch.context() as patch, pytest.raises(StoppedError) as raised:  # noqa: PT012
             at_pass(passes * ACCUMULATED - 1, lambda: os.kill(os.getpid(), number), patch.setattr)
             stage.run(name, resume=resume)
-        assert raised.value.code == 75
-        (fault,) = raised.value.faults
-        assert "stopped by a signal after step 7" in fault.message
-        assert str(stage.folder / name / "t/sft/v0001/checkpoints/step-000007") in fault.message
-        assert "--resume" in fault.mend
+        assert raised.value.exit_code == 75
+        (issue,) = raised.value.issues
+        assert "stopped by a signal after step 7" in issue.message
+        assert str(stage.folder / name / "t/sft/v0001/checkpoints/step-000007") in issue.message
+        assert "--resume" in issue.hint
     sides = [stage.folder / name / "t/sft/v0001/checkpoints/step-000007" for name in (unkilled, runs)]
     states = [load_state(side / "state") for side in sides]
     for state in states:

@@ -45,9 +45,9 @@ def test_a_full_disk_ends_a_run_with_6_and_leaves_the_earlier_version_whole(fold
     codes = [int(line.removeprefix("ended with ")) for line in lines if line.startswith("ended with ")]
     told = [json.loads(line) for line in lines if line.startswith("{")]
     assert codes == [0, 6, 0, 0, 0, 0], ended.stderr
-    (fault,) = told[1]["errors"]
-    assert "space" in fault["message"].lower()
-    assert "Free space" in fault["mend"] or "--runs-dir" in fault["mend"]
+    (issue,) = told[1]["issues"]
+    assert "space" in issue["message"].lower()
+    assert "Free space" in issue["hint"] or "--runs-dir" in issue["hint"]
     assert "Traceback" not in ended.stderr
     complete = [(run["version"], run["state"]) for run in told[3]["runs"] if run["state"] == "complete"]
     assert complete == [("v0001", "complete")]

@@ -49,7 +49,7 @@ def test_a_hub_that_cannot_be_reached_leaves_the_cache_and_gives_no_traceback(mo
     assert commit_of("model", "org/model", "main") == COMMIT
     with pytest.raises(ModelError, match="the hub cannot be reached") as raised:
         commit_of("model", "org/model", "dev")
-    assert "Go online once" in raised.value.faults[0].mend
+    assert "Go online once" in raised.value.issues[0].hint
 
 
 def test_what_is_no_id_says_how_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,19 +284,19 @@ def test_what_is_absent_is_told_in_one_go_by_its_key(world: Path, runs: Path) ->
     recipe = load(world / "r.yaml", (), ("ppo",))
     with pytest.raises(RecipeError) as raised:
         inputs_of("ppo", recipe, runs, smoke=False)
-    assert [fault.where for fault in raised.value.faults] == ["ppo.start", "ppo.reward.0"]
+    assert [issue.location for issue in raised.value.issues] == ["ppo.start", "ppo.reward.0"]
 
 
 @pytest.mark.parametrize(
-    ("override", "where"),
+    ("override", "location"),
     [("ppo.start=reward", "ppo.start"), ("ppo.reward.0.run=sft", "ppo.reward.0"), ("base.model=sft", "base.model")],
 )
 @pytest.mark.usefixtures("key")
-def test_a_run_of_the_wrong_stage_is_refused(world: Path, runs: Path, override: str, where: str) -> None:
+def test_a_run_of_the_wrong_stage_is_refused(world: Path, runs: Path, override: str, location: str) -> None:
     recipe = load(world / "r.yaml", [override], ("ppo",))
     with pytest.raises(RecipeError, match=r"is a \w+ run, expected") as raised:
         inputs_of("ppo", recipe, runs, smoke=False)
-    assert raised.value.faults[0].where == where
+    assert raised.value.issues[0].location == location
 
 
 @pytest.mark.usefixtures("key")
@@ -324,5 +324,5 @@ def test_a_run_on_another_base_is_refused(world: Path, runs: Path) -> None:
     make_run(runs, "sft", base="0" * 64)
     with pytest.raises(ModelError, match=r"sft \(v0002\) was trained on another base: its-base") as raised:
         inputs_of("reward", recipe, runs, smoke=False)
-    assert raised.value.code == 4
-    assert "rlhf sft" in raised.value.faults[0].mend
+    assert raised.value.exit_code == 4
+    assert "rlhf sft" in raised.value.issues[0].hint

@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_never_was(
             complete += 1
         for entry in layout.all_runs(stage.folder / runs):
             if read_manifest(entry.path) is not None:
-                assert lineage.verify(entry).faults == []
+                assert lineage.verify(entry).issues == []
     assert resumed >= KILLS[name] // 4
     last = begun(stage, f"killed {complete}")
     for number in range(complete):

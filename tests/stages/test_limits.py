@@ -33,13 +33,13 @@ def check(stage: str, lengths: list[int], positions: int | None) -> list[str]:
 def test_no_row_left_is_a_fault_of_the_data_with_the_reasons(stage: str, key: str) -> None:
     with pytest.raises(DataError) as raised:
         check(stage, [], None)
-    (fault,) = raised.value.faults
-    assert fault.where == key
-    assert fault.message == "no row is left to train on (dropped: prompt of 100 tokens or more: 1,200)."
+    (issue,) = raised.value.issues
+    assert issue.location == key
+    assert issue.message == "no row is left to train on (dropped: prompt of 100 tokens or more: 1,200)."
 
 
 @pytest.mark.parametrize(
-    ("stage", "longest", "positions", "where", "says"),
+    ("stage", "longest", "positions", "location", "says"),
     [
         ("sft", 61, 60, "sft.max_length", "a row has 61 tokens, and the base has 60 positions. Lower it by 1,"),
         ("reward", 100, 60, "reward.max_length", "Lower it by 40,"),
@@ -47,12 +47,12 @@ def test_no_row_left_is_a_fault_of_the_data_with_the_reasons(stage: str, key: st
     ],
 )
 def test_a_row_beyond_the_bases_positions_is_refused(
-    stage: str, longest: int, positions: int, where: str, says: str
+    stage: str, longest: int, positions: int, location: str, says: str
 ) -> None:
     with pytest.raises(RecipeError) as raised:
         check(stage, [3, longest], positions)
-    assert raised.value.faults[0].where == where
-    assert says in str(raised.value.faults[0])
+    assert raised.value.issues[0].location == location
+    assert says in str(raised.value.issues[0])
 
 
 def test_a_limit_beyond_the_positions_is_told_where_no_row_is() -> None:

@@ -267,7 +267,7 @@ def test_a_server_that_fails_leaves_the_last_good_policy(world: Path, server: Se
         DivergedError, match=r"iteration 2: .* answered what is not JSON: 'oops'.*The last good policy is in"
     ) as raised:
         ppo.run(recipe(world, reward=[{"http": server.url}], iterations=9, save_every=9), new_run)
-    assert raised.value.code == 7
+    assert raised.value.exit_code == 7
     (folder,) = (new_run.path / "checkpoints").iterdir()
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "base"), folder / "model")
     assert [row["reward.http"] for row in lines(new_run.path / "metrics.jsonl")] == [0.5]
@@ -294,7 +294,7 @@ def test_a_reward_run_with_another_tokenizer_is_refused(
     shutil.copy(scorer / "tokenizer_config.json", tmp_path / "reward")
     with pytest.raises(ModelError, match="is not the policy's") as raised:
         ppo.run(recipe(world, reward=[{"run": str(world / "reward")}, {"run": str(tmp_path / "reward")}]), new_run)
-    assert raised.value.faults[0].where == "ppo.reward.1"
+    assert raised.value.issues[0].location == "ppo.reward.1"
 
 
 def test_a_function_that_asks_for_what_there_is_not_is_told_before_a_model_is_loaded(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.errors import Fault, ModelError, RlhfError
+from rlhf_cli.errors import Issue, ModelError, RlhfError
 from rlhf_cli.recipe.load import load
 from rlhf_cli.stages.preflight import check_references
 from tests.stages.test_inputs import make_run
@@ -24,10 +24,10 @@ class Case:
         recipe = load(self.file, overrides, stages)
         check_references(recipe, stages, self.runs, smoke=smoke, thorough=thorough)
 
-    def faults(self, *overrides: str, **options: object) -> list[Fault]:
+    def issues(self, *overrides: str, **options: object) -> list[Issue]:
         with pytest.raises(RlhfError) as raised:
             self.check(*overrides, **options)  # type: ignore[arg-type]
-        return list(raised.value.faults)
+        return list(raised.value.issues)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_what_the_chain_makes_before_it_is_needed_need_not_be_there(case: Case) 
 
 
 @pytest.mark.parametrize(
-    ("override", "where", "says"),
+    ("override", "location", "says"),
     [
         ("ppo.reward.0={run: reward@v0009}", "ppo.reward.0", "the run reward@v0009 does not exist."),
         ("ppo.start=other/sft@latest", "ppo.start", "there is no sft run of other in"),
@@ -54,30 +54,31 @@ def test_what_the_chain_makes_before_it_is_needed_need_not_be_there(case: Case) 
     ],
 )
 def test_a_reference_that_leads_nowhere_is_told_for_the_whole_chain(
-    case: Case, override: str, where: str, says: str
+    case: Case, override: str, location: str, says: str
 ) -> None:
-    faults = case.faults("ppo.reward=[{run: reward}]", override)
-    assert where in {fault.where for fault in faults}
-    assert says in str(next(fault for fault in faults if fault.where == where))
-    assert {fault.where for fault in case.faults("ppo.reward=[{run: reward}]", override, thorough=False)} == {
-        fault.where for fault in faults
+    issues = case.issues("ppo.reward=[{run: reward}]", override)
+    assert location in {issue.location for issue in issues}
+    assert says in str(next(issue for issue in issues if issue.location == location))
+    assert {issue.location for issue in case.issues("ppo.reward=[{run: reward}]", override, thorough=False)} == {
+        issue.location for issue in issues
     }
 
 
 def test_what_neither_is_there_nor_will_be_made_says_both_ways_out(case: Case) -> None:
-    (fault,) = case.faults(stages=["sft", "ppo"])
-    assert (fault.where, fault.mend) == ("ppo.reward.0", "Run `rlhf reward` first, or name reward too.")
+    (issue,) = case.issues(stages=["sft", "ppo"])
+    assert (issue.location, issue.hint) == ("ppo.reward.0", "Run `rlhf reward` first, or name reward too.")
     case.file.write_text(case.file.read_text().replace("\nreward:", ""))
-    faults = case.faults(stages=["sft", "ppo", "eval"])
-    assert [(fault.where, fault.mend) for fault in faults] == [
-        (where, "Run `rlhf reward` first, or add the section `reward:`.") for where in ("ppo.reward.0", "eval.reward")
+    issues = case.issues(stages=["sft", "ppo", "eval"])
+    assert [(issue.location, issue.hint) for issue in issues] == [
+        (location, "Run `rlhf reward` first, or add the section `reward:`.")
+        for location in ("ppo.reward.0", "eval.reward")
     ]
     make_run(case.runs, "reward")
     case.check(stages=["sft", "ppo", "eval"])
 
 
 def test_a_stage_by_itself_needs_its_runs(case: Case) -> None:
-    assert [fault.where for fault in case.faults(stages=["ppo"])] == ["ppo.start", "ppo.reward.0"]
+    assert [issue.location for issue in case.issues(stages=["ppo"])] == ["ppo.start", "ppo.reward.0"]
 
 
 def test_a_later_stages_run_on_another_base_is_told_where_the_base_is_read(case: Case) -> None:
@@ -91,13 +92,13 @@ def test_a_later_stages_run_on_another_base_is_told_where_the_base_is_read(case:
 def test_a_hub_model_is_asked_for_where_the_chain_begins_and_not_by_check(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def commit_of(kind: str, repo: str, revision: str, *, where: str) -> str:
-        raise ModelError(f"there is no {repo}.", where=where)
+    def commit_of(kind: str, repo: str, revision: str, *, location: str) -> str:
+        raise ModelError(f"there is no {repo}.", location=location)
 
     monkeypatch.setattr("rlhf_cli.stages.hub.commit_of", commit_of)
     override = "ppo.reward=[{model: org/scorer}]"
     case.check(override, thorough=False)
-    assert case.faults(override) == [Fault("there is no org/scorer.", "ppo.reward.0")]
+    assert case.issues(override) == [Issue("there is no org/scorer.", "ppo.reward.0")]
 
 
 def test_smoke_makes_what_it_needs(case: Case) -> None:

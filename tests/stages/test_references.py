@@ -72,9 +72,9 @@ def test_a_folder_that_is_no_model_is_told_for_what_it_is(
     (runs / "bot/ppo/v0003").mkdir()
     with pytest.raises(RlhfError) as raised:
         found(runs, runs / place, "reward")
-    assert raised.value.code == code
-    assert raised.value.faults[0].where == "eval.of"
-    assert says in str(raised.value.faults[0])
+    assert raised.value.exit_code == code
+    assert raised.value.issues[0].location == "eval.of"
+    assert says in str(raised.value.issues[0])
 
 
 def test_a_checkpoint_of_a_smoke_run_is_for_smoke_runs(runs: Path, checkpoint: Path) -> None:

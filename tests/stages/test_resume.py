@@ -100,13 +100,13 @@ def test_ppo_keeps_its_checkpoints_when_it_is_done(case: Stopping) -> None:
 
 
 def refused(case: Stopping, *overrides: str) -> dict[str, str]:
-    """Where and what of each fault of a resume."""
+    """Where and what of each issue of a resume."""
     with pytest.raises(RecipeError) as raised:
         case.resume("sft", *overrides)
-    first, *rest = raised.value.faults
+    first, *rest = raised.value.issues
     assert "another recipe or other inputs" in first.message
-    assert all("start anew without --resume" in fault.mend for fault in rest)
-    return {fault.where: fault.message for fault in rest}
+    assert all("start anew without --resume" in issue.hint for issue in rest)
+    return {issue.location: issue.message for issue in rest}
 
 
 def test_what_changed_in_the_recipe_is_told_all_at_once(case: Stopping) -> None:
@@ -137,9 +137,9 @@ def test_a_newer_input_is_told_with_how_to_keep_the_old_one(case: Stopping) -> N
     case.stage("sft", "seed=5")
     with pytest.raises(RecipeError) as raised:
         case.resume("reward")
-    fault = raised.value.faults[1]
-    assert (fault.where, fault.message) == ("start", "sft was v0001 when the run began, and is v0002.")
-    assert "Write sft@v0001 to go on" in fault.mend
+    issue = raised.value.issues[1]
+    assert (issue.location, issue.message) == ("start", "sft was v0001 when the run began, and is v0002.")
+    assert "Write sft@v0001 to go on" in issue.hint
     case.resume("reward", "reward.start=sft@v0001")
     assert case.went[-1] == "reward 2"
 
@@ -193,7 +193,7 @@ def test_a_resumed_run_that_is_stopped_before_it_trains_keeps_what_it_has(case: 
     set_stage("sft", interrupted)
     with pytest.raises(StoppedError, match="step-000002") as raised:
         case.resume("sft")
-    assert "--resume" in raised.value.faults[0].mend
+    assert "--resume" in raised.value.issues[0].hint
     set_stage("sft", case.stand_in)
     assert case.resume("sft").path == path
 
@@ -229,7 +229,7 @@ def test_a_signal_in_a_stages_last_step_ends_the_chain_after_it(case: Stopping) 
     case.stop_at["reward"] = STEPS
     with pytest.raises(StoppedError, match="reward is complete") as raised:
         case.chain()
-    assert raised.value.code == 75
+    assert raised.value.exit_code == 75
     assert read_manifest(case.runs / "bot/reward/v0001") is not None
     assert case.versions("ppo") == []
     del case.stop_at["reward"]
@@ -251,7 +251,7 @@ def test_a_damaged_model_is_named_before_it_is_loaded(case: Stopping, harm: Any,
     case.went.clear()
     with pytest.raises(ModelError, match=says) as raised:
         case.stage("reward")
-    (fault,) = raised.value.faults
-    assert (raised.value.code, fault.where) == (4, str(file))
-    assert "Run `rlhf sft` again" in fault.mend
+    (issue,) = raised.value.issues
+    assert (raised.value.exit_code, issue.location) == (4, str(file))
+    assert "Run `rlhf sft` again" in issue.hint
     assert case.went == case.versions("reward") == []

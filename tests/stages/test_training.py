@@ -120,10 +120,10 @@ def test_pretrain_makes_a_base_that_predicts_its_text(go: Go) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(go: Go, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step \d") as raised:
         go("sft", "sft.learning_rate=1e38", "sft.max_steps=5", "sft.trainer={max_grad_norm: 0.0}")
-    assert raised.value.code == 7
+    assert raised.value.exit_code == 7
     folder = tmp_path / "runs/t/sft/v0001"
     assert not (folder / "manifest.json").exists()
-    told = raised.value.faults[0].message
+    told = raised.value.issues[0].message
     shown = re.findall("“(.+?)”", told)
     log = (folder / "log.txt").read_text()
     noted = log.partition("rows of the step that went wrong:\n")[2].splitlines()[:4]
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(go: Go, tmp_pa
 def test_a_trainer_key_that_trl_has_not_is_refused_with_the_nearest(go: Go) -> None:
     with pytest.raises(RecipeError, match=r"sft\.trainer\.warmup_step: SFTConfig has no such key") as raised:
         go("sft", "sft.trainer={warmup_step: 3}")
-    assert "warmup_steps" in raised.value.faults[0].mend
+    assert "warmup_steps" in raised.value.issues[0].hint
 
 
 def test_trainer_keys_reach_trl(go: Go) -> None:

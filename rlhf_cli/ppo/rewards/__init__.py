@@ -104,8 +104,8 @@ def score(terms: Sequence[Term], bank: Bank, answered: Answered, *, pad_id: int,
             said = short(content(answered.completions[bad[0]]))
             raise DivergedError(
                 f"the reward of response {bad[0]} is {found[bad[0]].item()}: {said}",
-                where=f"ppo.reward {term.name}",
-                mend="A reward must be a finite number for every response, an empty one too.",
+                location=f"ppo.reward {term.name}",
+                hint="A reward must be a finite number for every response, an empty one too.",
             )
         found[unjudged] = math.nan
         scores[term.name] = found

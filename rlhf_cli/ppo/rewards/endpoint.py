@@ -45,9 +45,9 @@ MENDS = {
 class _Failed(Exception):
     """One try that failed. `pause`: seconds that the server asks to wait; None where another try cannot help."""
 
-    def __init__(self, message: str, mend: str, pause: float | None) -> None:
+    def __init__(self, message: str, hint: str, pause: float | None) -> None:
         super().__init__(message)
-        self.mend, self.pause = mend, pause
+        self.hint, self.pause = hint, pause
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -111,7 +111,7 @@ class Endpoint(NamedTuple):
                 told = f"{self.shown} {failure}"
                 if failure.pause is None or tried == self.retries:
                     tries = f" ({tried + 1} tries)" if tried else ""
-                    raise DivergedError(f"{told}{tries}.", where="ppo.reward http", mend=failure.mend) from None
+                    raise DivergedError(f"{told}{tries}.", location="ppo.reward http", hint=failure.hint) from None
                 pause = min(max(FIRST_PAUSE * 2**tried, failure.pause), LONGEST_PAUSE)
                 tried += 1
                 self.tell(f"{told}; again in {pause:g} s ({tried} of {self.retries})")
@@ -120,7 +120,7 @@ class Endpoint(NamedTuple):
     def _post(self, body: bytes) -> bytes:
         request = urllib.request.Request(self.url, body, {**_headers(), "Content-Type": "application/json"})
         deadline = time.monotonic() + self.timeout
-        mend = "Check that it runs and is reached from here; ppo.reward's timeout and retries say how long to wait."
+        hint = "Check that it runs and is reached from here; ppo.reward's timeout and retries say how long to wait."
         try:
             with _opener.open(request, timeout=self.timeout) as response:
                 return _read(response, deadline)
@@ -130,22 +130,24 @@ class Endpoint(NamedTuple):
             again = error.code >= 500 or error.code in AGAIN
             pause = _seconds(error.headers.get("Retry-After", "")) if again else None
             if error.code < 400:
-                mend = "Write the address that it redirects to."
-            raise _Failed(f"answered {error.code}: {said}", MENDS.get(error.code, mend), pause) from None
+                hint = "Write the address that it redirects to."
+            raise _Failed(f"answered {error.code}: {said}", MENDS.get(error.code, hint), pause) from None
         except TimeoutError:
-            raise _Failed(f"did not answer within {self.timeout:g} s", mend, 0.0) from None
+            raise _Failed(f"did not answer within {self.timeout:g} s", hint, 0.0) from None
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(reason, TimeoutError):
-                raise _Failed(f"did not answer within {self.timeout:g} s", mend, 0.0) from None
+                raise _Failed(f"did not answer within {self.timeout:g} s", hint, 0.0) from None
             told = reason if str(reason) else type(reason).__name__
-            raise _Failed(f"cannot be reached: {told}", mend, 0.0) from None
+            raise _Failed(f"cannot be reached: {told}", hint, 0.0) from None
 
 
 def _headers() -> dict[str, str]:
     token = os.environ.get(TOKEN, "").strip()
     if not token.isascii() or not token.isprintable():
-        raise RecipeError(f"{TOKEN} holds characters that no header takes.", where="environment", mend="Set it again.")
+        raise RecipeError(
+            f"{TOKEN} holds characters that no header takes.", location="environment", hint="Set it again."
+        )
     accepted = {"Accept": "application/json", "User-Agent": "rlhf"}
     return {**accepted, "Authorization": f"Bearer {token}"} if token else accepted
 
@@ -155,7 +157,7 @@ def _json(part: dict[str, Any]) -> bytes:
         return json.dumps(part, default=str, allow_nan=False).encode()
     except ValueError:
         message = "a column holds NaN or infinity, which JSON cannot hold; an HTTP reward is sent all columns."
-        raise DataError(message, where="data.prompts", mend="Take it out of the data.") from None
+        raise DataError(message, location="data.prompts", hint="Take it out of the data.") from None
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:

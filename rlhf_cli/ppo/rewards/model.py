@@ -161,11 +161,11 @@ def _ids(encoding: Any) -> list[int]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
-    where = str(tokenizer.name_or_path)
+    location = str(tokenizer.name_or_path)
     if not tokenizer.chat_template:
-        mend = "Name one that was trained on conversations, or give the prompts as text."
+        hint = "Name one that was trained on conversations, or give the prompts as text."
         message = "this reward model's tokenizer has no chat template, and the prompts are conversations."
-        raise ModelError(message, where=where, mend=mend)
+        raise ModelError(message, location=location, hint=hint)
     try:  # in jinja's sandbox, by transformers
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # a template is a program, and may raise anything
@@ -173,4 +173,4 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
         message = (
             f"the reward model's chat template does not take this conversation ({roles}): {str(error).rstrip('.')}."
         )
-        raise ModelError(message, where=where, mend="Change the data, or name another reward model.") from error
+        raise ModelError(message, location=location, hint="Change the data, or name another reward model.") from error

@@ -58,7 +58,7 @@ def _judge(
     function: Function, prompts: list[Text], completions: list[Text], columns: Mapping[str, Sequence[Any]]
 ) -> list[float | None]:
     """`call`, with None for the completions that the function does not judge."""
-    where = _where(function)
+    location = _where(function)
     offered = {**columns, "prompts": prompts, "completions": completions}
     given = _accepted(function, offered)
     try:
@@ -67,11 +67,11 @@ def _judge(
         values = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
     except (Exception, SystemExit) as error:
         message = f"{_name(function)} raised {told(error)} (first completion: {short(content(completions[0]))})."
-        raise DivergedError(message, where=place_of(error, _file(function)), mend="Mend the function.") from error
+        raise DivergedError(message, location=place_of(error, _file(function)), hint="Mend the function.") from error
     if not isinstance(values, list) or len(values) != len(completions):
         gave = f"{len(values)} numbers" if isinstance(values, list) else repr(values)[:40]
         raise DivergedError(
-            f"it gave {gave} for {len(completions)} completions.", where=where, mend="Give one for each."
+            f"it gave {gave} for {len(completions)} completions.", location=location, hint="Give one for each."
         )
     for index, value in enumerate(values):
         if hasattr(value, "item"):
@@ -91,7 +91,7 @@ def _float(value: numbers.Real) -> float:
 
 def _not_a_number(function: Function, index: int, value: object, completions: Sequence[Text]) -> DivergedError:
     message = f"completion {index} got {value!r}, which is not a number: {short(content(completions[index]))}."
-    return DivergedError(message, where=_where(function), mend="Return a float for every completion.")
+    return DivergedError(message, location=_where(function), hint="Return a float for every completion.")
 
 
 def _accepted(function: Function, offered: Iterable[str]) -> list[str]:
@@ -104,8 +104,8 @@ def _accepted(function: Function, offered: Iterable[str]) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some built-in ones
-        mend = "Write a function of your own around it."
-        raise RecipeError("its parameters cannot be told.", where=_where(function), mend=mend) from None
+        hint = "Write a function of your own around it."
+        raise RecipeError("its parameters cannot be told.", location=_where(function), hint=hint) from None
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         wanted = {p.name for p in parameters}
         names = [name for name in names if name in wanted]
@@ -116,8 +116,8 @@ def _accepted(function: Function, offered: Iterable[str]) -> list[str]:
     if missing:
         raise RecipeError(
             f"it asks for {', '.join(missing)}, and there is {', '.join(offered)}.",
-            where=_where(function),
-            mend="A parameter is prompts, completions or a column of the prompts' data; give others a default.",
+            location=_where(function),
+            hint="A parameter is prompts, completions or a column of the prompts' data; give others a default.",
         )
     return names
 
