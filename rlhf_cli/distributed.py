@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # how long one waits for another, which may be at an evaluation, or write a large model
+TIMEOUT = timedelta(days=7)  # how long one waits for another, which may be at an evaluation, or write a large model
 
 
 def world_size() -> int:
@@ -32,30 +32,21 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def connect() -> None:
+def init_process_group() -> None:
     """Meet the other processes, by NCCL between GPUs and gloo between CPUs; where they have met, nothing."""
     if world_size() > 1:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
 
 
-def disconnect() -> None:
-    """Part from the other processes, at the end of all work: a message thread that still runs may abort the exit."""
-    if world_size() > 1:
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def shared(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The main process's `value`, in every process."""
-    return everyones(value)[0]
+    return all_gather_object(value)[0]
 
 
-def everyones(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """Every process's `value`, in the order of ranks."""
     if world_size() == 1:
         return [value]
@@ -66,7 +57,7 @@ def everyones(value: T) -> list[T]:
     return found
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """Make each tensor the sum of every process's, in place; in one message."""
     if world_size() == 1 or not tensors:
         return

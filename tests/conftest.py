@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reward_server import Server
+from rlhf_cli.runs.run_log import LOGGER, RunLogHandler
+from tests.support.reward_server import Server
 
 # Before anything imports torch, transformers or huggingface_hub, which read these once.
 os.environ.update(
@@ -35,12 +36,20 @@ SENTENCES = (
 
 
 @pytest.fixture(autouse=True)
-def heeds_signals() -> Iterator[None]:
+def handles_signals() -> Iterator[None]:
     """A command that ends in this process ignores signals from then on; the next test must not."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def detach_run_logs() -> Iterator[None]:
+    """Detach the log handlers of runs that a test left open."""
+    yield
+    for handler in [h for h in LOGGER.handlers if isinstance(h, RunLogHandler)]:
+        handler.detach()
 
 
 @pytest.fixture

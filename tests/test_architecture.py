@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         *("torch", "transformers", "peft", "accelerate", "rlhf_cli.errors", "rlhf_cli.recipe.schema", "rlhf_cli.runs"),
         "rlhf_cli.distributed",
         *("rlhf_cli.data", "rlhf_cli.models", "safetensors"),
-        "rlhf_cli.recipe.functions",  # how a Python reward is named, looked at and loaded
+        "rlhf_cli.recipe.user_functions",  # how a Python reward is named, looked at and loaded
         "rlhf_cli.evaluation.text",  # how much an answer repeats itself: the same figure in training and in eval
     },
     "evaluation": {"numpy", "scipy", "rlhf_cli.recipe.schema", "rlhf_cli.errors"},
@@ -126,7 +126,7 @@ def test_a_room_imports_what_its_row_allows(path: Path) -> None:
     found = [i for i in imports(path) if room != "cli" or (i.at_top and not i.for_types)]
     if room == "runs" and ids(path) != WITH_TENSORS:
         assert {i.module.partition(".")[0] for i in found} & TENSORS == set()
-        assert "rlhf_cli.runs.state" not in {i.dotted for i in found}
+        assert "rlhf_cli.runs.training_state" not in {i.dotted for i in found}
     if ids(path) == "stages/__init__.py":
         assert strangers(found, "errors") == []  # the table loads no stage
     assert strangers(found, room) == []

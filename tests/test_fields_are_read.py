@@ -24,8 +24,8 @@ ROWS = ("pretrain", "sft", "preferences", "prompts")
 # Read by getattr with a name from the literal table of stages, which mypy cannot see: the file, and the reading itself.
 # A test holds that the file still reads so, and that the table names just these fields.
 BY_TABLE = {
-    **{("Data", name): ("rlhf_cli/stages/inputs.py", "getattr(recipe.data, kind)") for name in ROWS},
-    **{("Recipe", name): ("rlhf_cli/stages/inputs.py", "getattr(recipe, row.section)") for name in STAGES},
+    **{("Data", name): ("rlhf_cli/pipeline/inputs.py", "getattr(recipe.data, kind)") for name in ROWS},
+    **{("Recipe", name): ("rlhf_cli/pipeline/inputs.py", "getattr(recipe, row.section)") for name in STAGES},
 }
 
 

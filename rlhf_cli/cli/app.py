@@ -76,7 +76,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
                 return
             _check(loaded, [stage], runs_dir, smoke=smoke)
             _spread(loaded, smoke=smoke)
-            from rlhf_cli.stages.dispatch import run_stage
+            from rlhf_cli.pipeline.runner import run_stage
 
             with progress.reporter(json=json, quiet=quiet) as reporter:
                 outcome = run_stage(
@@ -120,7 +120,7 @@ def run_(
             return
         _check(loaded, wanted, runs_dir, smoke=smoke, thorough=True)
         _spread(loaded, smoke=smoke)
-        from rlhf_cli.stages.dispatch import run_chain
+        from rlhf_cli.pipeline.runner import run_chain
 
         outcomes = []
         try:
@@ -158,7 +158,7 @@ app.add_typer(runs, name="runs", rich_help_panel="Runs")
 @contextlib.contextmanager
 def _recipe(path: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Iterator[Recipe]:
     """The recipe; inside, a issue that names one of its keys is told with that key's line."""
-    from rlhf_cli.recipe.load import read_recipe
+    from rlhf_cli.recipe.loader import read_recipe
 
     loaded = read_recipe(path, overrides or (), stages)
     try:
@@ -172,7 +172,7 @@ def _check(
     recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool = False, thorough: bool = False
 ) -> dict[str, dict[str, int]]:
     """What is told before the first stage trains; counts of rows. `thorough`: what a stage itself would tell, too."""
-    from rlhf_cli.stages.preflight import check_functions, check_references, check_rows
+    from rlhf_cli.pipeline.preflight import check_functions, check_references, check_rows
 
     check_references(recipe, stages, runs_dir.absolute(), smoke=smoke, thorough=thorough)
     counts = check_rows(recipe, stages, smoke=smoke)
@@ -194,7 +194,7 @@ def _spread(recipe: Recipe, *, smoke: bool) -> None:
 
 def _chain(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
     """The named stages in the chain's order, or all that the recipe has a section for."""
-    from rlhf_cli.recipe.check import named_stages
+    from rlhf_cli.recipe.validation import named_stages
 
     wanted = [stage for stage in STAGES if stage in stages] if stages else named_stages(recipe)
     if not wanted:
@@ -211,8 +211,8 @@ def _finish(result: dict[str, Any], failed_gates: Sequence[Issue], *, json: bool
 
 
 def _dry_run(loaded: Recipe, stages: list[str], runs_dir: Path, *, smoke: bool, json: bool) -> None:
-    from rlhf_cli.cli.preview import print_preview
-    from rlhf_cli.stages.preview import preview
+    from rlhf_cli.cli.dry_run import print_preview
+    from rlhf_cli.pipeline.dry_run import preview
 
     _check(loaded, stages, runs_dir, smoke=smoke, thorough=True)
     previews = [

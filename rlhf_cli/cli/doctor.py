@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import typer
 
 from rlhf_cli.cli import options, output
-from rlhf_cli.cli.doctor_findings import Finding, findings
+from rlhf_cli.cli.doctor_checks import CheckResult, findings
 from rlhf_cli.errors import HardwareError, Issue
 
 COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
@@ -29,7 +29,7 @@ def doctor(runs_dir: options.RunsDir = options.RUNS, json: options.Json = False)
         typer.echo("what every stage needs is here")
 
 
-def _shown(found: Iterable[Finding]) -> Iterator[Finding]:
+def _shown(found: Iterable[CheckResult]) -> Iterator[CheckResult]:
     """Hand on what was found, and print it: on a terminal a table at the end, else a line as soon as there is one."""
     from rich.table import Table
 
@@ -49,12 +49,15 @@ def _shown(found: Iterable[Finding]) -> Iterator[Finding]:
         for one in found:
             state = f"[{COLOURS[one.state]}]{one.state}[/]"
             table.add_row(
-                "" if one.part == part else one.part, output.escaped(one.name), state, output.escaped(_text(one))
+                "" if one.part == part else one.part,
+                output.escape_markup(one.name),
+                state,
+                output.escape_markup(_text(one)),
             )
             part = one.part
             yield one
     out.print(table)
 
 
-def _text(one: Finding) -> str:
+def _text(one: CheckResult) -> str:
     return f"{one.found}. {one.hint}" if one.hint else one.found

@@ -12,18 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_cli.runs import owner
 from rlhf_cli.runs.layout import place
 from rlhf_cli.runs.lineage import Ancestor, Verdict, name_of
-from rlhf_cli.runs.unfinished import state
+from rlhf_cli.runs.lock import read_started
+from rlhf_cli.runs.resume import describe_incomplete
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from rlhf_cli.errors import Issue
+    from rlhf_cli.pipeline.runner import StageResult
     from rlhf_cli.runs.layout import Entry
-    from rlhf_cli.stages.dispatch import Outcome
 
 # The one or two figures by which a stage is known in a table.
 HEADLINES = {
@@ -44,14 +44,14 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def escaped(text: str) -> str:
+def escape_markup(text: str) -> str:
     """`text` without meaning to Rich's markup."""
     from rich.markup import escape
 
     return escape(text)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 0:05, 12:05 or 1:12:05."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
@@ -103,14 +103,14 @@ def _print(out: Console, table: Table) -> None:
     out.width = before
 
 
-def print_chain(outcomes: Sequence[Outcome]) -> None:
+def print_chain(outcomes: Sequence[StageResult]) -> None:
     """The chain at a glance: each stage's state, time, headline and folder; then what the evaluation found."""
     table = _table("stage", "state", "time", "result", "where")
     for outcome in outcomes:
         shown = dict(figures(outcome.manifest["metrics"]))
         headline = "\n".join(f"{name} {shown[name]}" for name in HEADLINES[outcome.stage] if name in shown)
         state = "gate failed" if outcome.failed_gates else "up to date" if outcome.skipped else "done"
-        table.add_row(outcome.stage, state, clock(outcome.manifest["seconds"]), headline, place(outcome.path))
+        table.add_row(outcome.stage, state, format_duration(outcome.manifest["seconds"]), headline, place(outcome.path))
     out = console()
     out.print()
     _print(out, table)
@@ -127,12 +127,12 @@ def _comparison(manifest: Mapping[str, Any]) -> Table:
     metrics: Mapping[str, float] = manifest["metrics"]
     shown = dict(figures(metrics))
     names = {item["role"]: item["ref"] for item in manifest["inputs"]}
-    table = _table("metric", names.get("of", "base"), names.get("against", "base"), "gain  [95 % interval]")
+    table = _table("metric", names.get("candidate", "base"), names.get("baseline", "base"), "gain  [95 % interval]")
     table.add_row("win_rate", shown["win_rate"], "", "")
     for name in metrics:
         gain = next((g for g in (f"{name}.gain", f"{name}_gain") if g in metrics), None)
-        if f"{name}.against" in metrics and (gain or name in ALWAYS_COMPARED):
-            table.add_row(name, shown[name], shown[f"{name}.against"], shown[gain] if gain else "")
+        if f"{name}.baseline" in metrics and (gain or name in ALWAYS_COMPARED):
+            table.add_row(name, shown[name], shown[f"{name}.baseline"], shown[gain] if gain else "")
     table.add_row("kl", shown["kl"], "", "")
     return table
 
@@ -141,7 +141,7 @@ def began(entry: Entry) -> float:
     """When a run was begun, in seconds since 1970; of one that does not say, when its folder was changed last."""
     if entry.manifest is not None:
         return datetime.fromisoformat(entry.manifest["started"]).timestamp()
-    return float((owner.read_origin(entry.path) or {}).get("started") or entry.path.stat().st_mtime)
+    return float((read_started(entry.path) or {}).get("started") or entry.path.stat().st_mtime)
 
 
 def print_runs(runs_dir: Path, entries: Sequence[Entry]) -> None:
@@ -162,11 +162,17 @@ def _listed(entry: Entry) -> tuple[str, str, str, str, str]:
     manifest, name = entry.manifest, name_of(entry)
     started = f"{datetime.fromtimestamp(began(entry), UTC):%Y-%m-%d %H:%M}"
     if manifest is None:
-        return name, "damaged" if entry.damage else "incomplete", started, "", entry.damage or state(entry.path)
+        return (
+            name,
+            "damaged" if entry.damage else "incomplete",
+            started,
+            "",
+            entry.damage or describe_incomplete(entry.path),
+        )
     shown = dict(figures(manifest["metrics"]))
     headline = "  ".join(f"{name} {shown[name]}" for name in HEADLINES.get(entry.stage, ()) if name in shown)
     kind = "gate failed" if _failed(manifest) else "smoke" if manifest["smoke"] else "complete"
-    return name, kind, started, clock(manifest["seconds"]), headline
+    return name, kind, started, format_duration(manifest["seconds"]), headline
 
 
 def _failed(manifest: Mapping[str, Any]) -> bool:
@@ -187,7 +193,7 @@ def print_run(content: Mapping[str, Any]) -> None:
         last = content["last_step"]
         out.print(f"  {content['detail']}; last step logged: {last['step'] if last else 'none'}", markup=False)
         return
-    out.print(f"  {manifest['started']}  {clock(manifest['seconds'])}  {manifest['device']}", markup=False)
+    out.print(f"  {manifest['started']}  {format_duration(manifest['seconds'])}  {manifest['device']}", markup=False)
     for title, lines in (
         ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {said(gate)}" for gate in content["gates"]]),
         ("figures", [f"{label:<28} {text}" for label, text in figures(manifest["metrics"])]),
@@ -268,7 +274,7 @@ def print_differences(names: Sequence[str], found: Mapping[str, Sequence[Any]]) 
     table = _table("", *names, folded=names)
     for name, sides in found.items():
         shown = ["" if s is None else _number(s) if isinstance(s, float) else str(s) for s in sides]
-        table.add_row(name, *map(escaped, shown))
+        table.add_row(name, *map(escape_markup, shown))
     _print(out, table)
 
 
@@ -285,9 +291,9 @@ def print_issues(issues: Sequence[Issue]) -> None:
     """Print one line per issue to stderr, ending with the code, which docs/errors.md explains."""
     out = console(stderr=True)
     for issue in issues:
-        location = f"[bold]{escaped(issue.location)}[/]  " if issue.location else ""
-        text = escaped(" ".join(filter(None, (issue.message, issue.hint))))
-        out.print(f"[bold red]error[/]  {location}{text} [dim]{escaped(f'[{issue.code}]')}[/]", soft_wrap=True)
+        location = f"[bold]{escape_markup(issue.location)}[/]  " if issue.location else ""
+        text = escape_markup(" ".join(filter(None, (issue.message, issue.hint))))
+        out.print(f"[bold red]error[/]  {location}{text} [dim]{escape_markup(f'[{issue.code}]')}[/]", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -323,7 +329,7 @@ def write_json(content: Mapping[str, Any]) -> None:
         out.write(text)
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: StageResult) -> dict[str, Any]:
     """One stage as the contract has it."""
     manifest = outcome.manifest
     return {
@@ -338,7 +344,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def chain_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def chain_json(outcomes: Sequence[StageResult]) -> dict[str, Any]:
     """The chain: its stages, and their metrics in one map."""
     merged: dict[str, float] = {}
     for outcome in outcomes:
@@ -363,7 +369,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "version": entry.version,
         "path": str(entry.path),
         "state": "damaged" if entry.damage else "incomplete" if incomplete else made,
-        "detail": state(entry.path) if incomplete else entry.damage,
+        "detail": describe_incomplete(entry.path) if incomplete else entry.damage,
         "started": manifest.get("started"),
         "seconds": manifest.get("seconds"),
         "metrics": manifest.get("metrics", {}),

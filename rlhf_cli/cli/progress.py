@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import distributed
-from rlhf_cli.cli.output import clock, console, escaped, figures
+from rlhf_cli.cli.output import console, escape_markup, figures, format_duration
 from rlhf_cli.runs.layout import place
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rlhf_cli.pipeline.runner import StageReporter, StageResult
     from rlhf_cli.runs.run import Run
-    from rlhf_cli.stages.dispatch import Outcome, StageReporter
 
 # Shown as training goes: the metric's name, its label, its format. The last ones go where a terminal is narrow.
 LIVE = (
@@ -55,9 +55,9 @@ class Silent:
     def stage(self, stage: str, run: Run) -> None: ...
     def begin(self, total: int, unit: str) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def say(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def done(self, outcome: Outcome) -> None: ...
+    def info(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
+    def done(self, outcome: StageResult) -> None: ...
 
 
 class Plain:
@@ -76,29 +76,29 @@ class Plain:
     def stage(self, stage: str, run: Run) -> None:
         self.name = stage
         self.done_before = run.resumed_step
-        self.say(f"{run.name} · {run.version}{' · smoke' if run.smoke else ''}")
+        self.info(f"{run.name} · {run.version}{' · smoke' if run.smoke else ''}")
 
     def begin(self, total: int, unit: str) -> None:
         self.total = max(total, 1)
         self.next = 0.0
         self.started = time.monotonic()
-        self.say(f"{total:,} {unit}")
+        self.info(f"{total:,} {unit}")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         if step >= self.next or step == self.total:  # not every step is logged
             self.next = step + self.total / PLAIN_LINES
             spent = time.monotonic() - self.started
             left = spent / max(step - self.done_before, 1) * (self.total - step)
-            self.say(f"{step}/{self.total}  {_live(metrics)}  {clock(left)} left")
+            self.info(f"{step}/{self.total}  {_live(metrics)}  {format_duration(left)} left")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         if not self.quiet:
             self.out.print(f"{self.name:<9}{text}", markup=False)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.out.print(f"{self.name:<9}warning: {text}", markup=False)
 
-    def done(self, outcome: Outcome) -> None:
+    def done(self, outcome: StageResult) -> None:
         self.name = outcome.stage
         if outcome.path not in self.told:
             self.out.print(f"{self.name:<9}{_state(outcome)}: {place(outcome.path)}", markup=False)
@@ -150,13 +150,13 @@ class Terminal:
         room = self.out.width - BESIDE - 2 * self.digits
         self.progress.update(self.task, completed=step, live=_live(metrics, room))
 
-    def say(self, text: str) -> None:
-        self.out.print(f"  [dim]{escaped(text)}[/]")
+    def info(self, text: str) -> None:
+        self.out.print(f"  [dim]{escape_markup(text)}[/]")
 
-    def warn(self, text: str) -> None:
-        self.out.print(f"  [yellow]warning:[/] {escaped(text)}")
+    def warning(self, text: str) -> None:
+        self.out.print(f"  [yellow]warning:[/] {escape_markup(text)}")
 
-    def done(self, outcome: Outcome) -> None:
+    def done(self, outcome: StageResult) -> None:
         self.close()
         if not outcome.skipped:
             for label, text in figures(outcome.manifest["metrics"]):
@@ -164,7 +164,7 @@ class Terminal:
         if outcome.path not in self.told:
             colour = "red" if outcome.failed_gates else "green"
             head = f"[bold cyan]{outcome.stage}[/]" if outcome.skipped else " "
-            state = f"[{colour}]{_state(outcome)}[/]: {escaped(place(outcome.path))}"
+            state = f"[{colour}]{_state(outcome)}[/]: {escape_markup(place(outcome.path))}"
             self.out.print(f"{head} {state}", soft_wrap=True)
         self.told.add(outcome.path)
 
@@ -184,6 +184,6 @@ def _live(metrics: Mapping[str, float], room: int | None = None) -> str:
     return "  ".join(shown)
 
 
-def _state(outcome: Outcome) -> str:
-    state = "up to date" if outcome.skipped else f"done in {clock(outcome.manifest['seconds'])}"
+def _state(outcome: StageResult) -> str:
+    state = "up to date" if outcome.skipped else f"done in {format_duration(outcome.manifest['seconds'])}"
     return f"{state}, gate failed" if outcome.failed_gates else state

@@ -81,8 +81,10 @@ def lineage_(run: Run, runs_dir: options.RunsDir = options.RUNS, json: options.J
     entry = _find(run, runs_dir.absolute())
     found = list(lineage.ancestors(entry))
     if json:
-        made_of = [ancestor._asdict() for ancestor in found]
-        output.write_json({"status": "ok", "stage": "runs lineage", "run": lineage.name_of(entry), "made_of": made_of})
+        provenance = [ancestor._asdict() for ancestor in found]
+        output.write_json(
+            {"status": "ok", "stage": "runs lineage", "run": lineage.name_of(entry), "made_of": provenance}
+        )
     else:
         output.print_lineage(entry, found)
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from rlhf_cli.data.reading import Faults, Fields
+from rlhf_cli.data.readers import Fields, IssueCollector
 
 Kind = Literal["pretrain", "sft", "preferences", "prompts"]
 
@@ -33,7 +33,7 @@ OTHER_NAMES = {  # what others call our columns
 
 
 def renamed_columns(
-    kind: Kind, columns: Mapping[str, str], found: Sequence[str], name: str, issues: Faults
+    kind: Kind, columns: Mapping[str, str], found: Sequence[str], name: str, issues: IssueCollector
 ) -> list[str] | None:
     """The columns under our names; None, and the issues told, where `columns` names what there is not."""
     misspelt = list(_misspelt(kind, columns, found))
@@ -76,7 +76,7 @@ def _misspelt(kind: Kind, columns: Mapping[str, str], found: Sequence[str]) -> I
                 yield ours, close[0] if close else ""
 
 
-def add_wrong_columns(kind: Kind, found: Sequence[str], name: str, issues: Faults) -> None:
+def add_wrong_columns(kind: Kind, found: Sequence[str], name: str, issues: IssueCollector) -> None:
     issues.add(
         f"wrong columns for {kind} rows: found {', '.join(found) or 'none'}; needed {NEEDED[kind]}.",
         name,

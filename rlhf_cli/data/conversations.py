@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import Any
 
-from rlhf_cli.data.reading import type_name
+from rlhf_cli.data.readers import type_name
 from rlhf_cli.data.rows import Message
 
 ROLES = ("system", "user", "assistant")

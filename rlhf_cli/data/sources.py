@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from rlhf_cli.data.columns import Kind
-from rlhf_cli.data.convert import Converter
-from rlhf_cli.data.prompts import draw, key, plain
-from rlhf_cli.data.reading import SUFFIXES, Batch, Faults, cut, read_file
+from rlhf_cli.data.formats import Converter
+from rlhf_cli.data.readers import SUFFIXES, Batch, IssueCollector, cut, read_file
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split, TextRow
+from rlhf_cli.data.splits import draw, key, plain
 from rlhf_cli.errors import DataError
 from rlhf_cli.recipe.schema import Source, Sources
 
@@ -87,7 +87,7 @@ def _parts(
     sources: Sources, kind: Kind, find: Find, limit: int | None, *, keep: bool
 ) -> tuple[list[_Part], dict[str, int], list[int]]:
     """What each source gives, no prompt on both sides; the counts; and how many rows of each are trained on."""
-    issues = Faults()
+    issues = IssueCollector()
     counts: Counter[str] = Counter()
     parts = []
     given = sources if isinstance(sources, list) else [sources]
@@ -112,14 +112,21 @@ def _parts(
 
 
 def _load_one(
-    source: Source, kind: Kind, find: Find, limit: int | None, issues: Faults, counts: Counter[str], *, keep: bool
+    source: Source,
+    kind: Kind,
+    find: Find,
+    limit: int | None,
+    issues: IssueCollector,
+    counts: Counter[str],
+    *,
+    keep: bool,
 ) -> _Part:
     name = source.path or source.hub or source.run
     assert name, "the recipe's check lets no source through that has none of path, hub and run"
 
     def rows_of(split: str, known: dict[str, None]) -> tuple[str, list[Any], np.ndarray]:
         """The form, the rows where they are kept, and the prompts of a split's rows."""
-        told, rows, prompts = Faults(), [], bytearray()
+        told, rows, prompts = IssueCollector(), [], bytearray()
         batches = cut(_batches(source, split, kind, find, told, row_by_row=limit is not None), 0, limit)
         head = list(batches if keep else itertools.islice(batches, HEAD))
         found = known | dict.fromkeys(column for batch in head for fields in batch.rows for column in fields)
@@ -154,7 +161,7 @@ def _load_one(
 
 
 def _batches(
-    source: Source, split: str, kind: Kind, find: Find, issues: Faults, *, row_by_row: bool
+    source: Source, split: str, kind: Kind, find: Find, issues: IssueCollector, *, row_by_row: bool
 ) -> Iterator[Batch]:
     if source.hub:
         return _hub(source, split)
@@ -197,7 +204,7 @@ def _files_of_folder(folder: Path, kind: Kind, *, is_run: bool) -> list[Path]:
     return files
 
 
-def _files_of_split(folder: Path, files: list[Path], split: str, issues: Faults) -> list[Path]:
+def _files_of_split(folder: Path, files: list[Path], split: str, issues: IssueCollector) -> list[Path]:
     """The files of a split, where files are named for splits (train.jsonl, train-00000-of-00002.parquet); else all."""
     wanted = _parse_split(split)["name"]
     by_split: dict[str, list[Path]] = {}
@@ -264,7 +271,7 @@ def _held_out(prompts: np.ndarray, fraction: float) -> np.ndarray:
     return held_out
 
 
-def _check_same_form(parts: Sequence[_Part], issues: Faults) -> None:
+def _check_same_form(parts: Sequence[_Part], issues: IssueCollector) -> None:
     first = next((part for part in parts if part.form), None)
     for part in parts:
         if first and part.form and part.form != first.form:

@@ -10,7 +10,7 @@ from rlhf_cli.evaluation import statistics, text
 Metrics = dict[str, float]
 
 
-class Answers(NamedTuple):
+class ScoredCompletions(NamedTuple):
     """One side's answers to the prompts, in their order; each list has one item a prompt."""
 
     responses: list[list[int]]  # token ids, end token included
@@ -20,7 +20,7 @@ class Answers(NamedTuple):
     truncated: list[bool]  # which answers ran into the limit on their length
 
 
-def figures(side: Answers) -> Metrics:
+def figures(side: ScoredCompletions) -> Metrics:
     """One side's figures, named without a side."""
     count = len(side.responses)
     found = {
@@ -34,14 +34,14 @@ def figures(side: Answers) -> Metrics:
     return found | {name: sum(values) / count for name, values in side.judged.items()}
 
 
-def gains(of: Answers, against: Answers, seed: int) -> Metrics:
+def gains(candidate: ScoredCompletions, baseline: ScoredCompletions, seed: int) -> Metrics:
     """`of` less `against`, paired by prompt, and how often the reward model prefers `of`."""
-    pairs = {f"{name}.gain": (values, against.judged[name]) for name, values in of.judged.items()}
+    pairs = {f"{name}.gain": (values, baseline.judged[name]) for name, values in candidate.judged.items()}
     metrics: Metrics = {}
-    if of.scores:
-        pairs["policy.reward_gain"] = (of.scores, against.scores)
-        metrics |= statistics.win_rate(of.scores, against.scores).named("win_rate")
-        metrics["win_rate.n"] = float(len(of.scores))
+    if candidate.scores:
+        pairs["policy.reward_gain"] = (candidate.scores, baseline.scores)
+        metrics |= statistics.win_rate(candidate.scores, baseline.scores).named("win_rate")
+        metrics["win_rate.n"] = float(len(candidate.scores))
     for name, (ours, theirs) in pairs.items():
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         metrics |= statistics.bootstrap_mean(differences, seed).named(name)

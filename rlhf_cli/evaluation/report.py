@@ -13,8 +13,8 @@ from rlhf_cli.evaluation.gates import Verdict
 class Report(NamedTuple):
     """What was compared, on how many items, and what came of it."""
 
-    of: str
-    against: str | None
+    candidate: str
+    baseline: str | None
     reward: str | None
     sizes: Mapping[str, int]
     metrics: Mapping[str, float]
@@ -25,8 +25,8 @@ def write(report: Report, folder: Path) -> None:
     """Write report.json and report.md into `folder`."""
     content = {
         "schema": 1,
-        "of": report.of,
-        "against": report.against,
+        "candidate": report.candidate,
+        "baseline": report.baseline,
         "reward": report.reward,
         "sizes": dict(report.sizes),
         "metrics": dict(report.metrics),
@@ -40,14 +40,14 @@ def write(report: Report, folder: Path) -> None:
 
 def markdown(report: Report) -> str:
     """The report as a page: a line a metric, its interval and the other side's figure beside it."""
-    compared = f" against `{report.against}`" if report.against else ""
+    compared = f" against `{report.baseline}`" if report.baseline else ""
     judge = f", judged by `{report.reward}`" if report.reward else ""
-    lines = [f"# Evaluation of `{report.of}`{compared}{judge}", ""]
+    lines = [f"# Evaluation of `{report.candidate}`{compared}{judge}", ""]
     lines += [f"Held-out rows: {', '.join(f'{count} {name}' for name, count in report.sizes.items())}.", ""]
-    lines += [f"| metric | {report.of} | 95 % interval | {report.against or '—'} |", "|---|---|---|---|"]
+    lines += [f"| metric | {report.candidate} | 95 % interval | {report.baseline or '—'} |", "|---|---|---|---|"]
     for name, value in report.metrics.items():
         base, _, suffix = name.rpartition(".")
-        if suffix in ("low", "high", "n", "against") and base in report.metrics:
+        if suffix in ("low", "high", "n", "baseline") and base in report.metrics:
             continue
         lines.append(f"| {name} | {value:.4g} | {_interval(name, report.metrics)} | {_other(name, report.metrics)} |")
     if report.verdicts:
@@ -62,4 +62,4 @@ def _interval(name: str, metrics: Mapping[str, float]) -> str:
 
 
 def _other(name: str, metrics: Mapping[str, float]) -> str:
-    return f"{metrics[f'{name}.against']:.4g}" if f"{name}.against" in metrics else ""
+    return f"{metrics[f'{name}.baseline']:.4g}" if f"{name}.baseline" in metrics else ""

@@ -27,8 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_cli.errors import Issue, ModelError
-from rlhf_cli.models.base import ADAPTER_CONFIG, load_causal_lm
 from rlhf_cli.models.heads import STORED_HEAD
+from rlhf_cli.models.loading import ADAPTER_CONFIG, load_causal_lm
 from rlhf_cli.recipe.schema import Adapter, Base
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -83,7 +83,7 @@ def load_policy(
     *,
     smoke: bool = False,
     trainable: bool = True,
-    is_split: bool = False,
+    sharded: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """A language model to train or to sample from: the base with an adapter, or (adapter None) a whole model.
 
@@ -93,7 +93,7 @@ def load_policy(
     if start is not None:
         check_form(start, adapter)
     if adapter is not None:
-        model = load_causal_lm(base, source, smoke=smoke, is_split=is_split)
+        model = load_causal_lm(base, source, smoke=smoke, sharded=sharded)
         return attach(model, adapter, task="CAUSAL_LM", start=start, trainable=trainable)
     if start is not None:  # a smoke run's own model is tiny already
         return load_causal_lm(base, str(start)).requires_grad_(trainable)
@@ -159,18 +159,18 @@ def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:
 
 
 def lora_config(adapter: Adapter, task: str) -> LoraConfig:
-    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    targets = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
     return LoraConfig(
         task_type=task,
         r=adapter.rank,
-        lora_alpha=_plain(adapter.alpha),
+        lora_alpha=neutral_generation_config(adapter.alpha),
         lora_dropout=adapter.dropout,
         target_modules=targets,
         use_dora=adapter.dora,
     )
 
 
-def _plain(number: float) -> float | int:
+def neutral_generation_config(number: float) -> float | int:
     return int(number) if float(number).is_integer() else number
 
 
@@ -189,7 +189,7 @@ def _check_config(folder: Path, adapter: Adapter) -> None:
     }
     issues = [
         Issue(
-            f"the recipe's adapter.{field} is {_plain(value)}, and this adapter was trained with {stored.get(key)}",
+            f"the recipe's adapter.{field} is {neutral_generation_config(value)}, and this adapter was trained with {stored.get(key)}",
             str(folder),
             f"Set `adapter.{field}: {json.dumps(stored.get(key))}`, or start from base.",
         )
@@ -231,7 +231,7 @@ def _set_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder:
         raise ModelError(
             "this adapter does not fit: " + "; ".join(issues),
             location=str(folder),
-            hint="It belongs to another base or other `adapter.targets`; name those, or start from base.",
+            hint="It belongs to another base or other `adapter.target_modules`; name those, or start from base.",
         )
     with torch.no_grad():
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
@@ -240,7 +240,7 @@ def _set_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder:
 
 def _unfit_targets(adapter: Adapter, error: ValueError) -> ModelError:
     return ModelError(
-        f"the adapter's targets {adapter.targets!r} do not suit this base: {error}",
-        location="adapter.targets",
+        f"the adapter's targets {adapter.target_modules!r} do not suit this base: {error}",
+        location="adapter.target_modules",
         hint="Name modules that the model has, or `all-linear`.",
     )

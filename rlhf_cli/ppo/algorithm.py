@@ -86,7 +86,7 @@ def shape_rewards(kl: Tensor, score: Tensor, mask: Tensor, coef: float) -> Tenso
     return torch.where(slots == last, rewards + score[:, None].to(rewards.dtype), rewards)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Gae:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Gae:
     """Generalized advantage estimation (Schulman 2016, eq. 11–16). (B, R) three times -> Gae of (B, R).
 
     δ_t = r_t + γ·V(s_{t+1}) − V(s_t) and A_t = δ_t + γλ·A_{t+1}, where t+1 is the row's next *valid* slot, so that
@@ -99,7 +99,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     for t in reversed(range(values.shape[1])):
         valid = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = torch.where(valid, delta + gamma * lam * next_advantage, next_advantage)
+        next_advantage = torch.where(valid, delta + gamma * gae_lambda * next_advantage, next_advantage)
         next_value = torch.where(valid, values[:, t], next_value)
         columns.append(next_advantage)
     advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0.0)

@@ -1,19 +1,20 @@
 """The PPO loop: roll out, score, update; one iteration after another.
 
-A loop of our own on torch rather than a subclass of transformers.Trainer, because
-- an iteration ends where PPO says (target_kl is a `break`), while a Trainer step that is skipped still counts, and its
+A loop of our own on torch rather than a subclass of transformers.PPOTrainer, because
+- an iteration ends where PPO says (target_kl is a `break`), while a PPOTrainer step that is skipped still counts, and its
   resume divides the step count by a fixed number of steps an epoch;
-- a checkpoint is the policy at an iteration's end, written by the run atomically; Trainer writes its own, in place and
+- a checkpoint is the policy at an iteration's end, written by the run atomically; PPOTrainer writes its own, in place and
   with pickles, through private methods;
-- a Trainer would take a hundred TrainingArguments of which this loop acts on a dozen; here the others are refused.
+- a PPOTrainer would take a hundred TrainingArguments of which this loop acts on a dozen; here the others are refused.
 What was worth having comes from the libraries directly: optimizers and schedules from transformers, trackers from
 accelerate, clipping from torch.
 
-Between two iterations everything is at rest: what is saved then (`Trainer._state`) is all that an exact resume needs.
+Between two iterations everything is at rest: what is saved then (`PPOTrainer._state`) is all that an exact resume needs.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -27,15 +28,19 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_cli import distributed
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError, ModelError
-from rlhf_cli.models import memory
-from rlhf_cli.ppo import algorithm, figures, rewards, rollout, update
+from rlhf_cli.inference import generation
+from rlhf_cli.inference.stopping import StoppingRules
+from rlhf_cli.models import footprint
+from rlhf_cli.ppo import algorithm, metrics, update
+from rlhf_cli.ppo.actor_critic import POLICY, VALUE, ActorCritic, copied, restore, save_critic
 from rlhf_cli.ppo.optimization import Optimization, Trackers
-from rlhf_cli.ppo.roles import POLICY, VALUE, Cast, copied, restore, save_critic
-from rlhf_cli.ppo.scoring import Scorer
-from rlhf_cli.ppo.stops import Stops
+from rlhf_cli.ppo.rollout_scoring import Scorer
 from rlhf_cli.recipe.schema import Ppo
+from rlhf_cli.rewards import build
 from rlhf_cli.runs.run import Run
-from rlhf_cli.runs.state import generators, load_state, restore_generators, save_state
+from rlhf_cli.runs.training_state import generators, load_state, restore_generators, save_state
+
+logger = logging.getLogger(__name__)
 
 ROLLOUT_TOKENS = 4  # times micro_batch_tokens that one batch of `generate` may hold: it keeps no activations
 
@@ -47,21 +52,21 @@ class Prompts(NamedTuple):
     ids: list[list[int]]
 
 
-class Good(NamedTuple):
+class PolicySnapshot(NamedTuple):
     """The last policy whose rollout passed the checks, and its critic."""
 
     iteration: int  # whose update it came from; 0: the start
     weights: list[Tensor]  # in main memory: an adapter's are small, those of whole models are not (`adapter: null`)
 
 
-class Trainer:
+class PPOTrainer:
     """One PPO run. `train` is its only door; everything else is an iteration's parts, in their order."""
 
     def __init__(
         self,
         settings: Ppo,
-        cast: Cast,
-        terms: Sequence[rewards.Term],
+        cast: ActorCritic,
+        terms: Sequence[build.RewardFunction],
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         watched: Prompts,
@@ -73,16 +78,16 @@ class Trainer:
     ) -> None:
         self.settings, self.cast, self.bank = settings, cast, cast.bank
         self.tokenizer, self.pad_id = tokenizer, int(tokenizer.pad_token_id)
-        self.stops = Stops(tokenizer, settings.stop)
+        self.stops = StoppingRules(tokenizer, settings.stop)
         self.scorer = Scorer(settings, cast, terms, self.stops, self.pad_id)
         self.prompts, self.watched, self.demonstrations = prompts, watched, demonstrations
         self.optimization, self.trackers, self.run, self.seed = optimization, trackers, run, seed
-        self.order = rollout.PromptOrder(len(prompts.rows), seed)
-        self.imitated = None if demonstrations is None else rollout.PromptOrder(len(demonstrations.prompts), seed)
+        self.order = generation.PromptOrder(len(prompts.rows), seed)
+        self.imitated = None if demonstrations is None else generation.PromptOrder(len(demonstrations.prompts), seed)
         kl = settings.kl
         self.adaptive = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
         self.saved: set[int] = set()  # iterations whose policy is in a checkpoint
-        self.good: Good | None = None
+        self.good: PolicySnapshot | None = None
         self.asked: list[PromptRow] = []  # of the iteration that is under way
 
     @property
@@ -101,7 +106,7 @@ class Trainer:
             DivergedError: a number is not finite, or KL is beyond kl.abort. It names the last good policy's checkpoint.
         """
         settings, run = self.settings, self.run
-        run.begin(settings.iterations, "iterations", heeds_signals=True)
+        run.begin(settings.iterations, "iterations", handles_signals=True)
         torch.manual_seed(self.seed + distributed.rank())  # each process samples answers of its own
         history = self._resume() if run.resumed is not None else []
         if not history:
@@ -113,7 +118,7 @@ class Trainer:
                 is_due = iteration % settings.save_every == 0
                 if is_due or iteration == settings.iterations:
                     self._sample(iteration)  # before it is saved: a resume goes on behind both
-                is_stopped = any(distributed.everyones(run.stopping))
+                is_stopped = any(distributed.all_gather_object(run.stopping))
                 if is_due or is_stopped:
                     self._save(iteration, state=True)
                 if is_stopped:
@@ -121,7 +126,7 @@ class Trainer:
         except DivergedError as error:
             found = error.issues[0]
             hint = f"{found.hint} The prompts of that iteration are in log.txt."
-            run.note("\n".join([f"prompts of iteration {iteration}:", *(str(row.prompt) for row in self.asked)]))
+            logger.debug("\n".join([f"prompts of iteration {iteration}:", *(str(row.prompt) for row in self.asked)]))
             if self.good is not None:
                 restore(self.cast, self.good.weights)
                 hint += f" The last good policy is in {self._save(self.good.iteration, state=False)}."
@@ -150,7 +155,7 @@ class Trainer:
         try:
             self._check(scored.metrics)
             self.good = None  # so that there is one copy at a time
-            self.good = Good(iteration - 1, copied(self.cast))
+            self.good = PolicySnapshot(iteration - 1, copied(self.cast))
             learned = self._learn(scored.experience, iteration)
         except DivergedError:
             self._log(iteration, scored.metrics)  # what it died of is to be seen
@@ -165,15 +170,15 @@ class Trainer:
             "seconds.scoring": scoring_done - rolled_out,
             "seconds.update": end - scoring_done,
             "tokens_per_second": sum(map(len, scored.experience.responses)) / (end - begin),  # response tokens
-            "memory_peak_bytes": memory.peak(self.bank.device),
+            "memory_peak_bytes": footprint.peak(self.bank.device),
             "episodes": float(self.order.served * self._samples),
         }
 
-    def _answer(self, prompts: Prompts) -> rewards.Answered:
+    def _answer(self, prompts: Prompts) -> build.Completions:
         settings = self.settings
-        longest = max(distributed.everyones(max(map(len, prompts.ids)))) + settings.max_new_tokens
+        longest = max(distributed.all_gather_object(max(map(len, prompts.ids)))) + settings.max_new_tokens
         with self.bank.use(POLICY) as model:
-            responses = rollout.generate(
+            responses = generation.generate(
                 model,
                 prompts.ids,
                 pad_id=self.pad_id,
@@ -181,11 +186,11 @@ class Trainer:
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
                 batch_size=max(1, ROLLOUT_TOKENS * settings.micro_batch_tokens // longest),
-                in_step=self.bank.is_split,
+                synced_gpus=self.bank.sharded,
             )
         texts = [self.stops.text(response) for response in responses]
-        completions = [rewards.as_completion(row.prompt, t) for row, t in zip(prompts.rows, texts, strict=True)]
-        return rewards.Answered(prompts.rows, prompts.ids, responses, completions)
+        completions = [build.as_completion(row.prompt, t) for row, t in zip(prompts.rows, texts, strict=True)]
+        return build.Completions(prompts.rows, prompts.ids, responses, completions)
 
     def _check(self, metrics: Mapping[str, float]) -> None:
         """Raise DivergedError where learning from this rollout would make things worse."""
@@ -237,7 +242,7 @@ class Trainer:
             if stopped:
                 break
         return {
-            **figures.over_steps(steps),
+            **metrics.over_steps(steps),
             **({"ptx_loss": sum(imitations) / len(imitations)} if imitations else {}),
             "grad_norm.policy": sum(norm for norm, _ in norms) / len(norms),
             "grad_norm.critic": sum(norm for _, norm in norms) / len(norms),
@@ -253,7 +258,7 @@ class Trainer:
         prompts, completions = self.demonstrations
         chosen = self.imitated.take(count)
         rows = update.Demonstrations([prompts[i] for i in chosen], [completions[i] for i in chosen])
-        return update.imitate(self.cast, self.settings, rows, pad_id=self.pad_id)
+        return update.ptx_loss(self.cast, self.settings, rows, pad_id=self.pad_id)
 
     def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self.run.log(iteration, metrics)
@@ -269,7 +274,7 @@ class Trainer:
                 self.save(folder / "model", folder / "critic")
                 if state:
                     save_state(folder / "state", self._state())
-            distributed.everyones(None)  # no process may end before it is saved
+            distributed.all_gather_object(None)  # no process may end before it is saved
             self.saved.add(iteration)
         return self.run.checkpoint_path(iteration)
 
@@ -280,7 +285,7 @@ class Trainer:
             "weights": copied(self.cast),
             "optimizer": self.optimization.optimizer.state_dict(),
             "schedule": self.optimization.schedule.state_dict(),
-            "generators": distributed.everyones(generators()),
+            "generators": distributed.all_gather_object(generators()),
             "prompts": self.order.served,
             "demonstrations": None if self.imitated is None else self.imitated.served,
             "kl_coef": self.coefficient,

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from rlhf_cli import distributed
 from rlhf_cli.errors import DivergedError
+from rlhf_cli.inference.scoring import MicroBatch, micro_batches, token_hidden, token_scores
 from rlhf_cli.ppo import algorithm
-from rlhf_cli.ppo.experience import MicroBatch, micro_batches, token_hidden, token_scores
+from rlhf_cli.ppo.actor_critic import POLICY, VALUE, ActorCritic
 from rlhf_cli.ppo.optimization import Optimization
-from rlhf_cli.ppo.roles import POLICY, VALUE, Cast
 from rlhf_cli.recipe.schema import Ppo
 
 SHARED_VALUE_WEIGHT = 0.1  # of the value loss on a shared trunk, as in TRL and lm-human-preferences
@@ -62,7 +62,7 @@ class Step(NamedTuple):
 
 
 def gradients(
-    cast: Cast,
+    cast: ActorCritic,
     settings: Ppo,
     experience: Experience,
     rows: Sequence[int],
@@ -94,11 +94,11 @@ def gradients(
         ranges.append(torch.stack([stats.ratio_min, stats.ratio_max]))
     low, high = torch.stack(ranges).unbind(dim=1)
     own = torch.cat([torch.stack(means).sum(dim=0), low.amin(dim=0, keepdim=True), high.amax(dim=0, keepdim=True)])
-    *means_of, lows, highs = zip(*distributed.everyones(own.tolist()), strict=True)  # one wait for the device
+    *means_of, lows, highs = zip(*distributed.all_gather_object(own.tolist()), strict=True)  # one wait for the device
     return Step._make([*map(sum, means_of), min(lows), max(highs)])
 
 
-def imitate(cast: Cast, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> float:
+def ptx_loss(cast: ActorCritic, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> float:
     """Add the gradients of ptx_coef · (−log p of the completions, a mean over their tokens); gives that mean, nats.
 
     As in `gradients`, each process adds its part.
@@ -119,7 +119,7 @@ def imitate(cast: Cast, settings: Ppo, rows: Demonstrations, *, pad_id: int) -> 
             loss = -logprobs.sum() / count
             (settings.ptx_coef * loss).backward()
         total += float(loss.detach())
-    return sum(distributed.everyones(total))
+    return sum(distributed.all_gather_object(total))
 
 
 def step(optimization: Optimization) -> tuple[float, float]:
@@ -144,7 +144,7 @@ def step(optimization: Optimization) -> tuple[float, float]:
 
 
 def _losses(
-    cast: Cast, settings: Ppo, batch: MicroBatch, old: Experience, share: float, kl_coef: float, policy_too: bool
+    cast: ActorCritic, settings: Ppo, batch: MicroBatch, old: Experience, share: float, kl_coef: float, policy_too: bool
 ) -> tuple[algorithm.PolicyLoss | None, algorithm.ValueLoss]:
     """Both losses of one micro-batch, over (1, N) tokens, their gradients taken.
 
@@ -173,7 +173,7 @@ def _losses(
 
 
 def _policy_loss(
-    cast: Cast, settings: Ppo, batch: MicroBatch, hidden: Tensor, old: Experience, kl_coef: float
+    cast: ActorCritic, settings: Ppo, batch: MicroBatch, hidden: Tensor, old: Experience, kl_coef: float
 ) -> tuple[algorithm.PolicyLoss, Tensor]:
     """The clipped surrogate, and the whole loss: with the entropy bonus, and with KL where it is charged there."""
     with_entropy = settings.entropy_coef > 0
@@ -193,7 +193,7 @@ def _policy_loss(
     return policy, whole
 
 
-def _value_loss(cast: Cast, settings: Ppo, hidden: Tensor, old: Experience) -> algorithm.ValueLoss:
+def _value_loss(cast: ActorCritic, settings: Ppo, hidden: Tensor, old: Experience) -> algorithm.ValueLoss:
     values = cast.bank.heads[VALUE](hidden)  # (N,)
     return algorithm.value_loss(values[None], old.values, old.returns, old.mask, settings.value_clip)
 
@@ -217,11 +217,11 @@ def _add_up(parameters: Sequence[nn.Parameter]) -> None:
     if distributed.world_size() == 1:
         return
     has_one = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
-    distributed.add_up([has_one])
+    distributed.all_reduce_sum([has_one])
     moved = [p for p, count in zip(parameters, has_one.tolist(), strict=True) if count]
     for p in moved:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    distributed.add_up([p.grad for p in moved if p.grad is not None])
+    distributed.all_reduce_sum([p.grad for p in moved if p.grad is not None])
 
 
 def _clip(parameters: Sequence[nn.Parameter], max_norm: float) -> float:

@@ -22,7 +22,7 @@ RUN_REFERENCE = re.compile(
 
 
 @dataclass(frozen=True)
-class Relative:
+class PathKind:
     """Marks a field whose text is a path, resolved against the folder of the file that wrote it."""
 
     kind: Literal["file", "model", "function", "template"]
@@ -47,9 +47,9 @@ def _under(folder: Path, text: str) -> str:
     return os.path.normpath(folder / os.path.expanduser(text))
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0, lt=2**31)]
+UnitFloat = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 def is_run_reference(text: str) -> bool:
@@ -67,7 +67,7 @@ class Section(BaseModel):
 class Base(Section):
     """The one model that every stage adapts."""
 
-    model: Annotated[str, Relative("model")] = Field(
+    model: Annotated[str, PathKind("model")] = Field(
         description="hub id, folder, or a pretrain run (`pretrain`, `pretrain@v0002`)"
     )
     revision: str = Field("main", description="branch, tag or commit of a hub model")
@@ -76,7 +76,7 @@ class Base(Section):
         "auto", description="of weights and computation; auto: bfloat16 on a GPU that has it, else float32"
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field("auto", description="attention kernel")
-    chat_template: Annotated[str, Relative("template")] = Field(
+    chat_template: Annotated[str, PathKind("template")] = Field(
         "auto", description="auto: the tokenizer's, else a plain-text one; or a .jinja file"
     )
 
@@ -84,17 +84,17 @@ class Base(Section):
 class Adapter(Section):
     """The LoRA adapter that a stage trains on the base. `adapter: null` trains whole models instead."""
 
-    rank: Count = Field(16, description="rank of the update, in dimensions")
-    alpha: Positive = Field(32, description="scale: the update is multiplied by alpha / rank")
-    dropout: Share = Field(0.0, description="share of the adapter's inputs dropped in sft and reward training")
-    targets: str | list[str] = Field("all-linear", description="module names to adapt, or all-linear")
+    rank: PositiveInt = Field(16, description="rank of the update, in dimensions")
+    alpha: PositiveFloat = Field(32, description="scale: the update is multiplied by alpha / rank")
+    dropout: UnitFloat = Field(0.0, description="share of the adapter's inputs dropped in sft and reward training")
+    target_modules: str | list[str] = Field("all-linear", description="module names to adapt, or all-linear")
     dora: bool = Field(False, description="learn magnitude and direction apart (DoRA)")
 
 
 class Source(Section):
     """Where rows come from: exactly one of `path`, `hub` and `run`."""
 
-    path: Annotated[str | None, Relative("file")] = Field(
+    path: Annotated[str | None, PathKind("file")] = Field(
         None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a folder of them"
     )
     hub: str | None = Field(None, description="data set id on the Hugging Face hub")
@@ -108,7 +108,7 @@ class Source(Section):
         description="share of the prompts held out, whatever the seed; 0.05 where eval_split is not set",
     )
     columns: dict[str, str] = Field({}, description="our column name: the data's column name")
-    weight: Positive | None = Field(
+    weight: PositiveFloat | None = Field(
         None, description="relative share in a mixture; where no source has one, all rows of all sources are used"
     )
 
@@ -129,7 +129,7 @@ class Data(Section):
     sft: Sources | None = Field(None, description="rows with prompt/completion, messages, or text")
     preferences: Sources | None = Field(None, description="rows with prompt/chosen/rejected")
     prompts: Sources | None = Field(None, description="rows with prompt; further columns go to reward functions")
-    max_overlong: Share = Field(
+    max_overlong: UnitFloat = Field(
         1.0, description="share of a data set's rows that may be over their stage's limit in tokens; more are refused"
     )
 
@@ -138,60 +138,62 @@ class Architecture(Section):
     """The shape of a small Llama that `pretrain` makes."""
 
     vocab_size: Annotated[int, Field(ge=260)] = Field(512, description="tokens in the BPE vocabulary")
-    hidden_size: Count = Field(128, description="width of the residual stream; a multiple of 64 for 4-bit on CPU")
-    intermediate_size: Count = Field(384, description="width of the feed-forward layer")
-    layers: Count = Field(4, description="transformer blocks")
-    heads: Count = Field(4, description="attention heads")
-    kv_heads: Count = Field(4, description="key/value heads, a divisor of heads")
-    context: Count = Field(512, description="positions, in tokens")
+    hidden_size: PositiveInt = Field(128, description="width of the residual stream; a multiple of 64 for 4-bit on CPU")
+    intermediate_size: PositiveInt = Field(384, description="width of the feed-forward layer")
+    layers: PositiveInt = Field(4, description="transformer blocks")
+    heads: PositiveInt = Field(4, description="attention heads")
+    kv_heads: PositiveInt = Field(4, description="key/value heads, a divisor of heads")
+    context: PositiveInt = Field(512, description="positions, in tokens")
 
 
 class Pretrain(Section):
     """Train a base: from nothing (model and tokenizer), or on from a given one."""
 
-    start: Annotated[str, Relative("model")] = Field(
+    start: Annotated[str, PathKind("model")] = Field(
         "scratch", description="scratch, or the hub id or folder of a model to train on"
     )
     architecture: Architecture = Field(Architecture(), description="of a model from scratch")
-    epochs: Positive | None = Field(None, description="passes over the text; not with max_steps. Default 1")
-    max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
-    batch_size: Count = Field(32, description="sequences an optimizer step")
-    micro_batch_size: Count = Field(32, description="sequences a forward pass")
-    learning_rate: Positive = Field(1e-3, description="peak, AdamW")
-    max_length: Count = Field(256, description="tokens of a packed sequence")
-    save_every: Count = Field(500, description="optimizer steps between checkpoints, for --resume")
+    epochs: PositiveFloat | None = Field(None, description="passes over the text; not with max_steps. Default 1")
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; not with epochs")
+    batch_size: PositiveInt = Field(32, description="sequences an optimizer step")
+    micro_batch_size: PositiveInt = Field(32, description="sequences a forward pass")
+    learning_rate: PositiveFloat = Field(1e-3, description="peak, AdamW")
+    max_length: PositiveInt = Field(256, description="tokens of a packed sequence")
+    save_every: PositiveInt = Field(500, description="optimizer steps between checkpoints, for --resume")
     trainer: dict[str, Any] = Field({}, description="handed to trl.SFTConfig as it is")
 
 
 class Sft(Section):
     """Supervised fine-tuning on demonstrations; the loss is on the completion alone."""
 
-    start: Annotated[str, Relative("model")] = Field(
+    start: Annotated[str, PathKind("model")] = Field(
         "base", description="base, an sft run, or the folder of an adapter"
     )
-    epochs: Positive | None = Field(None, description="passes over the demonstrations; not with max_steps. Default 1")
-    max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
-    batch_size: Count = Field(32, description="sequences an optimizer step")
-    micro_batch_size: Count = Field(8, description="sequences a forward pass")
-    learning_rate: Positive = Field(2e-4, description="peak, AdamW")
-    max_length: Count = Field(1024, description="tokens; longer rows lose the completion's end")
-    save_every: Count = Field(500, description="optimizer steps between checkpoints, for --resume")
+    epochs: PositiveFloat | None = Field(
+        None, description="passes over the demonstrations; not with max_steps. Default 1"
+    )
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; not with epochs")
+    batch_size: PositiveInt = Field(32, description="sequences an optimizer step")
+    micro_batch_size: PositiveInt = Field(8, description="sequences a forward pass")
+    learning_rate: PositiveFloat = Field(2e-4, description="peak, AdamW")
+    max_length: PositiveInt = Field(1024, description="tokens; longer rows lose the completion's end")
+    save_every: PositiveInt = Field(500, description="optimizer steps between checkpoints, for --resume")
     trainer: dict[str, Any] = Field({}, description="handed to trl.SFTConfig as it is")
 
 
 class Reward(Section):
     """A reward model from pairwise preferences (Bradley-Terry)."""
 
-    start: Annotated[str, Relative("model")] = Field(
+    start: Annotated[str, PathKind("model")] = Field(
         "sft", description="base, an sft or reward run, or the folder of an adapter"
     )
-    epochs: Positive | None = Field(None, description="passes over the pairs; not with max_steps. Default 1")
-    max_steps: Count | None = Field(None, description="optimizer steps; not with epochs")
-    batch_size: Count = Field(32, description="pairs an optimizer step")
-    micro_batch_size: Count = Field(8, description="pairs a forward pass")
-    learning_rate: Positive = Field(1e-4, description="peak, AdamW")
-    max_length: Count = Field(1024, description="tokens; pairs with a longer answer are dropped")
-    save_every: Count = Field(500, description="optimizer steps between checkpoints, for --resume")
+    epochs: PositiveFloat | None = Field(None, description="passes over the pairs; not with max_steps. Default 1")
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; not with epochs")
+    batch_size: PositiveInt = Field(32, description="pairs an optimizer step")
+    micro_batch_size: PositiveInt = Field(8, description="pairs a forward pass")
+    learning_rate: PositiveFloat = Field(1e-4, description="peak, AdamW")
+    max_length: PositiveInt = Field(1024, description="tokens; pairs with a longer answer are dropped")
+    save_every: PositiveInt = Field(500, description="optimizer steps between checkpoints, for --resume")
     trainer: dict[str, Any] = Field({}, description="handed to trl.RewardConfig as it is")
 
 
@@ -199,7 +201,7 @@ class Length(Section):
     """Bounds of an answer's length; one may be left out."""
 
     min: Annotated[int, Field(ge=0)] = Field(0, description="tokens at least, the end token included")
-    max: Count | None = Field(None, description="tokens at most, the end token included")
+    max: PositiveInt | None = Field(None, description="tokens at most, the end token included")
 
 
 class Rule(Section):
@@ -215,19 +217,19 @@ class Rule(Section):
 class RewardSource(Section):
     """One term of the PPO reward: exactly one of `run`, `model`, `python`, `http` and `rule`."""
 
-    run: Annotated[str | None, Relative("model")] = Field(None, description="a reward run on the recipe's base")
-    model: Annotated[str | None, Relative("model")] = Field(
+    run: Annotated[str | None, PathKind("model")] = Field(None, description="a reward run on the recipe's base")
+    model: Annotated[str | None, PathKind("model")] = Field(
         None, description="hub id or folder of a whole reward model, with its own tokenizer and chat template"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub `model`; null: main")
-    python: Annotated[str | None, Relative("function")] = Field(
+    python: Annotated[str | None, PathKind("function")] = Field(
         None, description="file.py:function of (prompts, completions, **columns) -> list[float]"
     )
     http: str | None = Field(
         None, description="URL that takes {prompts, completions, …columns} as JSON and answers a list of numbers"
     )
-    timeout: Positive | None = Field(None, description="seconds for one answer of `http`; null: 60")
-    batch_size: Count | None = Field(None, description="answers in one request to `http`; null: 64")
+    timeout: PositiveFloat | None = Field(None, description="seconds for one answer of `http`; null: 60")
+    batch_size: PositiveInt | None = Field(None, description="answers in one request to `http`; null: 64")
     retries: Annotated[int, Field(ge=0)] | None = Field(
         None, description="further tries where `http` fails, after 1, 2, 4, … seconds; null: 4"
     )
@@ -241,7 +243,7 @@ class Critic(Section):
     kind: Literal["adapter", "shared"] = Field(
         "adapter", description="adapter: its own, a copy of the reward run's; shared: a head on the policy's trunk"
     )
-    learning_rate: Positive = Field(1e-5, description="of the value adapter and head, AdamW")
+    learning_rate: PositiveFloat = Field(1e-5, description="of the value adapter and head, AdamW")
     warmup_iterations: Annotated[int, Field(ge=0)] = Field(0, description="iterations that train the critic alone")
 
 
@@ -249,58 +251,60 @@ class Kl(Section):
     """How far the policy may go from the reference."""
 
     coef: Annotated[float, Field(ge=0)] = Field(0.05, description="reward per nat; with a target, its first value")
-    target: Positive | None = Field(None, description="nats a sequence that an adaptive coefficient aims at")
-    horizon: Count = Field(10_000, description="episodes over which the adaptive coefficient acts")
+    target: PositiveFloat | None = Field(None, description="nats a sequence that an adaptive coefficient aims at")
+    horizon: PositiveInt = Field(10_000, description="episodes over which the adaptive coefficient acts")
     estimator: Literal["k1", "k2", "k3"] = Field("k1", description="per-token estimator")
     apply_to: Literal["reward", "loss"] = Field(
         "reward", description="where KL is charged: in each token's reward, or as a term of the policy's loss"
     )
-    abort: Positive | None = Field(None, description="nats a sequence at which the run ends with exit code 7")
+    abort: PositiveFloat | None = Field(None, description="nats a sequence at which the run ends with exit code 7")
 
 
 class Ppo(Section):
     """Proximal policy optimization against the reward."""
 
-    start: Annotated[str, Relative("model")] = Field(
+    start: Annotated[str, PathKind("model")] = Field(
         "sft", description="base, an sft or ppo run, or the folder of an adapter; also the reference"
     )
     reward: list[RewardSource] = Field([RewardSource(run="reward")], min_length=1, description="summed with weights")
-    iterations: Count = Field(200, description="rollouts, each followed by its updates")
-    rollout_batch_size: Count = Field(128, description="prompts an iteration")
-    samples_per_prompt: Count = Field(1, description="answers to each prompt of an iteration")
-    max_prompt_length: Count = Field(512, description="tokens; longer prompts are dropped")
-    max_new_tokens: Count = Field(256, description="tokens an answer at most")
+    iterations: PositiveInt = Field(200, description="rollouts, each followed by its updates")
+    rollout_batch_size: PositiveInt = Field(128, description="prompts an iteration")
+    samples_per_prompt: PositiveInt = Field(1, description="answers to each prompt of an iteration")
+    max_prompt_length: PositiveInt = Field(512, description="tokens; longer prompts are dropped")
+    max_new_tokens: PositiveInt = Field(256, description="tokens an answer at most")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="strings that end an answer, as the tokenizer's end tokens do; cut from its text"
     )
-    temperature: Positive = Field(1.0, description="of sampling and of every log-probability")
-    epochs: Count = Field(4, description="passes over one rollout")
-    minibatches: Count = Field(4, description="optimizer steps a pass")
-    micro_batch_tokens: Count = Field(8192, description="tokens a forward pass")
-    learning_rate: Positive = Field(1e-5, description="of the policy, AdamW")
+    temperature: PositiveFloat = Field(1.0, description="of sampling and of every log-probability")
+    epochs: PositiveInt = Field(4, description="passes over one rollout")
+    minibatches: PositiveInt = Field(4, description="optimizer steps a pass")
+    micro_batch_tokens: PositiveInt = Field(8192, description="tokens a forward pass")
+    learning_rate: PositiveFloat = Field(1e-5, description="of the policy, AdamW")
     critic: Critic = Field(Critic(), description="the value function")
     kl: Kl = Field(Kl(), description="distance from the reference")
-    clip: Positive = Field(0.2, description="of the probability ratio, on both sides of 1")
-    clip_high: Positive | None = Field(None, description="of the ratio above 1, where it is not `clip`")
+    clip: PositiveFloat = Field(0.2, description="of the probability ratio, on both sides of 1")
+    clip_high: PositiveFloat | None = Field(None, description="of the ratio above 1, where it is not `clip`")
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None, description="ratio at which the loss of a token with a negative advantage stops growing"
     )
     entropy_coef: Annotated[float, Field(ge=0)] = Field(0.0, description="bonus for entropy, loss per nat a token")
-    value_clip: Positive = Field(0.2, description="of the value's change since the rollout")
-    target_kl: Positive | None = Field(None, description="approx. KL (nats a token) that ends an iteration's updates")
-    gamma: Share = Field(1.0, description="discount a token")
-    lam: Share = Field(0.95, description="GAE's lambda")
+    value_clip: PositiveFloat = Field(0.2, description="of the value's change since the rollout")
+    target_kl: PositiveFloat | None = Field(
+        None, description="approx. KL (nats a token) that ends an iteration's updates"
+    )
+    gamma: UnitFloat = Field(1.0, description="discount a token")
+    gae_lambda: UnitFloat = Field(0.95, description="GAE's lambda")
     normalize_reward: bool = Field(
         False, description="bring rewards to mean 0 and deviation 1, by all rewards of the run so far"
     )
-    reward_clip: Positive | None = Field(None, description="bound on a reward's size, after it was normalized")
+    reward_clip: PositiveFloat | None = Field(None, description="bound on a reward's size, after it was normalized")
     missing_eos_penalty: Annotated[float, Field(ge=0)] | None = Field(
         None, description="reward taken from an answer without end, after normalizing and clipping"
     )
     ptx_coef: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the loss on demonstrations from data.sft, mixed into every minibatch (PPO-ptx)"
     )
-    save_every: Count = Field(20, description="iterations between checkpoints of the policy")
+    save_every: PositiveInt = Field(20, description="iterations between checkpoints of the policy")
     trainer: dict[str, Any] = Field(
         {}, description="optimizer, schedule and trackers, in the words of transformers.TrainingArguments"
     )
@@ -317,18 +321,18 @@ class Gate(Section):
 class Eval(Section):
     """Is the result better? The same held-out prompts and decoding for `of` and `against`."""
 
-    of: Annotated[str, Relative("model")] = Field("ppo", description="an sft or ppo run, or base")
-    against: Annotated[str | None, Relative("model")] = Field(
+    candidate: Annotated[str, PathKind("model")] = Field("ppo", description="an sft or ppo run, or base")
+    baseline: Annotated[str | None, PathKind("model")] = Field(
         "sft", description="an sft or ppo run, or base; null: no comparison"
     )
-    reward: Annotated[str | None, Relative("model")] = Field(
+    reward: Annotated[str | None, PathKind("model")] = Field(
         "reward", description="the reward run that judges; null: none"
     )
-    samples: Count = Field(256, description="held-out rows of each data set that are used, at most")
-    temperature: Positive = Field(1.0, description="of sampling")
-    max_new_tokens: Count | None = Field(None, description="tokens an answer at most; null: ppo.max_new_tokens")
-    batch_size: Count = Field(32, description="sequences a forward pass")
-    python: Annotated[list[str], Relative("function")] = Field(
+    samples: PositiveInt = Field(256, description="held-out rows of each data set that are used, at most")
+    temperature: PositiveFloat = Field(1.0, description="of sampling")
+    max_new_tokens: PositiveInt | None = Field(None, description="tokens an answer at most; null: ppo.max_new_tokens")
+    batch_size: PositiveInt = Field(32, description="sequences a forward pass")
+    python: Annotated[list[str], PathKind("function")] = Field(
         [], description="file.py:function to judge by; training never sees them"
     )
     gates: list[Gate] = Field([], description="bounds that the metrics must keep")
@@ -337,15 +341,15 @@ class Eval(Section):
 class Export(Section):
     """What leaves the project: one folder that others load."""
 
-    of: Annotated[str, Relative("model")] = Field("ppo", description="an sft or ppo run")
-    form: Literal["merged", "adapter"] = Field("merged", description="a whole model, or the adapter alone")
+    of: Annotated[str, PathKind("model")] = Field("ppo", description="an sft or ppo run")
+    format: Literal["merged", "adapter"] = Field("merged", description="a whole model, or the adapter alone")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
 
 
 class Launch(Section):
     """The processes that work on a stage together, each with a GPU of this machine (or cores of it)."""
 
-    processes: Count = Field(1, description="each takes its share of every batch")
+    processes: PositiveInt = Field(1, description="each takes its share of every batch")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp", description="ddp: each process holds the base whole; fsdp: a part of its every layer"
     )

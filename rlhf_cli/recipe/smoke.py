@@ -54,8 +54,8 @@ def shrink(recipe: Recipe) -> Recipe:
     evaluation = recipe.eval
     changed["eval"] = evaluation.model_copy(
         update={
-            "of": _own(evaluation.of),
-            "against": _own(evaluation.against) if evaluation.against else None,
+            "candidate": _own(evaluation.candidate),
+            "baseline": _own(evaluation.baseline) if evaluation.baseline else None,
             "reward": _own(evaluation.reward, "reward") if evaluation.reward else None,
             "samples": min(evaluation.samples, 8),
             "max_new_tokens": 8,

@@ -14,7 +14,7 @@ from rlhf_cli.runs import disk
 from rlhf_cli.runs.layout import place
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
 
-AGAIN = "Run the same command with --resume to go on."
+RESUME_HINT = "Run the same command with --resume to go on."
 KEPT = 2  # the newest, so that one that is damaged has a predecessor
 _NAME = re.compile(r"step-\d{6,}")
 
@@ -53,7 +53,7 @@ def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Ite
         target.parent,
         needed,
         saved=place(last) if last else None,
-        hint=f"Free space. {AGAIN}" if last else disk.ELSEWHERE,
+        hint=f"Free space. {RESUME_HINT}" if last else disk.ELSEWHERE,
     )
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_cli.errors import DiskError, Issue, ModelError, RecipeError
-from rlhf_cli.runs import layout, owner
+from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
 from rlhf_cli.runs.layout import Entry
+from rlhf_cli.runs.lock import lock_holder, read_started
 from rlhf_cli.runs.manifest import damage, read_manifest
 
 
@@ -43,7 +44,7 @@ def verify(entry: Entry) -> Verdict:
     """Hold the model of a complete run, and every checkpoint, against their manifests."""
     files, size, issues = 0, 0, [Issue(entry.damage)] if entry.damage else []
     folders = [] if entry.manifest is None else [(entry.path / "model", entry.manifest)]
-    for folder in [] if owner.of(entry.path) else checkpoints(entry.path / "checkpoints"):
+    for folder in [] if lock_holder(entry.path) else checkpoints(entry.path / "checkpoints"):
         try:
             manifest = read_manifest(folder)
         except ModelError as error:
@@ -64,7 +65,7 @@ def inputs(entry: Entry) -> list[Mapping[str, Any]]:
     """What a run is made of; of an incomplete one as it was written down when it began."""
     if entry.manifest is not None:
         return entry.manifest["inputs"]
-    return (owner.read_origin(entry.path) or {}).get("made_of", {}).get("inputs", [])
+    return (read_started(entry.path) or {}).get("made_of", {}).get("inputs", [])
 
 
 def ancestors(entry: Entry, depth: int = 0) -> Iterator[Ancestor]:
@@ -83,7 +84,7 @@ def ancestors(entry: Entry, depth: int = 0) -> Iterator[Ancestor]:
         yield from ancestors(parent, depth + 1)
 
 
-def made_of(runs_dir: Path, entry: Entry) -> list[Entry]:
+def provenance(runs_dir: Path, entry: Entry) -> list[Entry]:
     """The runs that have `entry` as an input."""
     own = entry.path.parts[-3:]
     return [
@@ -103,10 +104,10 @@ def remove(runs_dir: Path, entry: Entry, *, force: bool) -> None:
     if entry.path.resolve().parents[2] != runs_dir.resolve():
         hint = f"Say --runs-dir {entry.path.resolve().parents[2]}, if that is where runs lie."
         raise DiskError(f"{entry.path} is not in the runs folder {runs_dir}.", location=str(entry.path), hint=hint)
-    who = owner.of(entry.path)
+    who = lock_holder(entry.path)
     if who:
         raise DiskError(f"{name_of(entry)} is under way, by {who}.", location=str(entry.path), hint="Stop it first.")
-    needed = made_of(runs_dir, entry)
+    needed = provenance(runs_dir, entry)
     if needed and not force:
         names = ", ".join(map(name_of, needed))
         hint = "Remove those first, or add --force: their lineage then ends here."

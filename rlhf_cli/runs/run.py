@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,14 +17,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli.errors import StoppedError
-from rlhf_cli.redaction import redact
-from rlhf_cli.runs import disk, layout, owner
-from rlhf_cli.runs.checkpoint import AGAIN, checkpoints, committed, path_of, remove, step_of
+from rlhf_cli.runs import disk, layout
+from rlhf_cli.runs.checkpoint import RESUME_HINT, checkpoints, committed, path_of, remove, step_of
+from rlhf_cli.runs.lock import STARTED, Lock, acquire_lock, remove_lock, write_started
 from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
-from rlhf_cli.runs.unfinished import JOURNALS, Unfinished, newest_checkpoint, rewind
+from rlhf_cli.runs.resume import JOURNALS, ResumableRun, newest_checkpoint, rewind
+from rlhf_cli.runs.run_log import RunLogHandler
+
+logger = logging.getLogger(__name__)
 
 
-class Result(NamedTuple):
+class StageMetrics(NamedTuple):
     """What a stage gives back: one flat map, name to number."""
 
     metrics: dict[str, float]
@@ -34,8 +38,8 @@ class Reporter(Protocol):
 
     def begin(self, total: int, unit: str) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def say(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
+    def info(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
 
 
 @dataclass
@@ -49,15 +53,18 @@ class Run:
     smoke: bool
     base: str  # hub id, or folder, of the recipe's base, already resolved
     reporter: Reporter
-    lock: owner.Lock
+    lock: Lock
     started: float = field(default_factory=time.time)  # of the run, which may have been another process
     resumed: Path | None = None  # the checkpoint, verified, that this run goes on from; None: it is new
-    warnings: list[str] = field(default_factory=list)
     begun: bool = False
-    heeds_signals: bool = False  # see `begin`
+    handles_signals: bool = False  # see `begin`
     stopping: bool = False  # a signal came: save after this step, and raise `stopped(step)`
     spent: float = 0.0  # seconds that led to the checkpoint `resumed`
     _since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._log = RunLogHandler(self.path / "log.txt", self.reporter)
+        self._log.attach()
 
     @classmethod
     def create(
@@ -79,15 +86,15 @@ class Run:
         path = layout.claim(runs_dir, name, stage)
         try:
             with disk.told(path):
-                run = cls(stage, name, path, runs_dir, smoke, base, reporter, owner.take(path, new=True))
-                owner.write_origin(path, {"started": run.started, "smoke": smoke, **origin})
+                run = cls(stage, name, path, runs_dir, smoke, base, reporter, acquire_lock(path, new=True))
+                write_started(path, {"started": run.started, "smoke": smoke, **origin})
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
         return run
 
     @classmethod
-    def resume(cls, taken: Unfinished, *, base: str, reporter: Reporter) -> tuple[Run, list[str]]:
+    def resume(cls, taken: ResumableRun, *, base: str, reporter: Reporter) -> tuple[Run, list[str]]:
         """Go on with a run after its newest checkpoint; what it made later is taken away. Also what was passed over.
 
         Raises:
@@ -131,14 +138,14 @@ class Run:
         """The last step that is done already; 0 in a new run."""
         return 0 if self.resumed is None else step_of(self.resumed)
 
-    def begin(self, total: int, unit: str, *, heeds_signals: bool = False) -> None:
+    def begin(self, total: int, unit: str, *, handles_signals: bool = False) -> None:
         """Training is about to start: `total` steps or iterations, named by `unit`.
 
         With `heeds_signals` the stage looks at `stopping` after each step, and a first signal waits for that. Without,
         and before this, it ends the run at once.
         """
         self.begun = True
-        self.heeds_signals = heeds_signals
+        self.handles_signals = handles_signals
         self.reporter.begin(total, unit)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -158,23 +165,6 @@ class Run:
     def sample(self, row: Mapping[str, object]) -> None:
         """A line in `samples.jsonl`. A number that is not finite is written as null."""
         self._append("samples.jsonl", row)
-
-    def say(self, text: str) -> None:
-        """Tell the person, and `log.txt`."""
-        self.note(text)
-        self.reporter.say(redact(text))
-
-    def note(self, text: str) -> None:
-        """Tell `log.txt` alone."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as out:
-            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {redact(text)}\n")
-
-    def warn(self, text: str) -> None:
-        """Tell the person, `log.txt` and the manifest."""
-        text = redact(text)
-        self.note(f"warning: {text}")
-        self.warnings.append(text)
-        self.reporter.warn(text)
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of `step` lies once it is committed."""
@@ -199,7 +189,7 @@ class Run:
     def stopped(self, step: int) -> StoppedError:
         """What to raise when `stopping` was seen and the checkpoint of `step` is committed."""
         message = f"stopped by a signal after step {step}; saved in {layout.place(self.checkpoint_path(step))}."
-        return StoppedError(message, location=self.stage, hint=AGAIN)
+        return StoppedError(message, location=self.stage, hint=RESUME_HINT)
 
     def checkpoints(self) -> list[Path]:
         """Those that are committed, oldest first."""
@@ -222,24 +212,24 @@ class Run:
             "ended": _iso(time.time()),
             "seconds": round(self._seconds(), 3),
             "metrics": _jsonable(metrics),
-            "warnings": self.warnings,
+            "warnings": self._log.warnings,
             **facts,
             "files": files_of(model) if model.is_dir() else {},
         }
         write_manifest(self.path, content)
-        owner.clear(self.path)
+        remove_lock(self.path)
         if not keep_checkpoints and self.checkpoints():
             remove(self.path / "checkpoints")
         if not self.smoke:
             try:
                 layout.point_latest(self.path.parent)
             except OSError as error:  # the run is complete all the same; references need no link
-                self.warn(f"the link `latest` cannot be moved: {error.strerror}")
+                logger.warning(f"the link `latest` cannot be moved: {error.strerror}")
         return content
 
     def _open_to_readers(self) -> None:
         """Give every file the mode of one of ours: safetensors are for their owner alone, whatever the umask."""
-        mode = (self.path / owner.ORIGIN).stat().st_mode
+        mode = (self.path / STARTED).stat().st_mode
         for path in self.path.rglob("*"):
             if path.is_file():
                 path.chmod(mode)
@@ -253,6 +243,7 @@ class Run:
 
     def close(self) -> None:
         """Own it no longer: it is complete, or ended before. Without this the end of the process does it."""
+        self._log.detach()
         self.lock.release()
 
     def _seconds(self) -> float:

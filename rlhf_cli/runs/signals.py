@@ -16,7 +16,7 @@ TOLD = b"\nstopping at the next step; Ctrl-C again stops at once\n"
 
 
 @contextmanager
-def heeded(run: Run) -> Iterator[None]:
+def graceful_shutdown(run: Run) -> Iterator[None]:
     """Inside, the first signal sets `run.stopping` where the stage has said that it looks at it; else, and the second
     time, KeyboardInterrupt is raised. A signal that is ignored (nohup) stays so."""
     owner, first = os.getpid(), 0.0
@@ -29,7 +29,7 @@ def heeded(run: Run) -> Iterator[None]:
             return
         if run.stopping and time.monotonic() - first < SAME:
             return
-        if run.stopping or not run.heeds_signals:
+        if run.stopping or not run.handles_signals:
             raise KeyboardInterrupt
         run.stopping, first = True, time.monotonic()
         os.write(2, TOLD)  # a handler may stand inside a print: no buffer, no lock

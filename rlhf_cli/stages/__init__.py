@@ -1,73 +1,155 @@
-"""The stages, as a literal table. A stage is one function, `run(recipe, run) -> Result`, in a module of its own.
+"""Declare the stages: one record each, in the order of the chain. Importing this loads neither torch nor trl.
 
-Importing this loads none of them: torch and trl come with the stage that runs.
+Everything that differs between stages and concerns more than the stage's own file is a field here. No other module
+compares a stage's name with a literal. CONTRIBUTING.md lists the steps to add a stage.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-Rows = Literal["pretrain", "sft", "preferences", "prompts"]
+DatasetKind = Literal["pretrain", "sft", "preferences", "prompts"]
+ModelClass = Literal["causal_lm", "scorer"]
+
+POLICY_STAGES = ("sft", "ppo")  # stages whose model generates completions
 
 
-class Stage(NamedTuple):
-    """One row: where the function is, what it reads, and a line for `--help`."""
+@dataclass(frozen=True)
+class StageSpec:
+    """What the rest of the package needs to know about a stage.
 
-    function: str  # module:function
-    section: str  # of the recipe
-    rows: tuple[Rows, ...]  # of the recipe's data, where they are given
-    runs: tuple[str, ...]  # fields of the section that name runs or models
-    adapts_base: bool  # whether the base and the adapter settings are inputs
+    Attributes:
+        entry_point: `module:function` of `run(stage: ResolvedStage, run: Run) -> StageMetrics`.
+        section: Name of the recipe's section.
+        help: One line for `--help`.
+        prepare: `module:function` of `prepare(stage: ResolvedStage) -> PreparedData`, which loads, tokenizes and
+            counts the data without loading weights. The stage and `--dry-run` share it. Empty if the stage does not
+            train.
+        dataset: The dataset that the stage trains on and cannot do without, or None.
+        datasets: Further datasets that it reads if the recipe has them.
+        dataset_switches: Datasets that it reads only if a field of its section is not zero: dataset to field.
+        accepts: Fields of its section that name a run, each with the stages whose runs it accepts.
+        base_key: The recipe key of the base model.
+        adapts_base: Whether the base and adapter settings decide the result.
+        reads_settings: Keys of other sections that decide the result.
+        trl_config: Name of TRL's config class, or None if the stage does not train with a TRL trainer.
+        model_class: What `model/` holds: a causal language model, a scorer, or None if it is not for later stages.
+        max_length_key: Field of its section that limits a row's tokens.
+        sequences_per_row: Token sequences per row of its dataset; 2 for preference pairs.
+        generates: Whether it samples completions, so that a sequence is a prompt plus new tokens.
+        memory_model: How its peak memory is estimated: as a TRL trainer's, as PPO's, or not.
+        memory_key: Key of the setting that lowers its peak memory, or "" if there is none.
+        headline_metrics: The metrics that represent it in tables.
+        evaluates: Whether it compares models and has gates.
+        exports: Whether it writes the final model.
+        single_process: Whether only the main process runs it.
+        keep_checkpoints: Whether its checkpoints stay after completion.
+    """
+
+    entry_point: str
+    section: str
     help: str
+    prepare: str = ""
+    dataset: DatasetKind | None = None
+    datasets: tuple[DatasetKind, ...] = ()
+    dataset_switches: Mapping[DatasetKind, str] = field(default_factory=dict)
+    accepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    base_key: str = "base.model"
+    adapts_base: bool = True
+    reads_settings: tuple[str, ...] = ()
+    trl_config: str | None = None
+    model_class: ModelClass | None = None
+    max_length_key: str = "max_length"
+    sequences_per_row: int = 1
+    generates: bool = False
+    memory_model: Literal["trl", "ppo"] | None = None
+    memory_key: str = ""
+    headline_metrics: tuple[str, ...] = ()
+    evaluates: bool = False
+    exports: bool = False
+    single_process: bool = False
+    keep_checkpoints: bool = False
 
 
-STAGES: dict[str, Stage] = {
-    "pretrain": Stage(
-        "rlhf_cli.stages.pretrain:run",
+STAGES: dict[str, StageSpec] = {
+    "pretrain": StageSpec(
+        entry_point="rlhf_cli.stages.pretrain:run",
+        prepare="rlhf_cli.stages.pretrain:prepare",
         section="pretrain",
-        rows=("pretrain",),
-        runs=("start",),
+        help="Train a small base model and tokenizer from text, or continue pretraining an existing base.",
+        dataset="pretrain",
+        accepts={"start": ("pretrain",)},
+        base_key="pretrain.start",
         adapts_base=False,
-        help="Make a small base model and tokenizer from text, or train a given base on.",
+        trl_config="SFTConfig",
+        model_class="causal_lm",
+        memory_key="pretrain.micro_batch_size",
+        headline_metrics=("pretrain.nll",),
     ),
-    "sft": Stage(
-        "rlhf_cli.stages.sft:run",
+    "sft": StageSpec(
+        entry_point="rlhf_cli.stages.sft:run",
+        prepare="rlhf_cli.stages.sft:prepare",
         section="sft",
-        rows=("sft",),
-        runs=("start",),
-        adapts_base=True,
-        help="Fine-tune the base on demonstrations.",
+        help="Fine-tune the base model on demonstrations.",
+        dataset="sft",
+        accepts={"start": POLICY_STAGES},
+        trl_config="SFTConfig",
+        model_class="causal_lm",
+        memory_model="trl",
+        memory_key="sft.micro_batch_size",
+        headline_metrics=("sft.train_loss", "sft.nll"),
     ),
-    "reward": Stage(
-        "rlhf_cli.stages.reward:run",
+    "reward": StageSpec(
+        entry_point="rlhf_cli.stages.reward:run",
+        prepare="rlhf_cli.stages.reward:prepare",
         section="reward",
-        rows=("preferences",),
-        runs=("start",),
-        adapts_base=True,
         help="Train a reward model on pairwise preferences.",
+        dataset="preferences",
+        accepts={"start": ("sft", "reward")},
+        trl_config="RewardConfig",
+        model_class="scorer",
+        sequences_per_row=2,
+        memory_model="trl",
+        memory_key="reward.micro_batch_size",
+        headline_metrics=("reward.train_loss", "reward.accuracy"),
     ),
-    "ppo": Stage(
-        "rlhf_cli.stages.ppo:run",
+    "ppo": StageSpec(
+        entry_point="rlhf_cli.stages.ppo:run",
+        prepare="rlhf_cli.stages.ppo:prepare",
         section="ppo",
-        rows=("prompts",),
-        runs=("start",),
-        adapts_base=True,
         help="Optimize the policy against the reward with PPO.",
+        dataset="prompts",
+        dataset_switches={"sft": "ptx_coef"},
+        accepts={"start": POLICY_STAGES},
+        model_class="causal_lm",
+        max_length_key="max_prompt_length",
+        generates=True,
+        memory_model="ppo",
+        memory_key="ppo.micro_batch_tokens",
+        headline_metrics=("ppo.reward", "ppo.kl"),
+        keep_checkpoints=True,  # an earlier policy may be the better one
     ),
-    "eval": Stage(
-        "rlhf_cli.stages.eval:run",
+    "eval": StageSpec(
+        entry_point="rlhf_cli.stages.eval:run",
         section="eval",
-        rows=("sft", "preferences", "prompts"),
-        runs=("of", "against", "reward"),
-        adapts_base=True,
-        help="Judge a run against another one; a failed gate exits 8.",
+        help="Compare a run with a baseline; exit with code 8 if a gate fails.",
+        datasets=("sft", "preferences", "prompts"),
+        accepts={"candidate": POLICY_STAGES, "baseline": POLICY_STAGES, "reward": ("reward",)},
+        reads_settings=("ppo.max_new_tokens", "sft.max_length", "reward.max_length", "ppo.max_prompt_length"),
+        memory_key="eval.batch_size",
+        headline_metrics=("win_rate", "reward.accuracy"),
+        evaluates=True,
+        single_process=True,
     ),
-    "export": Stage(
-        "rlhf_cli.stages.export:run",
+    "export": StageSpec(
+        entry_point="rlhf_cli.stages.export:run",
         section="export",
-        rows=(),
-        runs=("of",),
-        adapts_base=True,
-        help="Write the finished model, reloaded and compared.",
+        help="Export the model and verify it by reloading.",
+        accepts={"of": POLICY_STAGES},
+        headline_metrics=("export.kl",),
+        exports=True,
+        single_process=True,
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,16 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_cli.data import sources, template
+from rlhf_cli.data import chat_template, sources
 from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models import adapters, base
+from rlhf_cli.models import adapters, loading
+from rlhf_cli.pipeline import model_card
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Base, Recipe
-from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import model_card
+from rlhf_cli.runs.run import Run, StageMetrics
+
+logger = logging.getLogger(__name__)
 
 PROMPTS = 16  # compared on, at most
 PROMPT_TOKENS = 96  # the last of each prompt; all logits of the comparison are held in memory at once
@@ -57,26 +60,26 @@ class Written(NamedTuple):
     parameters: int
 
 
-def run(recipe: Recipe, run: Run) -> Result:
+def run(recipe: Recipe, run: Run) -> StageMetrics:
     """Write `export.of` to the run's model folder in the form that the recipe asks for, verified."""
     start = run.model_of(recipe.export.of)
     adapters.check_form(start, recipe.adapter)
-    if recipe.adapter is None and recipe.export.form == "adapter":
+    if recipe.adapter is None and recipe.export.format == "adapter":
         raise ModelError(
             "there is no adapter to export: the recipe says `adapter: null`",
-            location="export.form",
-            hint="Set `export.form: merged`.",
+            location="export.format",
+            hint="Set `export.format: merged`.",
         )
-    tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
+    tokenizer = loading.load_tokenizer(run.base_source(), recipe.base.revision)
     own_template = tokenizer.chat_template is not None
-    template.prepare(tokenizer, recipe.base.chat_template)
+    chat_template.prepare(tokenizer, recipe.base.chat_template)
     prompts = _prompts(recipe, run)
     expected = _expected(recipe, run, start, tokenizer, prompts)
     conversational = isinstance(prompts[0], list) if prompts else own_template
     folder = run.path / ".unverified"  # beside the model folder, so that the last step is one rename
     folder.mkdir()
     try:
-        run.say(f"writing {recipe.export.of}, {_form(recipe)}")
+        logger.info(f"writing {recipe.export.of}, {_form(recipe)}")
         written = _write(recipe, run, start, folder, tokenizer)
         kl = _verify(recipe, run, folder, written.digests, expected)
         model_card.write(recipe, run, folder, tokenizer, kl=kl, conversational=conversational)
@@ -85,16 +88,16 @@ def run(recipe: Recipe, run: Run) -> Result:
         folder.replace(run.path / "model")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    run.say(f"verified: all tensors as saved, KL {kl:.1e} nats a token")
-    run.say(f"the model, {_form(recipe)}, lies in {run.model_dir}")
-    return Result({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
+    logger.info(f"verified: all tensors as saved, KL {kl:.1e} nats a token")
+    logger.info(f"the model, {_form(recipe)}, lies in {run.model_dir}")
+    return StageMetrics({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
 
 
 def _form(recipe: Recipe) -> str:
     """What is written, in words; the dtype of training where it is not kept."""
-    if recipe.export.form == "adapter":
+    if recipe.export.format == "adapter":
         return "the adapter alone"
-    trained_in = str(base.compute_dtype(recipe.base, base.default_device())).removeprefix("torch.")
+    trained_in = str(loading.compute_dtype(recipe.base, loading.default_device())).removeprefix("torch.")
     dtype = recipe.export.dtype
     return f"merged, {dtype}" + (f" (export.dtype; it was trained in {trained_in})" if dtype != trained_in else "")
 
@@ -115,15 +118,15 @@ def _expected(
     recipe: Recipe, run: Run, start: Path, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text]
 ) -> Expected:
     """The model as it was trained: the adapter on its (quantized) base, on prompts and its own continuations."""
-    ids = [row[-PROMPT_TOKENS:] for row in template.encode_prompts(tokenizer, prompts)]
-    ids = [row for row in ids if row] or template.encode_prompts(tokenizer, TEXTS)
+    ids = [row[-PROMPT_TOKENS:] for row in chat_template.encode_prompts(tokenizer, prompts)]
+    ids = [row for row in ids if row] or chat_template.encode_prompts(tokenizer, TEXTS)
     model = adapters.load_policy(
         recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke, trainable=False
     ).eval()
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
-        eos_token_id=list(template.stop_ids(tokenizer)),
+        eos_token_id=list(chat_template.stop_ids(tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
     sequences = []
@@ -145,7 +148,7 @@ def _logits(model: PreTrainedModel | PeftModel, sequences: Sequence[Sequence[int
 
 def _write(recipe: Recipe, run: Run, start: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Written:
     source = run.base_source()
-    if recipe.export.form == "adapter":
+    if recipe.export.format == "adapter":
         policy = adapters.load_policy(recipe.base, recipe.adapter, source, start, smoke=run.smoke, trainable=False)
         adapters.write(policy, folder, revision=None if Path(source).is_dir() else recipe.base.revision)
         tensors = adapters.adapter_weights(policy, "default")
@@ -162,8 +165,8 @@ def _write(recipe: Recipe, run: Run, start: Path, folder: Path, tokenizer: PreTr
 
 def _merged(recipe: Recipe, source: str, start: Path, *, smoke: bool) -> PreTrainedModel:
     if recipe.adapter is None:
-        return base.load_causal_lm(recipe.base, str(start))
-    model = base.load_causal_lm(recipe.base, source, smoke=smoke)
+        return loading.load_causal_lm(recipe.base, str(start))
+    model = loading.load_causal_lm(recipe.base, source, smoke=smoke)
     if recipe.base.quantize != "none":
         model = model.dequantize()
     policy = adapters.attach(model, recipe.adapter, task="CAUSAL_LM", start=start, trainable=False)
@@ -185,7 +188,7 @@ def _check_finite(model: PreTrainedModel, dtype: str) -> None:
 
 def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """One end of an answer everywhere: a model whose files disagree about it never stops in some servers."""
-    stops = template.stop_ids(tokenizer)
+    stops = chat_template.stop_ids(tokenizer)
     for config in (model.config, model.generation_config):
         config.eos_token_id = stops[0] if len(stops) == 1 else list(stops)
         config.pad_token_id = tokenizer.pad_token_id
@@ -216,9 +219,9 @@ def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: 
     Logits are computed in the dtype of training, on both sides: bfloat16 arithmetic alone is worth 4e-4 nats a token
     on a small model, and says nothing about the weights.
     """
-    trained_in = base.compute_dtype(recipe.base, base.default_device())
-    if recipe.export.form == "adapter":
-        plain = base.load_causal_lm(recipe.base, run.base_source(), smoke=run.smoke)
+    trained_in = loading.compute_dtype(recipe.base, loading.default_device())
+    if recipe.export.format == "adapter":
+        plain = loading.load_causal_lm(recipe.base, run.base_source(), smoke=run.smoke)
         model = PeftModel.from_pretrained(plain, folder).eval()
         found = _digests(adapters.adapter_weights(model, "default"))
     else:
@@ -241,21 +244,21 @@ def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: 
         raise ModelError(
             f"the exported model differs from the trained one: mean KL {kl:.2e} nats a token, at most {bound:.0e}",
             location="export",
-            hint="Set `export.dtype: float32`, or `export.form: adapter`.",
+            hint="Set `export.dtype: float32`, or `export.format: adapter`.",
         )
     return kl
 
 
 def _reload(folder: Path, dtype: torch.dtype | Literal["auto"], base_section: Base) -> PreTrainedModel:
     kwargs = {} if base_section.attention == "auto" else {"attn_implementation": base_section.attention}
-    device = base.default_device()
+    device = loading.default_device()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **kwargs).eval()
 
 
 def _bound(recipe: Recipe) -> float:
     """Exact where nothing is rounded: a float32 base that is not quantized, and float32 weights written."""
-    dtype = base.compute_dtype(recipe.base, base.default_device())
-    keeps = recipe.export.form == "adapter" or recipe.export.dtype == "float32"
+    dtype = loading.compute_dtype(recipe.base, loading.default_device())
+    keeps = recipe.export.format == "adapter" or recipe.export.dtype == "float32"
     exact = dtype == torch.float32 and recipe.base.quantize == "none" and keeps
     return MAX_KL_EXACT if exact else MAX_KL
 

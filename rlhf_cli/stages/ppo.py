@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli import distributed
-from rlhf_cli.data import sources, template
+from rlhf_cli.data import chat_template, sources, tokenization
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.models import base
-from rlhf_cli.models.bank import Bank
-from rlhf_cli.ppo import optimization, rewards, roles
-from rlhf_cli.ppo.trainer import Prompts, Trainer
+from rlhf_cli.models import loading
+from rlhf_cli.models.multi_adapter import MultiAdapterModel
+from rlhf_cli.ppo import actor_critic, optimization
+from rlhf_cli.ppo.trainer import PPOTrainer, Prompts
 from rlhf_cli.ppo.update import Demonstrations
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import encoding, limits, memory, training
+from rlhf_cli.rewards import build
+from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.training import length_checks, memory_check, trl
+
+logger = logging.getLogger(__name__)
 
 WATCHED = 4  # held-out prompts whose answers are kept as training goes
 REPORTED = (  # of the last iterations, in the result
@@ -32,33 +37,35 @@ REPORTED = (  # of the last iterations, in the result
 )
 
 
-def run(recipe: Recipe, run: Run) -> Result:
+def run(recipe: Recipe, run: Run) -> StageMetrics:
     """Train the policy for `ppo.iterations`; the final policy is the run's model, the critic lies beside it."""
     settings = recipe.ppo
     _check_shares(recipe)
     asked = optimization.arguments(settings.trainer, run.path)
-    terms = rewards.terms(settings.reward, run.say)
+    terms = build.terms(settings.reward, run.say)
     trackers = optimization.Trackers(asked, settings.model_dump(mode="json"))
-    tokenizer = base.load_tokenizer(run.base_source(), recipe.base.revision)
-    template.prepare(tokenizer, recipe.base.chat_template)
+    tokenizer = loading.load_tokenizer(run.base_source(), recipe.base.revision)
+    chat_template.prepare(tokenizer, recipe.base.chat_template)
     train, watched = _prompts(recipe, run, tokenizer)
     demonstrations = _demonstrations(recipe, run, tokenizer) if settings.ptx_coef else None
     for index, source in enumerate(settings.reward):
         if source.run is not None:
             location = f"ppo.reward.{index}"
             prompts = (row.prompt for row in train.rows)
-            rewards.check_tokenizer(tokenizer, run.model_of(source.run), prompts, location=location)
-    rewards.prepare(terms, train.rows, recipe.base, smoke=run.smoke)
+            build.check_tokenizer(tokenizer, run.model_of(source.run), prompts, location=location)
+    build.prepare(terms, train.rows, recipe.base, smoke=run.smoke)
     cast = _cast(recipe, run, terms)
     if asked.activation_checkpointing:
         cast.bank.recompute_activations()
-    parts = optimization.build(settings, asked, cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE))
-    trainer = Trainer(
+    parts = optimization.build(
+        settings, asked, cast.bank.parameters(actor_critic.POLICY), cast.bank.parameters(actor_critic.VALUE)
+    )
+    trainer = PPOTrainer(
         settings, cast, terms, tokenizer, train, watched, demonstrations, parts, trackers, run, recipe.seed
     )
     history = trainer.train()
     trainer.save(run.model_dir, run.path / "critic")
-    return Result(_summary(history))
+    return StageMetrics(_summary(history))
 
 
 def _check_shares(recipe: Recipe) -> None:
@@ -70,19 +77,19 @@ def _check_shares(recipe: Recipe) -> None:
         raise RecipeError(message, location="ppo.minibatches", hint="Choose it so that they are.")
 
 
-def _cast(recipe: Recipe, run: Run, terms: list[rewards.Term]) -> roles.Cast:
+def _cast(recipe: Recipe, run: Run, terms: list[build.RewardFunction]) -> actor_critic.ActorCritic:
     start = None if recipe.ppo.start == "base" else run.model_of(recipe.ppo.start)
     judges = [run.model_of(source.run) for source in recipe.ppo.reward if source.run is not None]
-    wanted = roles.folders(start, terms, judges)
-    bank = Bank.load(
+    wanted = actor_critic.folders(start, terms, judges)
+    bank = MultiAdapterModel.load(
         recipe.base,
         recipe.adapter,
         run.base_source(),
         wanted,
         smoke=run.smoke,
-        is_split=recipe.launch.strategy == "fsdp",
+        sharded=recipe.launch.strategy == "fsdp",
     )
-    return roles.assign(bank, recipe.ppo.critic, terms)
+    return actor_critic.assign(bank, recipe.ppo.critic, terms)
 
 
 def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Prompts]:
@@ -93,12 +100,13 @@ def _prompts(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> tu
     limit = smoke.ROWS if run.smoke else None
     rows = sources.load(recipe.data.prompts, "prompts", seed=recipe.seed, find=run.find, limit=limit)
     longest = recipe.ppo.max_prompt_length
-    train = encoding.fitting_prompts(tokenizer, rows.train, longest)
-    training.tell_counts(run, "prompts", rows, train.counts)
-    held_out = encoding.fitting_prompts(tokenizer, rows.held_out[: 4 * WATCHED], longest)
+    train = tokenization.fitting_prompts(tokenizer, rows.train, longest)
+    trl.log_row_counts(run, "prompts", rows, train.counts)
+    held_out = tokenization.fitting_prompts(tokenizer, rows.held_out[: 4 * WATCHED], longest)
     source = held_out if held_out.rows else train
-    limits.check_all("ppo", recipe, run.base_source(), tokenizer, train, held_out, tell=run.warn)
-    memory.check(run, recipe, train.lengths(), ())
+    for warning in length_checks.check_all("ppo", recipe, run.base_source(), tokenizer, train, held_out):
+        logger.warning(warning)
+    memory_check.check(run, recipe, train.lengths(), ())
     return Prompts(train.rows, train.ids), Prompts(source.rows[:WATCHED], source.ids[:WATCHED])
 
 
@@ -107,14 +115,15 @@ def _demonstrations(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase
     assert recipe.data.sft is not None  # the recipe was checked
     limit = smoke.ROWS if run.smoke else None
     rows = sources.load(recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=limit)
-    columns = encoding.sft_columns(tokenizer, rows.train, recipe.sft.max_length)
-    training.tell_counts(run, "demonstrations", rows, columns.counts)
-    nothing = encoding.sft_columns(tokenizer, [], recipe.sft.max_length)
-    limits.check_all("sft", recipe, run.base_source(), tokenizer, columns, nothing, tell=run.warn)
+    columns = tokenization.sft_columns(tokenizer, rows.train, recipe.sft.max_length)
+    trl.log_row_counts(run, "demonstrations", rows, columns.counts)
+    nothing = tokenization.sft_columns(tokenizer, [], recipe.sft.max_length)
+    for warning in length_checks.check_all("sft", recipe, run.base_source(), tokenizer, columns, nothing):
+        logger.warning(warning)
     found = Demonstrations([], [])
     for part in columns.parts:
         for ids, labels in zip(part["input_ids"], part["labels"], strict=True):
-            start = next(at for at, label in enumerate(labels) if label != encoding.IGNORED)
+            start = next(at for at, label in enumerate(labels) if label != tokenization.IGNORED)
             found.prompts.append(ids[:start])
             found.completions.append(ids[start:])
     return found

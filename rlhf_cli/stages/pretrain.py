@@ -6,6 +6,7 @@ at the borders: the plainest recipe that works for a small base.
 
 from __future__ import annotations
 
+import logging
 from itertools import chain
 
 from datasets import Dataset
@@ -21,43 +22,48 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf_cli.data import sources
 from rlhf_cli.errors import DataError
-from rlhf_cli.models import base
+from rlhf_cli.models import loading
 from rlhf_cli.recipe import smoke
 from rlhf_cli.recipe.schema import Architecture, Recipe
-from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages import limits, saving, training
+from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.training import checkpointing, length_checks, trl
+
+logger = logging.getLogger(__name__)
 
 END, PAD = "<|end|>", "<|pad|>"
 
 
-def run(recipe: Recipe, run: Run) -> Result:
+def run(recipe: Recipe, run: Run) -> StageMetrics:
     """Train all weights to predict the text's next token."""
     section = recipe.pretrain
     assert recipe.data.pretrain is not None  # the recipe was checked for this stage
     rows = sources.load(
         recipe.data.pretrain, "pretrain", seed=recipe.seed, find=run.find, limit=smoke.ROWS * 16 if run.smoke else None
     )
-    training.tell_counts(run, "text", rows, {})
+    trl.log_row_counts(run, "text", rows, {})
     texts = [row.text for row in rows.train]
     if section.start == "scratch":
         tokenizer = make_tokenizer(texts, section.architecture.vocab_size)
         model = make_model(section.architecture, tokenizer)
     else:
         start = recipe.base.model_copy(update={"model": section.start, "quantize": "none"})
-        tokenizer = base.load_tokenizer(run.base_source(), start.revision)
-        positions, length = base.sizes(run.base_source(), start.revision).positions, section.max_length
-        limits.check_positions(positions, length, length, "pretrain.max_length", what="a sequence", tell=run.warn)
-        model = base.load_causal_lm(start, run.base_source(), smoke=run.smoke)
-    run.say(f"base: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
+        tokenizer = loading.load_tokenizer(run.base_source(), start.revision)
+        positions, length = loading.sizes(run.base_source(), start.revision).positions, section.max_length
+        for warning in length_checks.check_positions(
+            positions, length, length, "pretrain.max_length", what="a sequence"
+        ):
+            logger.warning(warning)
+        model = loading.load_causal_lm(start, run.base_source(), smoke=run.smoke)
+    logger.info(f"base: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
 
-    journal = training.Journal(run)
+    journal = trl.MetricsCallback(run)
     trainer = SFTTrainer(
         model=model,
-        args=training.config(
+        args=trl.config(
             SFTConfig,
             "pretrain",
             {
-                **training.arguments(section, run, recipe.seed, dtype=model.dtype),
+                **trl.arguments(section, run, recipe.seed, dtype=model.dtype),
                 "max_length": section.max_length,
                 "dataset_kwargs": {"skip_prepare_dataset": True},
             },
@@ -66,12 +72,12 @@ def run(recipe: Recipe, run: Run) -> Result:
         processing_class=tokenizer,
         callbacks=[journal],
     )
-    metrics = saving.train(trainer, journal, run, section.save_every)
+    metrics = checkpointing.train(trainer, journal, run, section.save_every)
     if rows.held_out:
         held_out = pack(tokenizer, [row.text for row in rows.held_out], section.max_length)
         metrics["pretrain.nll"] = trainer.evaluate(held_out)["eval_loss"]
-    training.save(trainer, tokenizer, run)
-    return Result(metrics)
+    trl.save(trainer, tokenizer, run)
+    return StageMetrics(metrics)
 
 
 def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerBase:

@@ -16,10 +16,10 @@ import torch
 import trl  # noqa: F401 - likewise
 import yaml
 
-from rlhf_cli.models import memory as model_memory
-from rlhf_cli.recipe.load import load
-from rlhf_cli.stages import memory
-from rlhf_cli.stages.dispatch import run_stage
+from rlhf_cli.models import footprint as model_memory
+from rlhf_cli.pipeline.runner import run_stage
+from rlhf_cli.recipe.loader import load
+from rlhf_cli.training import memory_check
 from tests.benchmarks import ppo_world
 from tests.benchmarks.ppo_world import World
 
@@ -42,7 +42,7 @@ class Case:
 class Silent:
     """A reporter that says warnings alone."""
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         print(text, flush=True)
 
     def stage(self, *_: object) -> None: ...
@@ -121,7 +121,7 @@ def run(case: Case, folder: Path) -> float:
     file.write_text(yaml.safe_dump(recipe(case, folder)))
     loaded = load(file)
     width = case.world.prompt_tokens + (case.world.response_tokens if case.stage != "ppo" else 0)
-    estimate = memory.estimate(case.stage, loaded, str(folder / "base"), width)
+    estimate = memory_check.estimate(case.stage, loaded, str(folder / "base"), width)
     assert estimate is not None
     print(case.words, estimate, flush=True)
     run_stage(case.stage, loaded, folder / "runs", smoke=False, reporter=Silent())
@@ -138,7 +138,7 @@ def main() -> None:
     words, world, folder, default_malloc = json.loads(sys.argv[1])
     case = Case(tuple(words), World(**world))
     if not default_malloc:  # as the stages themselves do where memory is short
-        model_memory.return_what_is_freed()
+        model_memory.release_freed_memory()
     run(replace(case, world=TINY), Path(folder) / "tiny")  # so that everything is imported
     gc.collect()
     if torch.cuda.is_available():

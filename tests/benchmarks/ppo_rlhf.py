@@ -12,8 +12,8 @@ import bitsandbytes  # noqa: F401 - loaded with a 4-bit base; here, so that it c
 import yaml
 
 import rlhf_cli.stages.ppo  # noqa: F401 - with torch, transformers and peft
-from rlhf_cli.recipe.load import load
-from rlhf_cli.stages.dispatch import run_stage
+from rlhf_cli.pipeline.runner import run_stage
+from rlhf_cli.recipe.loader import load
 from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK, Iteration, Job, Memory, Result, asked
 
 
@@ -28,7 +28,7 @@ class Stopwatch:
         self.ends.append(time.perf_counter())
         self.figures.append(metrics)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         print(text, flush=True)
 
     def stage(self, *_: object) -> None: ...

@@ -16,8 +16,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_cli.recipe.load import load
-from rlhf_cli.stages.dispatch import run_stage
+from rlhf_cli.pipeline.runner import run_stage
+from rlhf_cli.recipe.loader import load
 from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK
 from tests.benchmarks.ppo_rlhf import Stopwatch
 

@@ -58,8 +58,8 @@ def _make_world(folder: Path) -> None:
 
 def _ours(folder: Path, stage: str) -> Callable[[], float]:
     from rlhf_cli.cli import progress
-    from rlhf_cli.recipe.load import load
-    from rlhf_cli.stages.dispatch import run_stage
+    from rlhf_cli.pipeline.runner import run_stage
+    from rlhf_cli.recipe.loader import load
 
     recipe = load(folder / "recipe.yaml")
 

@@ -25,10 +25,10 @@ from rlhf_cli.errors import (
     StoppedError,
 )
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.stages import STAGES
-from tests.cli.conftest import Rlhf
-from tests.stages.conftest import SetStage
+from tests.support.command import Rlhf
+from tests.support.stand_ins import SetStage
 
 COMMANDS = [*STAGES, "run", "check"]
 WITH_RUNS = [*COMMANDS, "runs list", "runs show"]
@@ -193,7 +193,9 @@ def test_a_dry_run_of_smoke_waits_for_what_smoke_makes(rlhf: Rlhf) -> None:
 @pytest.mark.usefixtures("stand_ins", "real_base")
 def test_a_dry_run_of_eval_counts_what_it_would_measure_on(rlhf: Rlhf) -> None:
     found = facts(
-        rlhf("eval", "-r", "r.yaml", "--dry-run", "--set", "eval.of=sft", "--set", "eval.samples=1", "--json").json
+        rlhf(
+            "eval", "-r", "r.yaml", "--dry-run", "--set", "eval.candidate=sft", "--set", "eval.samples=1", "--json"
+        ).json
     )
     assert {name: n for name, n in found.items() if name.startswith("held out")} == {
         "held out sft": 1,
@@ -214,7 +216,7 @@ def test_a_dry_run_of_eval_counts_what_it_would_measure_on(rlhf: Rlhf) -> None:
     ],
 )
 def test_a_dry_run_fails_where_the_stage_would(rlhf: Rlhf, stage: str, setting: str, code: int, says: str) -> None:
-    ended = rlhf(stage, "-r", "r.yaml", "--dry-run", "--set", "eval.of=sft", "--set", setting)
+    ended = rlhf(stage, "-r", "r.yaml", "--dry-run", "--set", "eval.candidate=sft", "--set", setting)
     assert (ended.code, ended.out) == (code, "")
     assert says in ended.err
 
@@ -262,7 +264,7 @@ def test_what_there_is_not_is_one_object_with_code_2(rlhf: Rlhf, words: tuple[st
 def test_the_exit_code_is_the_kind_of_error(
     rlhf: Rlhf, set_stage: SetStage, kind: type[RlhfError], command: str
 ) -> None:
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         raise kind("it broke.", location="here", hint="Mend it.")
 
     set_stage("sft", run)
@@ -309,7 +311,7 @@ def test_a_gate_that_failed_is_seen_wherever_its_evaluation_is(rlhf: Rlhf, calls
 
 
 def test_a_bug_exits_1_with_its_traceback_and_says_so(rlhf: Rlhf, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         raise ZeroDivisionError("oh")
 
     set_stage("sft", run)
@@ -322,7 +324,7 @@ def test_a_bug_exits_1_with_its_traceback_and_says_so(rlhf: Rlhf, set_stage: Set
 
 
 def test_ctrl_c_exits_75(rlhf: Rlhf, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         raise KeyboardInterrupt
 
     set_stage("sft", run)
@@ -339,11 +341,11 @@ def test_a_traceback_of_what_a_user_caused_is_there_for_the_asking(rlhf: Rlhf, m
 
 
 def test_what_a_stage_prints_does_not_stand_beside_the_object(rlhf: Rlhf, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         print("a reward function talks")
         subprocess.run(["echo", "and so does its child"], check=True)
         run.model_dir.joinpath("weights").touch()
-        return Result({})
+        return StageMetrics({})
 
     set_stage("sft", run)
     ended = rlhf("sft", "-r", "r.yaml", "--json")

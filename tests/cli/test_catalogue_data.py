@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.cli import test_catalogue_recipe
-from tests.cli.conftest import Rlhf
 from tests.cli.test_catalogue_recipe import files
+from tests.support.command import Rlhf
 
 STAGE = {"pretrain": "pretrain", "sft": "sft", "preferences": "reward", "prompts": "ppo"}
 RECIPE = (

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.runs import owner
 from rlhf_cli.runs.layout import claim
-from tests.cli.conftest import Rlhf
+from rlhf_cli.runs.lock import acquire_lock
+from tests.support.command import Rlhf
 
 from .test_catalogue_model import base as base  # a small recipe for every stage
 
@@ -82,7 +82,7 @@ def test_a_disk_that_is_read_only(rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch) -
 def test_the_lock_of_a_dead_process_holds_nobody_up(rlhf: Rlhf) -> None:
     child = os.fork()
     if child == 0:
-        owner.take(claim(Path("runs").absolute(), "bot", "sft"), new=True)
+        acquire_lock(claim(Path("runs").absolute(), "bot", "sft"), new=True)
         os._exit(0)  # without letting go
     os.waitpid(child, 0)
     assert (VERSION / ".lock").exists()

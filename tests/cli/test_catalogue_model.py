@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Rlhf
-from tests.stages.test_inputs import make_run
+from tests.pipeline.test_inputs import make_run
+from tests.support.command import Rlhf
 
 TURNS = [{"role": "user", "content": "Hi there"}]
 ROWS = [

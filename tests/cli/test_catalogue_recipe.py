@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.cli.conftest import Rlhf
-from tests.stages.test_inputs import make_run
+from tests.pipeline.test_inputs import make_run
+from tests.support.command import Rlhf
 
 DATA = "data: {sft: {path: rows.jsonl}, preferences: {path: rows.jsonl}, prompts: {path: rows.jsonl}}\n"
 HEAD = f"name: bot\nbase: {{model: ./base}}\n{DATA}"  # lines 1 to 3

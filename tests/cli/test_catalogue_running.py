@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Rlhf
-from tests.reward_server import Server
+from tests.support.command import Rlhf
+from tests.support.reward_server import Server
 
 from .test_catalogue_model import base as base  # a small recipe for every stage
 

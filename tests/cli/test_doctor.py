@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.cli import doctor_findings
-from rlhf_cli.cli.doctor_findings import Finding
-from tests.cli.conftest import Rlhf
+from rlhf_cli.cli import doctor_checks
+from rlhf_cli.cli.doctor_checks import CheckResult
+from tests.support.command import Rlhf
 
 SECRET = "hf_secret_of_a_person"
 
@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def by_name(found: Iterator[Finding]) -> dict[str, Finding]:
+def by_name(found: Iterator[CheckResult]) -> dict[str, CheckResult]:
     return {one.name: one for one in found}
 
 
@@ -48,7 +48,7 @@ def test_a_sound_machine_exits_0_and_tells_all_in_one_object(rlhf: Rlhf, tmp_pat
     assert ended.code == 0, ended.err
     assert {name: ended.json[name] for name in ("status", "stage")} == {"status": "ok", "stage": "doctor"}
     found = {one["name"]: one for one in ended.json["findings"]}
-    for name in doctor_findings.PACKAGES:
+    for name in doctor_checks.PACKAGES:
         assert (found[name]["state"], found[name]["found"]) == ("ok", metadata.version(name))
     assert (
         found["cpu"]["state"] == found["nf4"]["state"] == found["int8"]["state"] == found["bfloat16"]["state"] == "ok"
@@ -109,7 +109,7 @@ def test_what_every_stage_needs_and_is_not_there_exits_5_with_all_findings(
     rlhf: Rlhf, versions: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions |= {"trl": "1.12.0", "peft": None}
-    monkeypatch.setattr(doctor_findings, "_kernels", lambda: iter(()))
+    monkeypatch.setattr(doctor_checks, "_kernels", lambda: iter(()))
     ended = rlhf("doctor", "--json")
     assert ended.code == 5
     assert (ended.json["status"], ended.json["exit_code"]) == ("error", 5)
@@ -124,7 +124,7 @@ def test_what_every_stage_needs_and_is_not_there_exits_5_with_all_findings(
 
 def test_bitsandbytes_that_is_not_installed_is_no_failure(versions: dict[str, str | None]) -> None:
     versions["bitsandbytes"] = None
-    one = by_name(doctor_findings._packages())["bitsandbytes"]
+    one = by_name(doctor_checks._packages())["bitsandbytes"]
     assert (one.state, one.needed) == ("missing", False)
     assert 'pip install "bitsandbytes>=0.50"' in one.hint
 
@@ -157,9 +157,9 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch: pytest.Monk
     def fails(weight: torch.Tensor) -> torch.nn.Module:
         raise RuntimeError("no kernel image\nis available")
 
-    monkeypatch.setattr(doctor_findings, "_nf4", wrong)
-    monkeypatch.setattr(doctor_findings, "_int8", fails)
-    found = by_name(doctor_findings._kernels())
+    monkeypatch.setattr(doctor_checks, "_nf4", wrong)
+    monkeypatch.setattr(doctor_checks, "_int8", fails)
+    found = by_name(doctor_checks._kernels())
     assert found["nf4"].state == "wrong"
     assert "within 50.0 % of float32, expected 15 % at most" in found["nf4"].found
     assert (found["int8"].state, found["int8"].found) == ("wrong", "fails on cpu: RuntimeError: no kernel image")
@@ -171,30 +171,30 @@ def test_a_tolerance_lets_rounding_pass_and_no_other_rounding(kind: str) -> None
     """Of 20 draws the kernel's error is inside, and twice the smallest of them outside."""
     import torch
 
-    make = {"nf4": doctor_findings._nf4, "int8": doctor_findings._int8}[kind]
+    make = {"nf4": doctor_checks._nf4, "int8": doctor_checks._int8}[kind]
     errors = []
     for seed in range(20):
         weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed))
         given = torch.randn(8, 64, generator=torch.Generator().manual_seed(99))
         true = given @ weight.T
         errors.append(float((make(weight).to("cpu")(given) - true).norm() / true.norm()))
-    assert max(errors) < doctor_findings.TOLERANCE[kind]
-    assert doctor_findings.TOLERANCE[kind] < 4 * min(errors)
+    assert max(errors) < doctor_checks.TOLERANCE[kind]
+    assert doctor_checks.TOLERANCE[kind] < 4 * min(errors)
 
 
 def test_an_nvidia_driver_that_torch_does_not_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    without, broken = doctor_findings._no_accelerator(None), doctor_findings._no_accelerator("12.9")
+    without, broken = doctor_checks._no_accelerator(None), doctor_checks._no_accelerator("12.9")
     assert without.state == broken.state == "wrong"
     assert "built without CUDA" in without.found
     assert "built for CUDA 12.9 and finds no GPU" in broken.found
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert doctor_findings._no_accelerator(None).state == "missing"
+    assert doctor_checks._no_accelerator(None).state == "missing"
 
 
 def test_a_runs_folder_that_cannot_be_written_to_exits_5(rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_findings, "_kernels", lambda: iter(()))
-    monkeypatch.setattr(doctor_findings, "_packages", lambda: iter(()))
+    monkeypatch.setattr(doctor_checks, "_kernels", lambda: iter(()))
+    monkeypatch.setattr(doctor_checks, "_packages", lambda: iter(()))
     ended = rlhf("doctor", "--runs-dir", "r.yaml/runs")
     assert ended.code == 5
     assert "r.yaml/runs cannot be written to. Choose another one with --runs-dir" in ended.err
@@ -203,7 +203,7 @@ def test_a_runs_folder_that_cannot_be_written_to_exits_5(rlhf: Rlhf, monkeypatch
 
 def test_little_space_is_told_and_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**9})())
-    one = doctor_findings._room("runs folder", tmp_path, "Elsewhere.", needed=True)
+    one = doctor_checks._room("runs folder", tmp_path, "Elsewhere.", needed=True)
     assert (one.state, one.needed, one.hint) == ("wrong", False, "Free space. Elsewhere.")
     assert "1.00 GB free" in one.found
 
@@ -232,7 +232,7 @@ def test_the_hub_is_asked_at_its_endpoint_whose_password_is_not_shown(
     with HTTPServer(("127.0.0.1", 0), Handler) as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.01,))
         thread.start()
-        one = doctor_findings._reached(f"http://me:{SECRET}@127.0.0.1:{hub.server_port}", offline=False)
+        one = doctor_checks._reached(f"http://me:{SECRET}@127.0.0.1:{hub.server_port}", offline=False)
         hub.shutdown()
         thread.join()
     assert one.state == ("ok" if status == 200 else "missing")
@@ -242,7 +242,7 @@ def test_the_hub_is_asked_at_its_endpoint_whose_password_is_not_shown(
 
 @pytest.mark.usefixtures("online")
 def test_a_hub_that_cannot_be_reached_is_no_failure() -> None:
-    one = doctor_findings._reached("http://127.0.0.1:9", offline=False)  # the discard port, where nothing listens
+    one = doctor_checks._reached("http://127.0.0.1:9", offline=False)  # the discard port, where nothing listens
     assert (one.state, one.needed) == ("missing", False)
     assert one.found.startswith("http://127.0.0.1:9 cannot be reached (ConnectError): only what is cached")
     assert "HF_HUB_OFFLINE=1" in one.hint
@@ -250,7 +250,7 @@ def test_a_hub_that_cannot_be_reached_is_no_failure() -> None:
 
 def test_a_damaged_cache_is_told_and_hides_no_model(cache: Path) -> None:
     (cache / "models--org--broken").mkdir()
-    found = list(doctor_findings._cached())
+    found = list(doctor_checks._cached())
     assert [one.state for one in found] == ["ok", "wrong"]
     assert "models--org--broken" in found[1].found
 
@@ -260,7 +260,7 @@ def test_a_part_that_cannot_be_looked_at_leaves_the_others(monkeypatch: pytest.M
         raise AttributeError("no such thing")
 
     for name in ("_packages", "_devices", "_kernels"):
-        monkeypatch.setattr(doctor_findings, name, broken)
-    found = by_name(doctor_findings.findings(tmp_path))
+        monkeypatch.setattr(doctor_checks, name, broken)
+    found = by_name(doctor_checks.findings(tmp_path))
     assert found["devices"].found == "cannot be looked at: AttributeError: no such thing"
     assert {"runs folder", "reach"} <= found.keys()

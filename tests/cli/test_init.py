@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.cli.init import STARTER
-from tests.cli.conftest import Rlhf
+from tests.support.command import Rlhf
 
 ROOT = Path(__file__).parents[2]
 FILES = {

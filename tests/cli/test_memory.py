@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_cli.models import adapters
-from rlhf_cli.models import memory as model_memory
-from tests.cli.conftest import Rlhf
+from rlhf_cli.models import footprint as model_memory
+from tests.support.command import Rlhf
 
 Capacity = Callable[[float], None]
 

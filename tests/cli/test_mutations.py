@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.cli.conftest import Ended, Rlhf
+from tests.support.command import Ended, Rlhf
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ROWS = 12  # of each file of the demo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_cli.cli.preview import print_preview
+from rlhf_cli.cli.dry_run import print_preview
 
 
 def test_a_previews_figures_stand_in_one_column_with_their_thousands_apart(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from rlhf_cli.cli.progress import Plain, Terminal
+from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.runs.run import Run
-from rlhf_cli.stages.dispatch import Outcome
-from tests.runs.conftest import Silent
+from tests.support.reporters import RecordingReporter
 
 METRICS = {
     "reward": -0.513,
@@ -26,7 +26,9 @@ METRICS = {
 def line(tmp_path: Path, width: int) -> str:
     """The live line of step 11 of 40, on a terminal of so many columns."""
     terminal = Terminal(Console(file=io.StringIO(), force_terminal=True, width=width), quiet=False)
-    terminal.stage("pretrain", Run.create(tmp_path, "bot", "pretrain", smoke=False, base="b", reporter=Silent()))
+    terminal.stage(
+        "pretrain", Run.create(tmp_path, "bot", "pretrain", smoke=False, base="b", reporter=RecordingReporter())
+    )
     terminal.begin(40, "iterations")
     terminal.step(11, METRICS)
     shown = Console(file=io.StringIO(), width=width)
@@ -53,13 +55,13 @@ def test_a_narrow_terminal_keeps_the_step_and_the_time_left(tmp_path: Path, widt
     assert rest.endswith("-:--:--")
 
 
-def outcome(run: Run, *, skipped: bool) -> Outcome:
-    return Outcome("sft", run.path, {"seconds": 3.0, "metrics": {"sft.loss": 0.5}}, skipped, failed_gates=())
+def outcome(run: Run, *, skipped: bool) -> StageResult:
+    return StageResult("sft", run.path, {"seconds": 3.0, "metrics": {"sft.loss": 0.5}}, skipped, failed_gates=())
 
 
 @pytest.mark.parametrize("kind", [Plain, Terminal])
 def test_a_run_that_was_made_is_not_told_again_as_up_to_date(tmp_path: Path, kind: type[Plain | Terminal]) -> None:
-    run = Run.create(tmp_path, "bot", "sft", smoke=True, base="b", reporter=Silent())
+    run = Run.create(tmp_path, "bot", "sft", smoke=True, base="b", reporter=RecordingReporter())
     out = Console(file=io.StringIO(), width=200)
     reporter = kind(out, quiet=False)
     reporter.done(outcome(run, skipped=False))

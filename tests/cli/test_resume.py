@@ -9,21 +9,21 @@ import pytest
 
 from rlhf_cli.cli import output
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs.run import Result, Run
+from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.stages import STAGES
-from tests.cli.conftest import Rlhf
-from tests.stages.conftest import SetStage
+from tests.support.command import Rlhf
+from tests.support.stand_ins import SetStage
 
-Stops = dict[str, int]
+StoppingRules = dict[str, int]
 
 
 @pytest.fixture
-def stops(set_stage: SetStage) -> Stops:
+def stops(set_stage: SetStage) -> StoppingRules:
     """Stage: the step in which it gets a SIGTERM. Every stage saves after each of its three steps."""
-    stops: Stops = {}
+    stops: StoppingRules = {}
 
-    def run(recipe: Recipe, run: Run) -> Result:
-        run.begin(3, "steps", heeds_signals=True)
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
+        run.begin(3, "steps", handles_signals=True)
         for step in range(run.resumed_step + 1, 4):
             run.log(step, {"loss": 0.5})
             if stops.get(run.stage) == step:
@@ -34,14 +34,14 @@ def stops(set_stage: SetStage) -> Stops:
             if run.stopping:
                 raise run.stopped(step)
         (run.model_dir / "weights").touch()
-        return Result({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
+        return StageMetrics({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
 
     for stage in STAGES:
         set_stage(stage, run)
     return stops
 
 
-def test_a_stopped_stage_exits_75_names_its_checkpoint_and_goes_on(rlhf: Rlhf, stops: Stops) -> None:
+def test_a_stopped_stage_exits_75_names_its_checkpoint_and_goes_on(rlhf: Rlhf, stops: StoppingRules) -> None:
     stops["sft"] = 2
     told = rlhf("sft", "-r", "r.yaml")
     assert told.code == 75
@@ -55,7 +55,7 @@ def test_a_stopped_stage_exits_75_names_its_checkpoint_and_goes_on(rlhf: Rlhf, s
     assert "v0001" in told.out
 
 
-def test_the_json_of_a_stop_is_one_object(rlhf: Rlhf, stops: Stops) -> None:
+def test_the_json_of_a_stop_is_one_object(rlhf: Rlhf, stops: StoppingRules) -> None:
     stops["sft"] = 1
     told = rlhf("sft", "-r", "r.yaml", "--json")
     assert (told.code, told.json["status"], told.json["code"]) == (75, "error", 75)
@@ -63,7 +63,7 @@ def test_the_json_of_a_stop_is_one_object(rlhf: Rlhf, stops: Stops) -> None:
     assert rlhf("sft", "-r", "r.yaml", "--json", "--resume").json["run"] == "bot/sft@v0001"
 
 
-def test_the_chain_goes_on_where_it_was_stopped(rlhf: Rlhf, stops: Stops) -> None:
+def test_the_chain_goes_on_where_it_was_stopped(rlhf: Rlhf, stops: StoppingRules) -> None:
     stops["ppo"] = 2
     assert rlhf("run", "-r", "r.yaml", "--quiet").code == 75
     stages = rlhf("run", "-r", "r.yaml", "--resume", "--json").json["stages"]
@@ -85,7 +85,7 @@ def test_where_there_is_nothing_to_resume_it_exits_2(rlhf: Rlhf, command: str) -
     assert "without --resume" in told.err
 
 
-def test_a_changed_recipe_exits_2_and_says_what_changed(rlhf: Rlhf, stops: Stops) -> None:
+def test_a_changed_recipe_exits_2_and_says_what_changed(rlhf: Rlhf, stops: StoppingRules) -> None:
     stops["sft"] = 2
     rlhf("sft", "-r", "r.yaml")
     told = rlhf("sft", "-r", "r.yaml", "--resume", "--set", "sft.learning_rate=0.5")
@@ -95,7 +95,7 @@ def test_a_changed_recipe_exits_2_and_says_what_changed(rlhf: Rlhf, stops: Stops
 
 
 def test_a_signal_that_comes_while_the_first_one_is_told_changes_nothing(
-    rlhf: Rlhf, stops: Stops, monkeypatch: pytest.MonkeyPatch
+    rlhf: Rlhf, stops: StoppingRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "print_issues", lambda issues: os.kill(os.getpid(), signal.SIGINT))
     stops["sft"] = 1

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.runs.run import Run
-from tests.cli.conftest import Rlhf
-from tests.runs.conftest import Silent
+from tests.support.command import Rlhf
+from tests.support.reporters import RecordingReporter
 
 
 def make(runs: Path, stage: str = "sft", name: str = "bot", *, smoke: bool = False, complete: bool = True) -> Run:
-    run = Run.create(runs, name, stage, smoke=smoke, base="b", reporter=Silent())
+    run = Run.create(runs, name, stage, smoke=smoke, base="b", reporter=RecordingReporter())
     run.log(1, {"loss": 2.0})
     run.log(2, {"loss": 1.0})
     run.sample({"prompt": "hello", "response": "good [night]"})

@@ -17,9 +17,9 @@ import pytest
 from rlhf_cli.errors import Issue
 from rlhf_cli.recipe.schema import Base, Recipe
 from rlhf_cli.redaction import redact
-from rlhf_cli.runs.run import Result, Run
-from tests.cli.conftest import Ended, Rlhf
-from tests.stages.conftest import SetStage
+from rlhf_cli.runs.run import Run, StageMetrics
+from tests.support.command import Ended, Rlhf
+from tests.support.stand_ins import SetStage
 
 TOKEN = "hf_secretsecretsecretsecretsecret42"
 PASSWORD = "pa55word"
@@ -89,7 +89,7 @@ def test_what_a_stage_says_and_what_it_fails_with_is_told_without_secrets(
 ) -> None:
     monkeypatch.setenv("RLHF_DEBUG", debug)
 
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         run.begin(1, "steps")
         run.say(f"asked {URL}")
         run.warn(f"{TOKEN} is old")
@@ -106,10 +106,10 @@ def test_what_a_stage_says_and_what_it_fails_with_is_told_without_secrets(
 
 @pytest.mark.usefixtures("secrets", "stand_ins")
 def test_warnings_in_a_manifest_hold_no_secret(rlhf: Rlhf, recipe_file: Path, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         run.warn(f"{URL} took long, with {TOKEN}")
         run.model_dir.joinpath("weights").touch()
-        return Result({"loss": 1.0})
+        return StageMetrics({"loss": 1.0})
 
     set_stage("sft", run)
     ended = rlhf("sft", "-r", recipe_file, "--json")
@@ -231,7 +231,7 @@ def test_pickled_weights_are_refused_unread(rlhf: Rlhf, recipe_file: Path, stran
 
 def test_a_pickled_reward_model_is_refused_unread(stranger: Path, tmp_path: Path) -> None:
     from rlhf_cli.errors import ModelError
-    from rlhf_cli.models.base import load_reward_model
+    from rlhf_cli.models.loading import load_reward_model
 
     with_pickled_weights(stranger, "model.safetensors", "pytorch_model.bin", tmp_path / "mark")
     with pytest.raises(ModelError, match="pickles alone"):
@@ -244,7 +244,7 @@ def test_a_pickled_adapter_is_refused_unread(tiny_base: Path, tmp_path: Path) ->
 
     from rlhf_cli.errors import ModelError
     from rlhf_cli.models.adapters import load_policy
-    from rlhf_cli.models.base import load_causal_lm
+    from rlhf_cli.models.loading import load_causal_lm
     from rlhf_cli.recipe.schema import Adapter
 
     base = Base(model=str(tiny_base))
@@ -343,10 +343,10 @@ def test_a_hub_model_is_loaded_and_recorded_by_its_commit(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     seen: list[tuple[str, str]] = []
 
-    def run(recipe: Recipe, run: Run) -> Result:
+    def run(recipe: Recipe, run: Run) -> StageMetrics:
         seen.append((run.base_source(), recipe.base.revision))
         run.model_dir.joinpath("weights").touch()
-        return Result({})
+        return StageMetrics({})
 
     set_stage("sft", run)
     ended = rlhf("sft", "-r", recipe_file, "--set", "base.model=org/model")
@@ -405,7 +405,7 @@ def outside(rlhf: Rlhf, recipe_file: Path) -> Path:
         "ppo.start=../sft@v0001",
         "ppo.start=../sft@latest",
         "ppo.start=bot/../../sft@latest",
-        "eval.of=../sft@latest",
+        "eval.candidate=../sft@latest",
         "data.prompts={run: ../sft@latest}",
         "data.prompts={run: bot/../../sft@v0001}",
         "data.prompts={run: 'bot/sft@v0001/../../../../sft/v0001'}",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.conftest import Rlhf
+from tests.support.command import Rlhf
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_cli.evaluation.comparison import Answers, figures, gains, ranking
+from rlhf_cli.evaluation.comparison import ScoredCompletions, figures, gains, ranking
 
-OF = Answers([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]}, [False, True])
-AGAINST = Answers([[7, 2], [8, 2]], ["c", "d"], [2.0, 1.0], {"gold": [0.5, 0.0]}, [False, False])
+CANDIDATE = ScoredCompletions([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]}, [False, True])
+BASELINE = ScoredCompletions([[7, 2], [8, 2]], ["c", "d"], [2.0, 1.0], {"gold": [0.5, 0.0]}, [False, False])
 
 
 def test_figures_of_one_side() -> None:
-    found = figures(OF)
+    found = figures(CANDIDATE)
     assert found == {
         "response_length": 4.0,
         "truncation_rate": 0.5,
@@ -23,13 +23,13 @@ def test_figures_of_one_side() -> None:
 
 
 def test_without_a_judge_there_is_no_reward() -> None:
-    found = figures(OF._replace(scores=[], judged={}))
+    found = figures(CANDIDATE._replace(scores=[], judged={}))
     assert "policy.reward" not in found
-    assert not any(name.startswith("win_rate") for name in gains(OF._replace(scores=[]), AGAINST, seed=0))
+    assert not any(name.startswith("win_rate") for name in gains(CANDIDATE._replace(scores=[]), BASELINE, seed=0))
 
 
 def test_gains_are_paired_by_prompt() -> None:
-    found = gains(OF, AGAINST, seed=0)
+    found = gains(CANDIDATE, BASELINE, seed=0)
     assert found["win_rate"] == 0.5
     assert found["win_rate.n"] == 2
     assert found["policy.reward_gain"] == pytest.approx(0.5)  # (-1 + 2) / 2

@@ -11,7 +11,14 @@ from rlhf_cli.evaluation.gates import judge
 from rlhf_cli.evaluation.report import Report, write
 from rlhf_cli.recipe.schema import Gate
 
-METRICS = {"win_rate": 0.61, "win_rate.low": 0.55, "win_rate.high": 0.67, "kl": 4.0, "score": 2.0, "score.against": 1.5}
+METRICS = {
+    "win_rate": 0.61,
+    "win_rate.low": 0.55,
+    "win_rate.high": 0.67,
+    "kl": 4.0,
+    "score": 2.0,
+    "score.baseline": 1.5,
+}
 
 
 def make(gates: list[Gate]) -> Report:

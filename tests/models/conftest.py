@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from rlhf_cli.models.base import quiet
+from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.recipe.schema import Adapter
 
 PAD = 0
@@ -18,7 +18,7 @@ PAD = 0
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
-    quiet()
+    silence_library_logging()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import adapters
-from rlhf_cli.models.base import load_causal_lm, load_scorer
+from rlhf_cli.models.loading import load_causal_lm, load_scorer
 from rlhf_cli.recipe.schema import Adapter, Base
 
 IDS = torch.arange(3, 23).reshape(2, 10)
@@ -122,7 +122,7 @@ def test_a_start_that_differs_from_the_recipe_is_refused(
 def test_an_adapter_of_more_modules_than_asked_is_refused(base_folder: Path, make_adapter: Make) -> None:
     with pytest.raises(ModelError, match="have no place there"):
         adapters.load_policy(
-            recipe(base_folder), Adapter(rank=4, alpha=8, targets=["q_proj"]), str(base_folder), make_adapter()
+            recipe(base_folder), Adapter(rank=4, alpha=8, target_modules=["q_proj"]), str(base_folder), make_adapter()
         )
 
 
@@ -138,7 +138,7 @@ def test_an_adapter_of_other_shapes_is_refused(base_folder: Path, adapter: Adapt
 
 def test_targets_that_the_model_lacks_are_refused(base_folder: Path) -> None:
     with pytest.raises(ModelError, match="no_such_module"):
-        adapters.load_policy(recipe(base_folder), Adapter(targets=["no_such_module"]), str(base_folder), None)
+        adapters.load_policy(recipe(base_folder), Adapter(target_modules=["no_such_module"]), str(base_folder), None)
 
 
 def test_whole_and_adapter_are_not_taken_for_each_other(

@@ -80,7 +80,7 @@ def test_score_steps_over_a_hole():
 
 def test_gae_of_three_tokens():
     rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.5]])
-    advantages, returns = gae(rewards, values, mask("111"), gamma=1.0, lam=0.5)
+    advantages, returns = gae(rewards, values, mask("111"), gamma=1.0, gae_lambda=0.5)
     # δ = (.25 − .5, .5 − .25, 1 − .5) = (−.25, .25, .5); A2 = .5, A1 = .25 + .25 = .5, A0 = −.25 + .25 = 0
     close(advantages, [[0.0, 0.5, 0.5]])
     close(returns, [[0.5, 0.75, 1.0]])
@@ -89,9 +89,9 @@ def test_gae_of_three_tokens():
 def test_gae_with_lambda_one_is_the_discounted_return_and_with_zero_the_td_error():
     rewards, values = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[3.0, 5.0, 7.0]])
     # G2 = 4, G1 = 2 + .5·4 = 4, G0 = 1 + .5·4 = 3
-    close(gae(rewards, values, mask("111"), gamma=0.5, lam=1.0).returns, [[3.0, 4.0, 4.0]])
+    close(gae(rewards, values, mask("111"), gamma=0.5, gae_lambda=1.0).returns, [[3.0, 4.0, 4.0]])
     # δ0 = 1 + 2.5 − 3, δ1 = 2 + 3.5 − 5, δ2 = 4 − 7
-    close(gae(rewards, values, mask("111"), gamma=0.5, lam=0.0).advantages, [[0.5, 0.5, -3.0]])
+    close(gae(rewards, values, mask("111"), gamma=0.5, gae_lambda=0.0).advantages, [[0.5, 0.5, -3.0]])
 
 
 def test_gae_of_a_row_with_hole_and_tail_equals_the_row_without_them():

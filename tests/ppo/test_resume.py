@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from rlhf_cli.errors import ModelError, StoppedError
-from rlhf_cli.ppo import roles, update
+from rlhf_cli.ppo import actor_critic, update
 from rlhf_cli.recipe.schema import Critic, Kl
-
-from .conftest import lines, small
+from tests.support.tiny_policy import lines, small
 
 ITERATIONS = 4
 TIMED = ("seconds.", "tokens_per_second", "memory_peak_bytes", "time")
@@ -37,7 +36,7 @@ def left(trainer, history):
     """All that a run leaves: weights, optimizer, schedule, KL coefficient, and every figure that is not a time."""
     state = trainer.optimization.optimizer.state_dict()["state"]
     return (
-        [p.detach() for role in (roles.POLICY, roles.VALUE) for p in trainer.bank.parameters(role)],
+        [p.detach() for role in (actor_critic.POLICY, actor_critic.VALUE) for p in trainer.bank.parameters(role)],
         [value for _, own in sorted(state.items()) for _, value in sorted(own.items())],
         trainer.optimization.schedule.state_dict()["last_epoch"],
         trainer.coefficient,

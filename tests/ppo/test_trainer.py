@@ -5,10 +5,11 @@ import torch
 
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
-from rlhf_cli.ppo import experience, rewards, roles
+from rlhf_cli.inference import scoring
+from rlhf_cli.ppo import actor_critic
 from rlhf_cli.recipe.schema import Critic, Kl, Ppo
-
-from .conftest import EOS, PAD, Says, lines, small
+from rlhf_cli.rewards import build
+from tests.support.tiny_policy import EOS, PAD, Says, lines, small
 
 LOGGED = {
     *("reward", "reward.std", "reward.share", "kl", "kl.token", "kl.k3", "kl.coef", "entropy"),
@@ -36,17 +37,17 @@ def test_policy_starts_as_the_reference_and_alone_moves_away(make_trainer, sft_f
 
     def logprobs(role):
         limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
-        return torch.cat(experience.token_logprobs(bank, role, *ragged, **limits))
+        return torch.cat(scoring.token_logprobs(bank, role, *ragged, **limits))
 
-    start = logprobs(roles.POLICY)
-    assert torch.equal(start, logprobs(roles.REFERENCE))
+    start = logprobs(actor_critic.POLICY)
+    assert torch.equal(start, logprobs(actor_critic.REFERENCE))
     base = {id(p): p.detach().clone() for p in bank._base.parameters() if not p.requires_grad}
-    scores = experience.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60)
+    scores = scoring.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60)
     history = trainer.train()
     assert abs(history[0]["kl"]) < 1e-5  # nats: nothing has moved yet
-    assert (logprobs(roles.POLICY) - start).abs().max() > 1e-3
-    assert torch.equal(logprobs(roles.REFERENCE), start)
-    assert torch.equal(experience.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60), scores)
+    assert (logprobs(actor_critic.POLICY) - start).abs().max() > 1e-3
+    assert torch.equal(logprobs(actor_critic.REFERENCE), start)
+    assert torch.equal(scoring.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60), scores)
     assert all(torch.equal(base[id(p)], p) for p in bank._base.parameters() if id(p) in base)
 
 
@@ -54,7 +55,7 @@ def test_the_bare_base_is_the_reference_of_a_policy_that_starts_from_it(make_tra
     trainer = make_trainer(small())
     history = trainer.train()
     assert abs(history[0]["kl"]) < 1e-5
-    assert trainer.bank.parameters(roles.REFERENCE) == []
+    assert trainer.bank.parameters(actor_critic.REFERENCE) == []
 
 
 def test_an_iteration_logs_every_figure(make_trainer):
@@ -72,7 +73,7 @@ def test_an_iteration_logs_every_figure(make_trainer):
 def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_the_others(make_trainer):
     trainer = make_trainer(small(missing_eos_penalty=3.0), function=lambda completions: [1.0] * len(completions))
     rows, responses = [PromptRow("w1", {})] * 3, [[5, 6, 7, 8, EOS], [5, 6, 7, 8, 9], [EOS]]
-    answered = rewards.Answered(rows, [[5]] * 3, responses, ["x"] * 3)
+    answered = build.Completions(rows, [[5]] * 3, responses, ["x"] * 3)
     total = trainer.scorer.earned(answered).shaped
     assert total.tolist() == [1.0, -2.0, 1.0]
     scored = trainer.scorer.score(answered, trainer.coefficient)
@@ -82,7 +83,7 @@ def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_th
 
 def test_a_sources_mean_is_over_what_it_judged(make_trainer):
     trainer = make_trainer(small(), function=lambda completions: [None, 4.0, 8.0])
-    answered = rewards.Answered([PromptRow("w1", {})] * 3, [[5]] * 3, [[6, EOS]] * 3, ["x"] * 3)
+    answered = build.Completions([PromptRow("w1", {})] * 3, [[5]] * 3, [[6, EOS]] * 3, ["x"] * 3)
     found = trainer.scorer.score(answered, trainer.coefficient).metrics
     assert (found["reward"], found["reward.share"]) == (4.0, 6.0)
     terms = trainer.scorer.terms
@@ -93,14 +94,14 @@ def test_a_sources_mean_is_over_what_it_judged(make_trainer):
 
 def test_score_and_kl_reach_the_returns(make_trainer, sft_folder):
     """With λ = γ = 1, the return of a token is the score less the KL still to come."""
-    trainer = make_trainer(small(lam=1.0, kl=Kl(coef=0.5)), sft_folder, function=lambda completions: [2.0, 7.0])
-    for p in trainer.bank.parameters(roles.POLICY):
+    trainer = make_trainer(small(gae_lambda=1.0, kl=Kl(coef=0.5)), sft_folder, function=lambda completions: [2.0, 7.0])
+    for p in trainer.bank.parameters(actor_critic.POLICY):
         p.data += 0.01 * torch.randn_like(p)  # away from the reference
     rows, prompts, responses = [PromptRow("w1", {})] * 2, [[5, 6], [7]], [[8, 9, EOS], [10, EOS]]
-    scored = trainer.scorer.score(rewards.Answered(rows, prompts, responses, ["x", "y"]), 0.5)
+    scored = trainer.scorer.score(build.Completions(rows, prompts, responses, ["x", "y"]), 0.5)
     limits = {"pad_id": PAD, "temperature": 0.7, "max_tokens": 60}
     pairs = zip(
-        *(experience.token_logprobs(trainer.bank, r, prompts, responses, **limits) for r in ("policy", "reference")),
+        *(scoring.token_logprobs(trainer.bank, r, prompts, responses, **limits) for r in ("policy", "reference")),
         strict=True,
     )
     for row, (score, (logprobs, ref)) in enumerate(zip((2.0, 7.0), pairs, strict=True)):
@@ -156,12 +157,12 @@ def test_sampling_for_the_eye_changes_no_training(make_trainer, sft_folder):
 
 def snapshots(trainer):
     """The policy's parameters behind each iteration's update, from the start on."""
-    found = [[p.detach().clone() for p in trainer.bank.parameters(roles.POLICY)]]
+    found = [[p.detach().clone() for p in trainer.bank.parameters(actor_critic.POLICY)]]
     learn = trainer._learn
 
     def watched(*args, **options):
         learned = learn(*args, **options)
-        found.append([p.detach().clone() for p in trainer.bank.parameters(roles.POLICY)])
+        found.append([p.detach().clone() for p in trainer.bank.parameters(actor_critic.POLICY)])
         return learned
 
     trainer._learn = watched
@@ -187,21 +188,21 @@ def test_kl_beyond_its_limit_ends_the_run_with_the_last_policy_below_it(
     step = len(well) - 1
     folder = trainer.run.path / "checkpoints" / f"step-{step:06d}"
     assert str(caught.value).endswith(f"The last good policy is in {folder}.")
-    now = trainer.bank.parameters(roles.POLICY)
+    now = trainer.bank.parameters(actor_critic.POLICY)
     assert all(torch.equal(a, b) for a, b in zip(now, policies[step], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(now, policies[step + 1], strict=True))
     limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
     saved = make_cast(folder / "model").bank
-    for role in (roles.POLICY, roles.REFERENCE):
-        found = experience.token_logprobs(saved, role, *ragged, **limits)
-        torch.testing.assert_close(found, experience.token_logprobs(trainer.bank, roles.POLICY, *ragged, **limits))
+    for role in (actor_critic.POLICY, actor_critic.REFERENCE):
+        found = scoring.token_logprobs(saved, role, *ragged, **limits)
+        torch.testing.assert_close(found, scoring.token_logprobs(trainer.bank, actor_critic.POLICY, *ragged, **limits))
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
 def test_an_update_that_diverges_is_undone_for_policy_and_critic(make_trainer, sft_folder, reward_folder, kind):
     settings = small(iterations=9, critic=Critic(kind=kind, learning_rate=1e-2), save_every=100)
     trainer = make_trainer(settings, sft_folder, reward_folder)
-    both = [p for role in (roles.POLICY, roles.VALUE) for p in trainer.bank.parameters(role)]
+    both = [p for role in (actor_critic.POLICY, actor_critic.VALUE) for p in trainer.bank.parameters(role)]
     done = []
 
     def poison(*_):
@@ -239,7 +240,7 @@ def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_judged(make_tra
 
 def test_a_policy_that_is_not_finite_is_in_no_checkpoint(make_trainer, sft_folder):
     trainer = make_trainer(small(save_every=100), sft_folder)
-    trainer._sample = lambda iteration: trainer.bank.parameters(roles.POLICY)[0].data.fill_(float("nan"))
+    trainer._sample = lambda iteration: trainer.bank.parameters(actor_critic.POLICY)[0].data.fill_(float("nan"))
     with pytest.raises(DivergedError) as caught:
         trainer.train()
     assert not (trainer.run.path / "checkpoints").exists()

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rlhf_cli.errors import DivergedError
-from rlhf_cli.ppo import algorithm, experience, optimization, roles, update
+from rlhf_cli.inference import scoring
+from rlhf_cli.ppo import actor_critic, algorithm, optimization, update
 from rlhf_cli.recipe.schema import Critic, Kl, Ppo
-
-from .conftest import PAD
+from tests.support.tiny_policy import PAD
 
 ALL = list(range(8))
 
@@ -23,20 +23,22 @@ def score(cast, ragged, temperature=0.7, spread=0.0):
     """Experience as the trainer makes it, with drawn advantages and returns. `spread` moves the old figures away."""
     prompts, responses = ragged
     limits = {"pad_id": PAD, "max_tokens": 30}
-    policy = experience.policy_scores(cast.bank, roles.POLICY, prompts, responses, temperature=temperature, **limits)
-    values = experience.pad(experience.token_values(cast.bank, cast.trunk, roles.VALUE, prompts, responses, **limits))
+    policy = scoring.policy_scores(
+        cast.bank, actor_critic.POLICY, prompts, responses, temperature=temperature, **limits
+    )
+    values = scoring.pad(scoring.token_values(cast.bank, cast.trunk, actor_critic.VALUE, prompts, responses, **limits))
     mask = torch.arange(values.shape[1]) < torch.tensor([len(r) for r in responses])[:, None]
     generator = torch.Generator().manual_seed(1)
     noise = [torch.where(mask, torch.randn(values.shape, generator=generator), 0.0) for _ in range(4)]
-    logprobs = experience.pad([p.logprobs for p in policy]) + spread * noise[2]
+    logprobs = scoring.pad([p.logprobs for p in policy]) + spread * noise[2]
     advantages = algorithm.whiten(noise[0], mask)
     ref = torch.where(mask, logprobs.detach() - 0.3 * noise[0], 0.0)
     return update.Experience(prompts, responses, mask, logprobs, ref, values + spread * noise[3], advantages, noise[1])
 
 
 def grads(cast):
-    found = [p.grad.clone() for role in (roles.POLICY, roles.VALUE) for p in cast.bank.parameters(role)]
-    for role in (roles.POLICY, roles.VALUE):
+    found = [p.grad.clone() for role in (actor_critic.POLICY, actor_critic.VALUE) for p in cast.bank.parameters(role)]
+    for role in (actor_critic.POLICY, actor_critic.VALUE):
         for p in cast.bank.parameters(role):
             p.grad = None
     return found
@@ -80,12 +82,12 @@ def test_gradients_are_those_of_the_padded_losses(make_cast, sft_folder, reward_
     for prompt, response in zip(*ragged, strict=True):
         ids = torch.tensor([prompt + response])
         at = slice(len(prompt) - 1, -1)
-        hidden = cast.bank.hidden(roles.POLICY, ids)[0, at]
-        log_p = torch.log_softmax(cast.bank.output_head(roles.POLICY)(hidden) / 0.7, dim=-1)
+        hidden = cast.bank.hidden(actor_critic.POLICY, ids)[0, at]
+        log_p = torch.log_softmax(cast.bank.output_head(actor_critic.POLICY)(hidden) / 0.7, dim=-1)
         logprobs.append(log_p[torch.arange(len(response)), response])
-        hidden = cast.bank.hidden(roles.VALUE, ids)[0, at]
-        values.append(cast.bank.heads[roles.VALUE](hidden))
-    pad = experience.pad
+        hidden = cast.bank.hidden(actor_critic.VALUE, ids)[0, at]
+        values.append(cast.bank.heads[actor_critic.VALUE](hidden))
+    pad = scoring.pad
     policy = algorithm.policy_loss(pad(logprobs), scored.logprobs, scored.advantages, scored.mask, 0.2, 0.2).loss
     value = algorithm.value_loss(pad(values), scored.values, scored.returns, scored.mask, 0.2).loss
     (policy + value).backward()
@@ -97,32 +99,32 @@ def test_gradients_are_those_of_the_padded_losses(make_cast, sft_folder, reward_
 def test_critic_warm_up_leaves_the_policy_untouched(make_cast, sft_folder, ragged, kind):
     cast = make_cast(sft_folder, kind=kind)
     found = update.gradients(cast, settings(), score(cast, ragged), ALL, pad_id=PAD, kl_coef=0.0, policy_too=False)
-    assert all(p.grad is None for p in cast.bank.parameters(roles.POLICY))
-    assert any(p.grad.abs().sum() > 0 for p in cast.bank.parameters(roles.VALUE))
+    assert all(p.grad is None for p in cast.bank.parameters(actor_critic.POLICY))
+    assert any(p.grad.abs().sum() > 0 for p in cast.bank.parameters(actor_critic.VALUE))
     assert (found.policy_loss, found.ratio_mean, found.ratio_max) == (0.0, 1.0, 1.0)
 
 
 def test_a_shared_critic_teaches_the_trunk_and_its_own_one_does_not(make_cast, sft_folder, reward_folder, ragged):
     for kind, moved in (("shared", True), ("adapter", False)):
         cast = make_cast(sft_folder, reward_folder, kind)
-        torch.nn.init.normal_(cast.bank.heads[roles.VALUE].weight)
+        torch.nn.init.normal_(cast.bank.heads[actor_critic.VALUE].weight)
         scored = score(cast, ragged)
         scored = scored._replace(advantages=torch.zeros_like(scored.advantages))  # no policy gradient
         update.gradients(cast, settings(), scored, ALL, pad_id=PAD, kl_coef=0.0)
-        assert any(p.grad.abs().sum() > 0 for p in cast.bank.parameters(roles.POLICY)) is moved
+        assert any(p.grad.abs().sum() > 0 for p in cast.bank.parameters(actor_critic.POLICY)) is moved
 
 
 def built(cast, **trainer):
     asked = optimization.arguments(trainer, folder=Path("unused"))
     made = settings(learning_rate=1e-2, critic=Critic(learning_rate=1e-3), iterations=2, epochs=2, minibatches=2)
-    parameters = (cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE))
+    parameters = (cast.bank.parameters(actor_critic.POLICY), cast.bank.parameters(actor_critic.VALUE))
     return optimization.build(made, asked, *parameters)
 
 
 def test_policy_and_critic_are_clipped_apart(make_cast, sft_folder, reward_folder):
     cast = make_cast(sft_folder, reward_folder)
     optimizing = built(cast, optim="sgd")
-    policy, critic = cast.bank.parameters(roles.POLICY), cast.bank.parameters(roles.VALUE)
+    policy, critic = cast.bank.parameters(actor_critic.POLICY), cast.bank.parameters(actor_critic.VALUE)
     for p in policy:
         p.grad = torch.full_like(p, 3.0)
     for p in critic:
@@ -138,7 +140,7 @@ def test_policy_and_critic_are_clipped_apart(make_cast, sft_folder, reward_folde
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("who", [roles.POLICY, roles.VALUE])
+@pytest.mark.parametrize("who", [actor_critic.POLICY, actor_critic.VALUE])
 def test_a_gradient_that_is_not_finite_moves_nothing(make_cast, sft_folder, reward_folder, bad, who):
     cast = make_cast(sft_folder, reward_folder)
     optimizing = built(cast)
@@ -155,7 +157,7 @@ def logprobs_by_hand(cast, ragged, temperature=0.7):
     found = []
     for prompt, response in zip(*ragged, strict=True):
         ids = torch.tensor([prompt + response])
-        with cast.bank.use(roles.POLICY) as model:
+        with cast.bank.use(actor_critic.POLICY) as model:
             logits = model(ids).logits[0, len(prompt) - 1 : -1] / temperature
         log_p = torch.log_softmax(logits, dim=-1)
         found.append((log_p, log_p[torch.arange(len(response)), response]))
@@ -164,8 +166,8 @@ def logprobs_by_hand(cast, ragged, temperature=0.7):
 
 def policy_grads(cast):
     """The policy's gradients; those of both roles are gone afterwards."""
-    found = [p.grad.clone() for p in cast.bank.parameters(roles.POLICY)]
-    for role in (roles.POLICY, roles.VALUE):
+    found = [p.grad.clone() for p in cast.bank.parameters(actor_critic.POLICY)]
+    for role in (actor_critic.POLICY, actor_critic.VALUE):
         for p in cast.bank.parameters(role):
             p.grad = None
     return found
@@ -208,7 +210,7 @@ def test_kl_as_a_loss_adds_its_gradient(make_cast, sft_folder, reward_folder, ra
 def test_clips_of_the_recipe_reach_the_loss(make_cast, sft_folder, reward_folder, ragged):
     cast = make_cast(sft_folder, reward_folder)
     scored = score(cast, ragged, spread=1.0)
-    logprobs = experience.pad([chosen for _, chosen in logprobs_by_hand(cast, ragged)])
+    logprobs = scoring.pad([chosen for _, chosen in logprobs_by_hand(cast, ragged)])
     losses = []
     for fields in ({"clip": 0.1, "clip_high": 0.4, "dual_clip": 1.5}, {"clip": 0.1}):
         found = update.gradients(cast, settings(**fields), scored, ALL, pad_id=PAD, kl_coef=0.0)
@@ -247,7 +249,7 @@ def test_recomputed_activations_give_the_same_gradients_of_both_adapters(
 def test_demonstrations_pull_with_the_gradient_of_their_likelihood(make_cast, sft_folder, reward_folder, ragged):
     cast = make_cast(sft_folder, reward_folder)
     rows = update.Demonstrations(*ragged)
-    loss = update.imitate(cast, settings(ptx_coef=0.6, micro_batch_tokens=30), rows, pad_id=PAD)
+    loss = update.ptx_loss(cast, settings(ptx_coef=0.6, micro_batch_tokens=30), rows, pad_id=PAD)
     got = policy_grads(cast)
     mean = -torch.cat([chosen for _, chosen in logprobs_by_hand(cast, ragged, temperature=1.0)]).mean()
     (0.6 * mean).backward()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.recipe import check
-from rlhf_cli.recipe.load import load
+from rlhf_cli.recipe import validation
+from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import STAGES, Recipe
 from rlhf_cli.recipe.smoke import shrink
-from tests.recipe.conftest import Write
+from tests.support.recipe_files import Write
 
 SIZES = {  # what may differ, besides the names of runs
     "pretrain": {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length"},
@@ -23,12 +23,12 @@ SIZES = {  # what may differ, besides the names of runs
     "ppo.kl": {"abort"},  # random weights are far from anything
     "eval": {"samples", "max_new_tokens", "gates"},
 }
-RUNS = {"start", "of", "against", "reward", "run"}
+RUNS = {"start", "candidate", "baseline", "reward", "run"}
 
 EVERYTHING = """
 seed: 5
 base: {model: org/model, revision: abc, dtype: float32, attention: eager}
-adapter: {rank: 3, alpha: 5, dropout: 0.5, targets: [q_proj], dora: true}
+adapter: {rank: 3, alpha: 5, dropout: 0.5, target_modules: [q_proj], dora: true}
 data: {sft: {hub: a/b}, preferences: {hub: a/b}, prompts: {hub: a/b}, pretrain: {hub: a/b}}
 pretrain: {epochs: 3, batch_size: 64, learning_rate: 0.5, max_length: 2000, trainer: {optim: sgd},
   architecture: {vocab_size: 999, hidden_size: 1024, layers: 12, heads: 16, kv_heads: 8, context: 4096}}
@@ -39,10 +39,10 @@ ppo: {start: sft@latest, reward: [{run: other/reward@v0004, weight: 0.3}, {run: 
   micro_batch_tokens: 99,
   critic: {kind: shared, learning_rate: 0.9, warmup_iterations: 50},
   kl: {coef: 0.11, target: 3, horizon: 77, estimator: k3, abort: 4}, clip: 0.33, value_clip: 0.44, target_kl: 0.5,
-  gamma: 0.91, lam: 0.92, missing_eos_penalty: 2}
-eval: {of: ppo@v0001, against: FOLDER, reward: FOLDER, temperature: 0.2, samples: 999, batch_size: 3,
+  gamma: 0.91, gae_lambda: 0.92, missing_eos_penalty: 2}
+eval: {candidate: ppo@v0001, baseline: FOLDER, reward: FOLDER, temperature: 0.2, samples: 999, batch_size: 3,
   gates: [{metric: win_rate, min: 0.5}]}
-export: {of: FOLDER, form: adapter, dtype: float16}
+export: {of: FOLDER, format: adapter, dtype: float16}
 """
 
 
@@ -97,7 +97,7 @@ def test_runs_become_the_recipes_own_stages(recipe: Recipe) -> None:
     small = shrink(recipe)
     assert (small.reward.start, small.ppo.start) == ("sft", "sft")
     assert [term.run for term in small.ppo.reward] == ["reward", "reward"]  # a folder of full size fits no small base
-    assert (small.eval.of, small.eval.against, small.eval.reward) == ("ppo", "base", "reward")
+    assert (small.eval.candidate, small.eval.baseline, small.eval.reward) == ("ppo", "base", "reward")
     assert small.export.of == "ppo"
 
 
@@ -118,21 +118,21 @@ def test_no_stage_waits_for_itself(write: Write, text: str, stage: str, start: s
 
 def test_what_is_no_run_stays_none(write: Write, tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def g(): ...\n")
-    text = "sft: {start: base}\nppo: {reward: [{python: 'f.py:g'}]}\neval: {against: null, reward: null}\n"
+    text = "sft: {start: base}\nppo: {reward: [{python: 'f.py:g'}]}\neval: {baseline: null, reward: null}\n"
     small = shrink(load(write(text), stages=()))
     assert small.sft.start == "base"
     assert [(term.run, term.python) for term in small.ppo.reward] == [(None, f"{tmp_path}/f.py:g")]
-    assert (small.eval.against, small.eval.reward) == (None, None)
+    assert (small.eval.baseline, small.eval.reward) == (None, None)
 
 
 def test_the_shrunken_recipe_passes_its_check_and_names_the_same_stages(recipe: Recipe) -> None:
     small = shrink(recipe)
-    assert [*check.problems(small, STAGES)] == []
-    assert check.named_stages(small) == check.named_stages(recipe)
+    assert [*validation.problems(small, STAGES)] == []
+    assert validation.named_stages(small) == validation.named_stages(recipe)
     Recipe.model_validate(small.model_dump(exclude={"base"}) | {"base": small.base.model_dump()})
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 3, 4, 8])
 def test_minibatches_divide_what_is_rolled_out(write: Write, minibatches: int) -> None:
     recipe = load(write(f"ppo: {{rollout_batch_size: 24, minibatches: {minibatches}}}"), stages=())
-    assert [*check.problems(shrink(recipe), ())] == []
+    assert [*validation.problems(shrink(recipe), ())] == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.recipe.load import load
+from rlhf_cli.recipe.loader import load
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.evaluation.gates import check_names
-from rlhf_cli.evaluation.names import metric_names
-from rlhf_cli.recipe.load import load
+from rlhf_cli.evaluation.metrics import metric_names
+from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe, Source
 
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -17,8 +17,8 @@ from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs import manifest as manifest_room
 from rlhf_cli.runs.checkpoint import checkpoints, committed, path_of, step_of
 from rlhf_cli.runs.manifest import damage, read_manifest
-from rlhf_cli.runs.unfinished import newest_checkpoint
-from tests.runs.conftest import NewRun
+from rlhf_cli.runs.resume import newest_checkpoint
+from tests.support.runs import NewRun
 
 TOUCHES = ("open", "os.")  # the audit events of what touches the disk
 

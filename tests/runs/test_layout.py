@@ -13,7 +13,7 @@ import pytest
 from rlhf_cli.errors import DiskError, ModelError, RecipeError
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.run import Run
-from tests.runs.conftest import NewRun
+from tests.support.runs import NewRun
 
 Complete = Callable[..., Run]
 

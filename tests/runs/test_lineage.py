@@ -11,7 +11,7 @@ from rlhf_cli.errors import DiskError, RecipeError
 from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.layout import Entry
 from rlhf_cli.runs.run import Run
-from tests.runs.conftest import NewRun
+from tests.support.runs import NewRun
 
 
 def made(new_run: NewRun, stage: str, *parents: Run, complete: bool = True) -> Run:

@@ -17,7 +17,8 @@ from rlhf_cli.runs import disk
 from rlhf_cli.runs import manifest as manifest_room
 from rlhf_cli.runs.manifest import digest, read_manifest, write_manifest
 from rlhf_cli.runs.run import Run
-from tests.runs.conftest import NewRun, Silent
+from tests.support.reporters import RecordingReporter
+from tests.support.runs import NewRun
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -87,8 +88,8 @@ def test_a_person_is_told_what_the_files_hold(new_run: NewRun) -> None:
     run.log(1, {"loss": 2.0})
     run.say("hello")
     run.warn("careful")
-    told = run.reporter.told  # type: ignore[attr-defined]
-    assert told == [("begin", 10, "steps"), ("step", 1, {"loss": 2.0}), ("say", "hello"), ("warn", "careful")]
+    told = run.reporter.calls  # type: ignore[attr-defined]
+    assert told == [("begin", 10, "steps"), ("step", 1, {"loss": 2.0}), ("info", "hello"), ("warning", "careful")]
     texts = [line.split(" ", 1)[1] for line in (run.path / "log.txt").read_text().splitlines()]
     assert texts == ["hello", "warning: careful"]
 
@@ -198,9 +199,9 @@ def test_a_run_that_the_disk_refuses_leaves_no_folder(tmp_path: Path, monkeypatc
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("rlhf_cli.runs.owner.write_origin", full)
+    monkeypatch.setattr("rlhf_cli.runs.lock.write_origin", full)
     with pytest.raises(DiskError, match="No space left on device") as raised:
-        Run.create(tmp_path, "bot", "sft", smoke=False, base="b", reporter=Silent())
+        Run.create(tmp_path, "bot", "sft", smoke=False, base="b", reporter=RecordingReporter())
     assert "--runs-dir" in raised.value.issues[0].hint
     assert [*(tmp_path / "bot" / "sft").iterdir()] == []
 

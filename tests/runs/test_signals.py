@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from rlhf_cli.runs import signals
-from tests.runs.conftest import NewRun
+from tests.support.runs import NewRun
 
 
 def send(number: int) -> None:
@@ -21,7 +21,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @BOTH
 def test_before_training_a_signal_stops_at_once(new_run: NewRun, number: int) -> None:
     run = new_run()
-    with pytest.raises(KeyboardInterrupt), signals.heeded(run):
+    with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):
         send(number)
     assert not run.stopping
 
@@ -29,7 +29,7 @@ def test_before_training_a_signal_stops_at_once(new_run: NewRun, number: int) ->
 @BOTH
 def test_a_stage_that_does_not_save_is_stopped_at_once(new_run: NewRun, number: int) -> None:
     run = new_run()
-    with pytest.raises(KeyboardInterrupt), signals.heeded(run):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):  # noqa: PT012
         run.begin(3, "parts")
         send(number)
 
@@ -37,8 +37,8 @@ def test_a_stage_that_does_not_save_is_stopped_at_once(new_run: NewRun, number: 
 @BOTH
 def test_a_stage_that_saves_is_asked_to_stop(new_run: NewRun, number: int, capfd: pytest.CaptureFixture[str]) -> None:
     run = new_run()
-    with signals.heeded(run):
-        run.begin(3, "steps", heeds_signals=True)
+    with signals.graceful_shutdown(run):
+        run.begin(3, "steps", handles_signals=True)
         assert not run.stopping
         send(number)
         assert run.stopping
@@ -49,8 +49,8 @@ def test_a_stage_that_saves_is_asked_to_stop(new_run: NewRun, number: int, capfd
 def test_a_second_signal_stops_at_once(new_run: NewRun, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "SAME", 0.0)
     run = new_run()
-    with pytest.raises(KeyboardInterrupt), signals.heeded(run):  # noqa: PT012
-        run.begin(3, "steps", heeds_signals=True)
+    with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):  # noqa: PT012
+        run.begin(3, "steps", handles_signals=True)
         send(number)
         send(number)
 
@@ -59,8 +59,8 @@ def test_a_signal_that_comes_twice_at_once_is_one(new_run: NewRun, monkeypatch: 
     """`timeout` sends it to the process and to its group."""
     monkeypatch.setattr(signals, "SAME", 60.0)
     run = new_run()
-    with signals.heeded(run):
-        run.begin(3, "steps", heeds_signals=True)
+    with signals.graceful_shutdown(run):
+        run.begin(3, "steps", handles_signals=True)
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         assert run.stopping
@@ -68,7 +68,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(new_run: NewRun, monkeypatch: 
 
 def test_afterwards_the_handlers_are_what_they_were(new_run: NewRun) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), signals.heeded(new_run()):
+    with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(new_run()):
         send(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -77,7 +77,7 @@ def test_a_signal_that_is_ignored_stays_ignored(new_run: NewRun) -> None:
     """As under nohup, or for Ctrl-C of a job in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with signals.heeded(new_run()):
+        with signals.graceful_shutdown(new_run()):
             send(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -87,8 +87,8 @@ def test_a_signal_that_is_ignored_stays_ignored(new_run: NewRun) -> None:
 def test_a_worker_leaves_ctrl_c_to_its_owner(new_run: NewRun, number: int, survives: bool) -> None:
     """A Ctrl-C at a terminal goes to a data loader's workers too; one that dies of it would end the training."""
     run = new_run()
-    with signals.heeded(run):
-        run.begin(3, "steps", heeds_signals=True)
+    with signals.graceful_shutdown(run):
+        run.begin(3, "steps", handles_signals=True)
         child = os.fork()
         if child == 0:
             send(number)

@@ -90,7 +90,7 @@ ppo:
   max_prompt_length: 256
   max_new_tokens: 16
 eval: {{samples: 40, max_new_tokens: 16, python: ["rewards.py:brevity"]}}
-export: {{form: merged, dtype: float32}}
+export: {{format: merged, dtype: float32}}
 """
     )
     return tmp_path / "recipe.yaml"
@@ -110,7 +110,7 @@ def test_chain_on_a_real_model_ends_in_an_export_that_transformers_loads(
     assert 0 <= metrics["reward.accuracy.low"] <= metrics["reward.accuracy"] <= metrics["reward.accuracy.high"] <= 1
     assert 0 <= metrics["win_rate.low"] <= metrics["win_rate"] <= metrics["win_rate.high"] <= 1
     assert metrics["export.kl"] <= 1e-6  # float32 all the way
-    assert {"brevity", "brevity.against", "kl", "response_length", "sft.nll"} <= metrics.keys()
+    assert {"brevity", "brevity.baseline", "kl", "response_length", "sft.nll"} <= metrics.keys()
 
     model_folder = Path(chain["stages"][-1]["path"]) / "model"
     model = AutoModelForCausalLM.from_pretrained(model_folder)

@@ -24,16 +24,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_cli.data import sources, template
+from rlhf_cli.data import chat_template, sources
 from rlhf_cli.errors import DataError, ModelError, RecipeError
-from rlhf_cli.evaluation.names import metric_names
-from rlhf_cli.ppo import rollout
+from rlhf_cli.evaluation.metrics import metric_names
+from rlhf_cli.inference import generation
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import eval as stage
 
 WORDS = [f"w{i}" for i in range(40)]
-LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]}
+LORA = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 PROMPTS = [f"{WORDS[i]} {WORDS[(3 * i) % 40]}" for i in range(12)]
 
 
@@ -45,10 +45,10 @@ class Silent:
 
     def begin(self, total: int, unit: str) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -106,7 +106,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def make_recipe(world: Path, data: dict[str, Any] | None = None, **settings: Any) -> Recipe:
     names = ("sft", "preferences", "prompts")
     every = {name: {"path": str(world / f"{name}.jsonl"), "eval_fraction": 0.5} for name in names}
-    models = {"of": str(world / "ppo"), "against": str(world / "sft"), "reward": str(world / "reward")}
+    models = {"candidate": str(world / "ppo"), "baseline": str(world / "sft"), "reward": str(world / "reward")}
     return Recipe.model_validate(
         {
             "name": "tiny",
@@ -134,7 +134,7 @@ def held_out(world: Path, name: str, recipe: Recipe) -> list[Any]:
 
 def tokenizer_of(world: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(world / "base")
-    template.prepare(tokenizer, "auto")
+    chat_template.prepare(tokenizer, "auto")
     return tokenizer
 
 
@@ -178,8 +178,8 @@ def test_held_out_loss_is_transformers_own_weighted_by_token(
     world: Path, evaluated: tuple[dict[str, float], Path]
 ) -> None:
     rows = held_out(world, "sft", make_recipe(world))
-    pairs = template.encode_pairs(tokenizer_of(world), [(row.prompt, row.completion) for row in rows])
-    for side, name in (("ppo", "sft.nll"), ("sft", "sft.nll.against")):
+    pairs = chat_template.encode_pairs(tokenizer_of(world), [(row.prompt, row.completion) for row in rows])
+    for side, name in (("ppo", "sft.nll"), ("sft", "sft.nll.baseline")):
         model, total, count = policy_of(world, side), 0.0, 0
         for prompt, completion in pairs:
             labels = torch.tensor([[-100] * len(prompt) + completion])
@@ -199,7 +199,7 @@ def test_reward_accuracy_is_that_of_the_plain_sequence_classifier(
     model = PeftModel.from_pretrained(scorer, world / "reward").eval()
     margins = []
     for row in rows:
-        both = template.encode_pairs(tokenizer_of(world), [(row.prompt, row.chosen), (row.prompt, row.rejected)])
+        both = chat_template.encode_pairs(tokenizer_of(world), [(row.prompt, row.chosen), (row.prompt, row.rejected)])
         with torch.no_grad():
             chosen, rejected = (float(model(torch.tensor([e.prompt_ids + e.completion_ids])).logits) for e in both)
         margins.append(chosen - rejected)
@@ -215,13 +215,13 @@ def test_kl_and_reward_are_those_of_the_policys_own_samples(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[list[list[int]], list[list[int]]]] = []
-    generate = rollout.generate
+    generate = generation.generate
 
     def record(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
         made.append((prompts, generate(model, prompts, **options)))
         return made[-1][1]
 
-    monkeypatch.setattr(rollout, "generate", record)
+    monkeypatch.setattr(generation, "generate", record)
     metrics, _ = evaluate(tmp_path, world, temperature=0.7)
     prompts, responses = made[0]
     of, against = policy_of(world, "ppo"), policy_of(world, "sft")
@@ -237,24 +237,32 @@ def test_kl_and_reward_are_those_of_the_policys_own_samples(
 
 
 def test_a_model_against_itself_gains_nothing(world: Path, tmp_path: Path) -> None:
-    metrics, _ = evaluate(tmp_path, world, of=str(world / "sft"), python=[f"{world}/gold.py:words"])
+    metrics, _ = evaluate(tmp_path, world, candidate=str(world / "sft"), python=[f"{world}/gold.py:words"])
     assert metrics["kl"] == 0.0
     assert metrics["win_rate"] == 0.5
     assert metrics["policy.reward_gain"] == metrics["words.gain"] == 0.0
-    assert metrics["response_length"] == metrics["response_length.against"]
+    assert metrics["response_length"] == metrics["response_length.baseline"]
 
 
 def test_samples_hold_both_answers_and_what_the_figures_are_made_of(evaluated: tuple[dict[str, float], Path]) -> None:
     metrics, path = evaluated
     rows = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
     assert len(rows) == 5
-    assert set(rows[0]) == {"prompt", "of", "against", "score_of", "score_against", "words", "words.against"}
-    gains = [row["score_of"] - row["score_against"] for row in rows]
+    assert set(rows[0]) == {
+        "prompt",
+        "candidate",
+        "baseline",
+        "candidate_score",
+        "baseline_score",
+        "words",
+        "words.baseline",
+    }
+    gains = [row["candidate_score"] - row["baseline_score"] for row in rows]
     assert metrics["policy.reward_gain"] == pytest.approx(sum(gains) / len(rows))
     assert metrics["win_rate"] == pytest.approx(sum((g > 0) + 0.5 * (g == 0) for g in gains) / len(rows))
     for row in rows:  # the judge got this row's text and its own column
-        assert row["words"] == len(row["of"].split()) + PROMPTS.index(row["prompt"])
-    assert metrics["words.gain"] == pytest.approx(metrics["words"] - metrics["words.against"])
+        assert row["words"] == len(row["candidate"].split()) + PROMPTS.index(row["prompt"])
+    assert metrics["words.gain"] == pytest.approx(metrics["words"] - metrics["words.baseline"])
 
 
 def test_the_report_judges_the_gates_and_the_stage_goes_on(evaluated: tuple[dict[str, float], Path]) -> None:
@@ -275,28 +283,28 @@ def test_the_same_recipe_gives_the_same_figures(
 
 def test_each_side_answers_for_itself(world: Path, tmp_path: Path, evaluated: tuple[dict[str, float], Path]) -> None:
     """With the sides swapped and the same seed, the answers are swapped."""
-    _, path = evaluate(tmp_path, world, of=str(world / "sft"), against=str(world / "ppo"))
+    _, path = evaluate(tmp_path, world, candidate=str(world / "sft"), baseline=str(world / "ppo"))
     before, after = (
         [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
         for folder in (evaluated[1], path)
     )
-    assert [row["of"] for row in after] == [row["against"] for row in before]
-    assert [row["against"] for row in after] == [row["of"] for row in before]
-    assert [row["of"] for row in after] != [row["against"] for row in after]
+    assert [row["candidate"] for row in after] == [row["baseline"] for row in before]
+    assert [row["baseline"] for row in after] == [row["candidate"] for row in before]
+    assert [row["candidate"] for row in after] != [row["baseline"] for row in after]
 
 
 def test_without_reward_and_opponent_there_are_figures_of_one_side(world: Path, tmp_path: Path) -> None:
-    metrics, path = evaluate(tmp_path, world, of="base", against=None, reward=None)
+    metrics, path = evaluate(tmp_path, world, candidate="base", baseline=None, reward=None)
     answers = {"response_length", "truncation_rate", "repeated_4gram_rate", "distinct_2"}
     assert set(metrics) == {"sft.nll", "sft.perplexity", *answers}
-    assert set(json.loads((path / "samples.jsonl").read_text().splitlines()[0])) == {"prompt", "of"}
+    assert set(json.loads((path / "samples.jsonl").read_text().splitlines()[0])) == {"prompt", "candidate"}
 
 
 def test_base_means_the_base_without_adapter(world: Path, tmp_path: Path) -> None:
-    metrics, _ = evaluate(tmp_path, world, of="base", reward=None)
+    metrics, _ = evaluate(tmp_path, world, candidate="base", reward=None)
     rows = held_out(world, "sft", make_recipe(world))
     model = AutoModelForCausalLM.from_pretrained(world / "base").eval()
-    pairs = template.encode_pairs(tokenizer_of(world), [(row.prompt, row.completion) for row in rows])
+    pairs = chat_template.encode_pairs(tokenizer_of(world), [(row.prompt, row.completion) for row in rows])
     total = -sum(float(logprobs(model, *pair).sum()) for pair in pairs)
     assert metrics["sft.nll"] == pytest.approx(total / sum(len(c) for _, c in pairs), rel=1e-4)
 
@@ -320,7 +328,7 @@ def test_rows_of_text_alone_are_scored_from_their_second_token(world: Path, tmp_
     recipe = make_recipe(world, data=data, reward=None)
     metrics = stage.run(recipe, make_run(tmp_path, world)).metrics
     model, total, count = policy_of(world, "ppo"), 0.0, 0
-    for pair in template.encode_pairs(
+    for pair in chat_template.encode_pairs(
         tokenizer_of(world), [("", r.completion) for r in held_out(world, "sft", recipe)]
     ):
         ids = pair.prompt_ids + pair.completion_ids
@@ -360,7 +368,7 @@ def test_no_held_out_rows_is_told_with_the_mend(world: Path, tmp_path: Path) -> 
 
 def test_a_smoke_run_takes_training_rows_where_none_are_held_out(world: Path, tmp_path: Path) -> None:
     data = {"prompts": {"path": str(world / "prompts.jsonl"), "eval_fraction": 0.0}}
-    recipe = make_recipe(world, data=data, of="base", against=None, reward=None)
+    recipe = make_recipe(world, data=data, candidate="base", baseline=None, reward=None)
     assert stage.run(recipe, make_run(tmp_path, world, smoke=True)).metrics["response_length"] > 0
 
 

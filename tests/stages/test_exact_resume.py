@@ -18,11 +18,11 @@ from transformers import Trainer
 
 from rlhf_cli.cli import progress
 from rlhf_cli.errors import StoppedError
-from rlhf_cli.recipe.load import load
-from rlhf_cli.runs.state import load_state
-from rlhf_cli.stages import saving, training
-from rlhf_cli.stages.dispatch import Outcome, run_stage
-from tests.runs.test_state import same
+from rlhf_cli.pipeline.runner import StageResult, run_stage
+from rlhf_cli.recipe.loader import load
+from rlhf_cli.runs.training_state import load_state
+from rlhf_cli.training import checkpointing, trl
+from tests.runs.test_training_state import same
 
 WORDS = ["red", "blue", "cat", "dog", "sun", "tree"]
 ACCUMULATED = 3  # forward passes a step, in every stage below; 5 steps are an epoch
@@ -52,7 +52,7 @@ class Stage:
     def __init__(self, folder: Path, stage: str, *overrides: str) -> None:
         self.folder, self.stage, self.overrides = folder, stage, overrides
 
-    def run(self, runs: str, *, resume: bool = False) -> Outcome:
+    def run(self, runs: str, *, resume: bool = False) -> StageResult:
         recipe = load(self.folder / "recipe.yaml", self.overrides, [self.stage])
         with progress.reporter(json=True, quiet=True) as reporter:
             return run_stage(self.stage, recipe, self.folder / runs, smoke=False, reporter=reporter, resume=resume)
@@ -96,7 +96,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
-def unbroken(request: pytest.FixtureRequest, folder: Path) -> tuple[Stage, Outcome]:
+def unbroken(request: pytest.FixtureRequest, folder: Path) -> tuple[Stage, StageResult]:
     stage = Stage(folder, *SETTINGS[request.param])
     return stage, stage.run(f"unbroken {request.param}")
 
@@ -122,14 +122,14 @@ def at_pass(number: int, act: Callable[[], object], patch: Callable[[object, str
 
 def in_save_of(step: int) -> None:
     """Die when the weights of `step`'s checkpoint are written, and its state is not."""
-    real = saving.save_state
+    real = checkpointing.save_state
 
     def save(path: Path, tree: Any) -> None:
         if json.loads((path.parent / "model" / "trainer_state.json").read_text())["global_step"] == step:
             die()
         real(path, tree)
 
-    saving.save_state = save  # type: ignore[assignment]  # in a child
+    checkpointing.save_state = save  # type: ignore[assignment]  # in a child
 
 
 def in_last_save() -> None:
@@ -139,16 +139,16 @@ def in_last_save() -> None:
         (run.model_dir / "adapter_model.safetensors").write_bytes(b"half")
         die()
 
-    training.save = save  # type: ignore[assignment]
+    trl.save = save  # type: ignore[assignment]
 
 
-def lines(outcome: Outcome) -> list[dict[str, Any]]:
+def lines(outcome: StageResult) -> list[dict[str, Any]]:
     """What was logged, but for what a clock says."""
     rows = [json.loads(line) for line in (outcome.path / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
 
 
-def equal(found: Outcome, expected: Outcome) -> None:
+def equal(found: StageResult, expected: StageResult) -> None:
     """Everything that a run leaves behind, but for times, is the same to the last bit."""
     assert lines(found) == lines(expected)
     files = [
@@ -165,7 +165,7 @@ def equal(found: Outcome, expected: Outcome) -> None:
     assert left[0] == left[1]
 
 
-def test_killed_in_the_middle_of_an_accumulation_and_of_an_epoch(unbroken: tuple[Stage, Outcome]) -> None:
+def test_killed_in_the_middle_of_an_accumulation_and_of_an_epoch(unbroken: tuple[Stage, StageResult]) -> None:
     stage, expected = unbroken
     runs = f"killed {expected.path.parents[2].name}"
     stage.killed(runs, lambda: at_pass(9 * ACCUMULATED + 2, die))  # in the second epoch, as is what was saved
@@ -174,19 +174,19 @@ def test_killed_in_the_middle_of_an_accumulation_and_of_an_epoch(unbroken: tuple
 
 
 @pytest.fixture(scope="module")
-def sft(folder: Path) -> tuple[Stage, Outcome]:
+def sft(folder: Path) -> tuple[Stage, StageResult]:
     stage = Stage(folder, "sft")
     return stage, stage.run("unbroken")
 
 
-def test_killed_after_an_epoch_that_ended_with_a_checkpoint(folder: Path, sft: tuple[Stage, Outcome]) -> None:
+def test_killed_after_an_epoch_that_ended_with_a_checkpoint(folder: Path, sft: tuple[Stage, StageResult]) -> None:
     stage = Stage(folder, "sft", "sft.save_every=5")
     stage.killed("epoch", lambda: at_pass(6 * ACCUMULATED, die))
     assert stage.saved("epoch") == ["step-000005"]
     equal(stage.run("epoch", resume=True), sft[1])
 
 
-def test_killed_in_a_save_and_again_after_it_was_resumed(sft: tuple[Stage, Outcome]) -> None:
+def test_killed_in_a_save_and_again_after_it_was_resumed(sft: tuple[Stage, StageResult]) -> None:
     stage, expected = sft
     stage.killed("save", lambda: in_save_of(8))
     assert [name for name in stage.saved("save") if not name.startswith(".tmp-")] == ["step-000004"]
@@ -195,7 +195,7 @@ def test_killed_in_a_save_and_again_after_it_was_resumed(sft: tuple[Stage, Outco
     equal(stage.run("save", resume=True), expected)
 
 
-def test_killed_when_all_is_trained_and_the_model_half_written(sft: tuple[Stage, Outcome]) -> None:
+def test_killed_when_all_is_trained_and_the_model_half_written(sft: tuple[Stage, StageResult]) -> None:
     stage, expected = sft
     stage.killed("last", in_last_save)
     assert stage.saved("last") == ["step-000004", "step-000008"]
@@ -204,7 +204,7 @@ def test_killed_when_all_is_trained_and_the_model_half_written(sft: tuple[Stage,
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_and_what_is_saved_is_as_of_a_run_never_killed(
-    sft: tuple[Stage, Outcome], monkeypatch: pytest.MonkeyPatch, number: int
+    sft: tuple[Stage, StageResult], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     stage, expected = sft
     unkilled, runs = f"never killed {number}", f"stopped {number}"
@@ -230,7 +230,7 @@ def test_a_signal_stops_after_the_step_and_what_is_saved_is_as_of_a_run_never_ki
 
 
 def test_a_signal_in_the_last_step_lets_the_run_end(
-    sft: tuple[Stage, Outcome], monkeypatch: pytest.MonkeyPatch
+    sft: tuple[Stage, StageResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, expected = sft
     with monkeypatch.context() as patch:

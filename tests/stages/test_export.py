@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import quiet
+from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs import owner
+from rlhf_cli.runs.lock import LOCK, STARTED
 from rlhf_cli.runs.manifest import sha256
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import export
@@ -61,15 +61,15 @@ class Silent:
 
     def begin(self, total: int, unit: str) -> None: ...
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
-    def warn(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> None:
-    quiet()
+    silence_library_logging()
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def run_export(base_folder: Path, tmp_path: Path) -> Export:
 
 def files(folder: Path) -> list[str]:
     """Their names; what there is while a run is incomplete aside."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in (owner.LOCK, owner.ORIGIN))
+    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, STARTED))
 
 
 def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_the_chat_template_stands_in_both_places(run_export: Export, base_folder
 
 def test_the_adapter_form_is_what_plain_peft_loads(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
     of = train(tmp_path / "sft", base_folder)
-    metrics, run = run_export(of, export={"form": "adapter"})
+    metrics, run = run_export(of, export={"format": "adapter"})
     assert files(run.path / "model") == ADAPTER
     loaded = AutoPeftModelForCausalLM.from_pretrained(run.path / "model")
     before = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), of)
@@ -301,7 +301,7 @@ def test_weights_beyond_float16_are_refused(run_export: Export, base_folder: Pat
 
 def test_there_is_no_adapter_form_of_a_whole_model(run_export: Export, base_folder: Path) -> None:
     with pytest.raises(ModelError, match="adapter: null"):
-        run_export(base_folder, adapter=None, export={"form": "adapter"})
+        run_export(base_folder, adapter=None, export={"format": "adapter"})
 
 
 def write_run(folder: Path, stage: str, inputs: list[dict[str, Any]], metrics: dict[str, float]) -> Path:
@@ -335,8 +335,8 @@ def test_the_card_tells_lineage_data_hashes_and_evaluation(
     train(sft / "model", base_folder)
     ppo = write_run(runs / "ppo" / "v0001", "ppo", [item("start", "sft", "run", sft, "b" * 64)], {})
     train(ppo / "model", base_folder)
-    write_run(runs / "eval" / "v0001", "eval", [item("of", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
-    write_run(runs / "eval" / "v0002", "eval", [item("of", "sft", "run", sft, "d" * 64)], {"win_rate": 0.125})
+    write_run(runs / "eval" / "v0001", "eval", [item("candidate", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
+    write_run(runs / "eval" / "v0002", "eval", [item("candidate", "sft", "run", sft, "d" * 64)], {"win_rate": 0.125})
     _, run = run_export(ppo)
     card = (run.path / "model" / "README.md").read_text()
     front = card.split("---")[1]
@@ -356,7 +356,7 @@ def test_the_card_of_a_checkpoint_names_its_run_and_not_the_figures_of_its_end(
 ) -> None:
     runs = tmp_path / "runs" / "bot"
     ppo = write_run(runs / "ppo" / "v0001", "ppo", [], {})
-    write_run(runs / "eval" / "v0001", "eval", [item("of", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
+    write_run(runs / "eval" / "v0001", "eval", [item("candidate", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
     checkpoint = ppo / "checkpoints" / "step-000002"
     train(checkpoint / "model", base_folder)
     (checkpoint / "manifest.json").write_text('{"schema": 1, "step": 2, "files": {}}')

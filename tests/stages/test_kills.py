@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.manifest import read_manifest
-from rlhf_cli.stages.dispatch import Outcome
 
 from . import test_exact_resume, test_ppo_resume
 from .test_exact_resume import Stage
@@ -54,7 +54,7 @@ def logged(stage: Stage, runs: str) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def begun(stage: Stage, runs: str) -> Outcome:
+def begun(stage: Stage, runs: str) -> StageResult:
     """Go on where there is a checkpoint to go on from, else begin anew."""
     path = newest(stage, runs)
     saved = path is not None and any((path / "checkpoints").glob("step-*"))

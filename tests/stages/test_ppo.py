@@ -22,14 +22,14 @@ from transformers import (
 )
 
 from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
-from rlhf_cli.models.base import quiet
 from rlhf_cli.models.heads import load_score_head
-from rlhf_cli.recipe.load import load
+from rlhf_cli.models.loading import silence_library_logging
+from rlhf_cli.pipeline.runner import StageResult, run_stage
+from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import ppo
-from rlhf_cli.stages.dispatch import Outcome, run_stage
-from tests.reward_server import Server, ok
+from tests.support.reward_server import Server, ok
 
 VOCABULARY = 32
 
@@ -40,16 +40,16 @@ class Quiet:
 
     def begin(self, total: int, unit: str) -> None: ...
     def step(self, step: int, metrics: object) -> None: ...
-    def say(self, text: str) -> None: ...
+    def info(self, text: str) -> None: ...
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, an sft adapter, a reward adapter, prompts and a reward function, in one folder."""
-    quiet()
+    silence_library_logging()
     folder = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -151,7 +151,7 @@ def test_held_out_prompts_are_watched_and_long_ones_dropped_and_told(world: Path
     samples = [json.loads(line) for line in (new_run.path / "samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [0] * 4 + [2] * 4
     assert {s["prompt"] for s in samples[:4]} == {s["prompt"] for s in samples[4:]}
-    assert any("rows dropped: empty, or over 10 tokens" in w for w in new_run.warnings)
+    assert any("rows dropped: empty, or over 10 tokens" in w for w in new_run.reporter.warnings)
     assert all(len(s["prompt"].split()) < 10 for s in samples)
 
 
@@ -310,7 +310,7 @@ class Telling(Quiet):
     """What dispatch tells of stages, too."""
 
     def stage(self, stage: str, run: Run) -> None: ...
-    def done(self, outcome: Outcome) -> None: ...
+    def done(self, outcome: StageResult) -> None: ...
 
 
 def test_smoke_calls_the_server_and_makes_a_stand_in_of_the_model(

@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from rlhf_cli.ppo import rollout, trainer, update
-from rlhf_cli.stages.dispatch import Outcome
+from rlhf_cli.inference import generation
+from rlhf_cli.pipeline.runner import StageResult
+from rlhf_cli.ppo import trainer, update
 
 from .test_exact_resume import WORDS, Stage, die
 
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> Outcome:
+def unbroken(folder: Path) -> StageResult:
     return Stage(folder, "ppo").run("unbroken")
 
 
@@ -70,7 +71,7 @@ def at_call(number: int, module: ModuleType, name: str) -> Callable[[], None]:
     return trap
 
 
-def left(outcome: Outcome) -> dict[str, object]:
+def left(outcome: StageResult) -> dict[str, object]:
     """Every file of the run by its bytes, less what a clock says."""
     rows = [json.loads(line) for line in (outcome.path / "metrics.jsonl").read_text().splitlines()]
     found: dict[str, object] = {"metrics": [{k: v for k, v in r.items() if not k.startswith(TIMED)} for r in rows]}
@@ -84,7 +85,7 @@ def left(outcome: Outcome) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("trap", "saved"),
     [
-        (at_call(5, rollout, "generate"), ["step-000002"]),  # a sample comes before the first and after the second
+        (at_call(5, generation, "generate"), ["step-000002"]),  # a sample comes before the first and after the second
         (at_call(4 * 2 + 3, update, "step"), ["step-000002"]),
         (at_call(2, trainer, "save_state"), ["step-000002"]),
         (at_call(3 * 4 + 1, update, "imitate"), ["step-000002"]),
@@ -92,7 +93,7 @@ def left(outcome: Outcome) -> dict[str, object]:
     ids=["in a rollout", "between two minibatches", "in a save", "in a minibatch"],
 )
 def test_killed_and_resumed(
-    folder: Path, unbroken: Outcome, trap: Callable[[], None], saved: list[str], request: pytest.FixtureRequest
+    folder: Path, unbroken: StageResult, trap: Callable[[], None], saved: list[str], request: pytest.FixtureRequest
 ) -> None:
     stage, runs = Stage(folder, "ppo"), request.node.name
     stage.killed(runs, trap)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from rlhf_cli.errors import DiskError, ModelError, RecipeError, StoppedError
-from rlhf_cli.recipe.load import load
+from rlhf_cli.pipeline.runner import StageResult, run_chain, run_stage
+from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs import owner
+from rlhf_cli.runs.lock import acquire_lock, lock_holder
 from rlhf_cli.runs.manifest import read_manifest
-from rlhf_cli.runs.run import Result, Run
-from rlhf_cli.stages.dispatch import Outcome, run_chain, run_stage
-from tests.stages.conftest import SetStage
-from tests.stages.test_dispatch import CHAIN, Case
+from rlhf_cli.runs.run import Run, StageMetrics
+from tests.pipeline.test_runner import CHAIN, Case
+from tests.support.stand_ins import SetStage
 
 STEPS = 4
 
@@ -33,9 +33,9 @@ class Stopping(Case):
         self.went: list[str] = []  # stage and the step that it began after
         self.reporter.warn = self.warned.append  # type: ignore[method-assign]
 
-    def stand_in(self, recipe: Recipe, run: Run) -> Result:
+    def stand_in(self, recipe: Recipe, run: Run) -> StageMetrics:
         self.went.append(f"{run.stage} {run.resumed_step}")
-        run.begin(STEPS, "steps", heeds_signals=True)
+        run.begin(STEPS, "steps", handles_signals=True)
         for step in range(run.resumed_step + 1, STEPS + 1):
             if self.stop_at.get(run.stage) == step:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -47,9 +47,9 @@ class Stopping(Case):
             if run.stopping:
                 raise run.stopped(step)
         (run.model_dir / "weights").write_text(f"{run.stage} {recipe.seed}")
-        return Result({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
+        return StageMetrics({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
 
-    def resume(self, stage: str, *overrides: str) -> Outcome:
+    def resume(self, stage: str, *overrides: str) -> StageResult:
         recipe = load(self.file, overrides, (stage,))
         return run_stage(stage, recipe, self.runs, smoke=False, reporter=self.reporter, resume=True)
 
@@ -84,7 +84,7 @@ def test_a_stopped_run_is_finished_in_its_own_folder(case: Stopping) -> None:
     path = case.stopped("sft", 2)
     assert read_manifest(path) is None
     assert {".lock", "started.json"} <= {p.name for p in path.iterdir()}
-    assert owner.of(path) == ""
+    assert lock_holder(path) == ""
     outcome = case.resume("sft")
     assert (outcome.path, case.went) == (path, ["sft 2"])
     assert steps(path) == [1, 2, 3, 4]
@@ -177,7 +177,7 @@ def test_nothing_to_resume_makes_no_folder(case: Stopping) -> None:
 
 def test_a_run_that_is_under_way_cannot_be_resumed(case: Stopping) -> None:
     path = case.stopped("sft", 2)
-    lock = owner.take(path)
+    lock = acquire_lock(path)
     with pytest.raises(DiskError, match="under way"):
         case.resume("sft")
     lock.release()
@@ -187,7 +187,7 @@ def test_a_run_that_is_under_way_cannot_be_resumed(case: Stopping) -> None:
 def test_a_resumed_run_that_is_stopped_before_it_trains_keeps_what_it_has(case: Stopping, set_stage: SetStage) -> None:
     path = case.stopped("sft", 2)
 
-    def interrupted(recipe: Recipe, run: Run) -> Result:
+    def interrupted(recipe: Recipe, run: Run) -> StageMetrics:
         raise KeyboardInterrupt
 
     set_stage("sft", interrupted)
@@ -212,7 +212,7 @@ def test_a_chain_takes_up_the_stage_that_was_stopped(case: Stopping) -> None:
 
 
 def test_a_chain_starts_a_stage_anew_that_had_nothing_saved(case: Stopping, set_stage: SetStage) -> None:
-    def interrupted(recipe: Recipe, run: Run) -> Result:
+    def interrupted(recipe: Recipe, run: Run) -> StageMetrics:
         run.begin(3, "steps")
         raise KeyboardInterrupt
 

@@ -1,0 +1,53 @@
+"""Route the package's log records to an open run: log.txt, the manifest's warnings and the reporter."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from rlhf_cli.redaction import redact
+
+LOGGER = logging.getLogger("rlhf_cli")  # the parent of every module's logger
+LOGGER.addHandler(logging.NullHandler())  # outside a run, records are dropped unless the caller configured logging
+
+
+class MessageSink(Protocol):
+    """The part of a reporter that shows messages."""
+
+    def info(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
+
+
+class RunLogHandler(logging.Handler):
+    """Append every record to log.txt, collect warnings, and show INFO and above to the reporter. Redacts secrets.
+
+    A DEBUG record goes to log.txt only.
+    """
+
+    def __init__(self, path: Path, sink: MessageSink) -> None:
+        super().__init__()
+        self.path, self.sink = path, sink
+        self.warnings: list[str] = []
+
+    def attach(self) -> None:
+        """Start to receive the package's records."""
+        LOGGER.setLevel(logging.DEBUG)
+        LOGGER.addHandler(self)
+
+    def detach(self) -> None:
+        """Stop receiving records. Safe to call twice."""
+        LOGGER.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record. A file error is raised, as any other error of the disk is."""
+        text = redact(record.getMessage())
+        is_warning = record.levelno >= logging.WARNING
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {'warning: ' if is_warning else ''}{text}\n")
+        if is_warning:
+            self.warnings.append(text)
+            self.sink.warning(text)
+        elif record.levelno >= logging.INFO:
+            self.sink.info(text)

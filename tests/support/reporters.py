@@ -1,0 +1,31 @@
+"""A reporter that records its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class RecordingReporter:
+    """Record each call as a tuple and show nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def begin(self, total: int, unit: str) -> None:
+        self.calls.append(("begin", total, unit))
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.calls.append(("step", step, dict(metrics)))
+
+    def info(self, text: str) -> None:
+        self.calls.append(("info", text))
+
+    def warning(self, text: str) -> None:
+        self.calls.append(("warning", text))
+
+    def stage(self, stage: str, run: Any) -> None:
+        self.calls.append(("stage", stage))
+
+    def done(self, result: Any) -> None:
+        self.calls.append(("done", result))
