@@ -1,19 +1,22 @@
-# Set-up, tests and the demo, each from nothing: `make demo` on a fresh machine is one command.
+# Set-up, tests, documentation and the demo. Each target works from a fresh clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # tests of one file share its session fixtures
 
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup lint docs docs-check test test-all demo bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make setup   virtual environment in $(VENV), with pinned packages"
-	@echo "make demo    the whole chain on the embedded world: a few minutes on two cores"
-	@echo "make test    formatter, linter, types and tests"
-	@echo "make bench   timings beside other tools; prints a table"
-	@echo "make clean   remove the virtual environment and caches (runs stay)"
+	@echo "make setup     create the virtual environment $(VENV) with pinned packages"
+	@echo "make demo      run the whole chain on a small synthetic dataset: a few minutes on two cores"
+	@echo "make test      run formatter, linter, types, documentation and the fast tests"
+	@echo "make test-all  run everything, slow tests included, and report coverage"
+	@echo "make docs      regenerate the reference pages and build the documentation into site/"
+	@echo "make bench     run the benchmarks against other tools and print a table"
+	@echo "make clean     remove the virtual environment and caches (runs stay)"
 
 setup: $(READY)
 
@@ -28,8 +31,19 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/pytest -n 2 --dist loadfile  # a file to a process: what it makes once, it makes once
+docs: $(READY)
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --quiet --strict
+
+docs-check: $(READY)
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/mkdocs build --quiet --strict
+
+test: lint docs-check
+	$(PYTEST) -m "not slow"
+
+test-all: lint docs-check
+	$(PYTEST) --cov --cov-report=term:skip-covered --durations=20
 
 demo: $(READY)
 	$(BIN)/rlhf run -r recipes/demo/recipe.yaml --runs-dir $(RUNS)
@@ -38,4 +52,4 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) .venv-trl-* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-trl-* .mypy_cache .pytest_cache .ruff_cache .coverage site

@@ -1,6 +1,7 @@
-"""Several processes that work on one run: who this one is, and what they tell each other. With one: all is free.
+"""Coordinate the processes of one run: ranks, gather, broadcast and sums. Everything is a no-op with one process.
 
-The launcher (accelerate, torchrun) says so in the environment. torch is imported where there is more than one alone.
+accelerate or torchrun set the rank and the world size in the environment. torch is imported only with several
+processes.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-TIMEOUT = timedelta(days=7)  # how long one waits for another, which may be at an evaluation, or write a large model
+TIMEOUT = timedelta(days=7)  # of a collective operation; another process may be evaluating or writing a large model
 
 
 def world_size() -> int:
-    """How many processes work on this run."""
+    """Return the number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Return the index of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this one writes and speaks."""
+    """Return whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def init_process_group() -> None:
-    """Meet the other processes, by NCCL between GPUs and gloo between CPUs; where they have met, nothing."""
+    """Initialize the process group (NCCL on GPU, Gloo on CPU). No-op if already initialized."""
     if world_size() > 1:
         import torch
         from accelerate import PartialState
@@ -42,23 +43,28 @@ def init_process_group() -> None:
 
 
 def broadcast_object(value: T) -> T:
-    """The main process's `value`, in every process."""
+    """Return the main process's `value` in every process."""
     return all_gather_object(value)[0]
 
 
 def all_gather_object(value: T) -> list[T]:
-    """Every process's `value`, in the order of ranks."""
+    """Return every process's `value`, in the order of ranks."""
     if world_size() == 1:
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def barrier() -> None:
+    """Wait until every process has reached this call."""
+    all_gather_object(None)
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
-    """Make each tensor the sum of every process's, in place; in one message."""
+    """Sum each tensor across processes in place, with a single all-reduce."""
     if world_size() == 1 or not tensors:
         return
     import torch
@@ -66,5 +72,5 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -36,3 +36,14 @@ def did_you_mean(name: str, options: Iterable[str], *, otherwise: str = "", cuto
     """Return `Did you mean <option>?` for the option closest to `name`, or `otherwise` if none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=cutoff)
     return f"Did you mean {close[0]}?" if close else otherwise
+
+
+def format_alternatives(names: Sequence[str]) -> str:
+    """Return one or more names as `a`, `a or b`, or `a, b or c`."""
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, without a line break at its end."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

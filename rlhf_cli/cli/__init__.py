@@ -1,1 +1,1 @@
-"""The command line: parse, call, print. What is heavy is imported inside the commands."""
+"""The command line: parse, call, print. Heavy libraries are imported inside the commands."""

@@ -1,79 +1,94 @@
-"""`rlhf init`: a project that runs at once, copied from `rlhf_cli/starter`, which holds its files as they are."""
+"""`rlhf init`: write a project that runs at once, copied from `rlhf_cli/starter`."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_cli.cli import options, output
+from rlhf_cli.cli import options
+from rlhf_cli.cli.output import Output
 from rlhf_cli.errors import DiskError, RecipeError
-from rlhf_cli.runs.layout import place
+from rlhf_cli.formatting import format_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STARTER = Path(__file__).parents[1] / "starter"
-NO_CONTENT = {".git"}  # a repository that was just made is still an empty folder
+IGNORED_ENTRIES = {".git"}  # a new repository counts as an empty directory
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty directory.", show_default=False)],
     json: options.Json = False,
 ) -> None:
-    """Write a starter project: recipe, sample data, Makefile; it runs at once, without network or GPU."""
+    """Create a starter project: recipe, sample data and Makefile. It runs without network access or a GPU."""
     folder = folder.absolute()
     files = [path.relative_to(STARTER).as_posix() for path in sorted(STARTER.rglob("*")) if path.is_file()]
     try:
-        _check_free(folder)
-        with _all_or_nothing() as made:
+        _check_empty(folder)
+        with _remove_on_failure() as created:
             for name in files:
-                _write(folder / name, (STARTER / name).read_bytes(), made)
+                _write(folder / name, (STARTER / name).read_bytes(), created)
     except OSError as error:
         location = str(error.filename or folder)
-        raise DiskError(f"{error.strerror}.", location=location, hint="Choose another folder.") from error
-    if json:
-        output.write_json({"status": "ok", "stage": "init", "path": str(folder), "files": files})
-        return
-    typer.echo(f"wrote {', '.join(files)}")
-    typer.echo("next:")
+        message = f"cannot be written: {error.strerror}."
+        raise DiskError("disk.not-writable", message, location=location, hint="Choose another directory.") from error
+    Output(json=json).result(
+        {"stage": "init", "path": str(folder), "files": files},
+        lambda console: _print_next_steps(console, folder, files),
+    )
+
+
+def _print_next_steps(console: Console, folder: Path, files: Sequence[str]) -> None:
+    lines = [f"Created {format_path(folder)} with:", *(f"  {name}" for name in files), "", "Next:"]
     if folder != Path.cwd():
-        typer.echo(f"  cd {shlex.quote(place(folder))}")
-    typer.echo("  rlhf run -r recipe.yaml      # or make: the whole chain on the sample data, in about a minute")
-    typer.echo("then put in your own base and data: recipe.yaml says where.")
+        lines.append(f"  cd {shlex.quote(format_path(folder))}")
+    lines += [
+        "  rlhf run -r recipe.yaml      # or: make. Takes about a minute on the sample data",
+        "",
+        "Then replace the base model and the data; the comments in recipe.yaml tell how.",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
-def _check_free(folder: Path) -> None:
-    """Raises RecipeError where something is there already. OSError: it cannot be looked at."""
+def _check_empty(folder: Path) -> None:
+    """Raise RecipeError unless `folder` is new or empty, and OSError if it cannot be read."""
     if folder.exists() and not folder.is_dir():
-        raise RecipeError("this is a file.", location=str(folder), hint="Name a new folder.")
-    found = sorted({path.name for path in folder.iterdir()} - NO_CONTENT) if folder.exists() else []
+        raise RecipeError(
+            "recipe.directory-not-empty", "is a file.", location=str(folder), hint="Choose a new directory."
+        )
+    found = sorted({path.name for path in folder.iterdir()} - IGNORED_ENTRIES) if folder.exists() else []
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise RecipeError(
-            f"the folder holds {found[0]}{more}.", location=str(folder), hint="Name a new or an empty one."
-        )
+        message = f"directory is not empty: it contains {found[0]}{more}."
+        hint = "Choose a new or empty directory."
+        raise RecipeError("recipe.directory-not-empty", message, location=str(folder), hint=hint)
 
 
-def _write(path: Path, content: bytes, made: list[Path]) -> None:
-    """Write one file, and note in `made` what was not there before, folders first."""
-    for above in reversed(path.parents):
-        if not above.exists():
-            above.mkdir()
-            made.append(above)
-    made.append(path)
+def _write(path: Path, content: bytes, created: list[Path]) -> None:
+    """Write one file. Append the file and its new directories to `created`, outermost first."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir()
+            created.append(parent)
+    created.append(path)
     path.write_bytes(content)
 
 
 @contextlib.contextmanager
-def _all_or_nothing() -> Iterator[list[Path]]:
-    """Where the writing fails, what was written is taken away again, so that it can be tried again."""
-    made: list[Path] = []
+def _remove_on_failure() -> Iterator[list[Path]]:
+    """Yield a list for created paths, and remove them if the body fails, so that the command can be repeated."""
+    created: list[Path] = []
     try:
-        yield made
+        yield created
     except BaseException:
-        for path in reversed(made):
+        for path in reversed(created):
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
         raise

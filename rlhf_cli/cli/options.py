@@ -1,8 +1,7 @@
-"""The options that every stage shares."""
+"""The options and arguments that several commands share."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 from pathlib import Path
 from typing import Annotated
@@ -10,51 +9,80 @@ from typing import Annotated
 import typer
 
 from rlhf_cli.errors import Issue, RecipeError
+from rlhf_cli.formatting import did_you_mean
 from rlhf_cli.stages import STAGES
 
-Flag = functools.partial(typer.Option, metavar="")  # else its help would say <bool>
+DEFAULT_RECIPE = Path("recipe.yaml")
+DEFAULT_RUNS_DIR = Path("runs")
 
-Recipe = Annotated[Path, typer.Option("--recipe", "-r", metavar="FILE", help="The recipe, a YAML file.")]
+Flag = functools.partial(typer.Option, metavar="")  # otherwise the help shows the type as <bool>
+
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-r", metavar="FILE", help="Recipe file (YAML).", show_default=str(DEFAULT_RECIPE)),
+]
+RecipeArgument = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="Recipe file; the same as --recipe FILE.", show_default=False)
+]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in ppo.kl.coef=0.1; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as in ppo.kl.coef=0.1. Repeatable."),
 ]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", envvar="RLHF_RUNS", help="Where runs are written.")]
-DryRun = Annotated[bool, Flag("--dry-run", help="Load data and tokenizer, show one example; train nothing.")]
-Smoke = Annotated[bool, Flag("--smoke", help="The recipe made tiny, with random weights: a test for CI.")]
-Json = Annotated[bool, Flag("--json", help="Print one JSON object on stdout; all else goes to stderr.")]
-Quiet = Annotated[bool, Flag("--quiet", "-q", help="Print the outcome alone, a line a stage.")]
-SkipIfDone = Annotated[bool, Flag("--skip-if-done", help="Do nothing where the newest version is up to date.")]
-Resume = Annotated[bool, Flag("--resume", help="Go on with the newest run that was stopped, from its last checkpoint.")]
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", metavar="DIR", envvar="RLHF_RUNS", help="Directory that holds the runs.")
+]
+DryRun = Annotated[
+    bool, Flag("--dry-run", help="Load data and tokenizer, and show one example and the memory estimate; do not train.")
+]
+Smoke = Annotated[bool, Flag("--smoke", help="Run a tiny version with random weights (for CI).")]
+Json = Annotated[bool, Flag("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
+Quiet = Annotated[bool, Flag("--quiet", "-q", help="Print one line per stage.")]
+SkipIfDone = Annotated[bool, Flag("--skip-if-done", help="Skip if the latest run is up to date.")]
+Resume = Annotated[bool, Flag("--resume", help="Resume the most recent interrupted run from its last checkpoint.")]
 
 
-def _known(names: list[str] | None) -> list[str] | None:
-    """The names, all of stages. Raises RecipeError, with a issue for each that is none."""
-    wrong = [name for name in names or [] if name not in STAGES]
-    if wrong:
-        raise RecipeError([Issue(f"{name} is no stage.", hint=_instead(name)) for name in wrong])
+def recipe_path(option: Path | None, argument: Path | None = None) -> Path:
+    """Return the recipe given as an option or an argument, or ./recipe.yaml if neither is given.
+
+    Raises:
+        RecipeError: Both are given, or neither is given and ./recipe.yaml does not exist.
+    """
+    if option is not None and argument is not None:
+        message = f"the recipe is given twice: {argument} and --recipe {option}."
+        raise RecipeError("recipe.usage", message, hint="Pass it once.")
+    given = option or argument
+    if given is None and not DEFAULT_RECIPE.exists():
+        hint = "Pass a recipe with --recipe FILE, or create a project with `rlhf init DIR`."
+        raise RecipeError("recipe.not-found", "recipe not found.", location=str(DEFAULT_RECIPE), hint=hint)
+    return given or DEFAULT_RECIPE
+
+
+def _validate_stages(names: list[str] | None) -> list[str] | None:
+    """Return the names. Raise RecipeError with one issue for each that is not a stage."""
+    unknown = [name for name in names or [] if name not in STAGES]
+    if unknown:
+        issues = [Issue("recipe.unknown-stage", f"unknown stage: {name}.", hint=_stage_hint(name)) for name in unknown]
+        raise RecipeError(issues)
     return names
 
 
-def _instead(name: str) -> str:
+def _stage_hint(name: str) -> str:
     if Path(name).suffix in (".yaml", ".yml"):
-        return f"A recipe is given as -r {name}."
-    near = difflib.get_close_matches(name, STAGES, n=1)
-    return f"Did you mean {near[0]}?" if near else f"Stages are {', '.join(STAGES)}."
+        return f"Pass the recipe as -r {name}."
+    return did_you_mean(name, STAGES, otherwise=f"Stages are {', '.join(STAGES)}.")
 
 
-def _completed(incomplete: str) -> list[str]:
+def _complete_stage(incomplete: str) -> list[str]:
     return [name for name in STAGES if name.startswith(incomplete)]
 
 
 Stages = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="STAGE",
-        callback=_known,
-        autocompletion=_completed,
-        help="Some of them; else all that the recipe has.",
+        metavar="[STAGE]...",
+        callback=_validate_stages,
+        autocompletion=_complete_stage,
+        help="Stages to run. Defaults to all stages in the recipe.",
+        show_default=False,
     ),
 ]
-
-RUNS = Path("runs")

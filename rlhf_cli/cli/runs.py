@@ -1,168 +1,198 @@
-"""`rlhf runs`: look at what was made, prove that it is whole, and take away what is not needed."""
+"""`rlhf runs`: list, show, verify, compare and remove runs."""
 
 from __future__ import annotations
 
-import difflib
 import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rlhf_cli.cli import options, output
+from rlhf_cli.cli import json_output, options, run_details, tables
+from rlhf_cli.cli.output import Output
 from rlhf_cli.errors import Issue, ModelError, RecipeError
+from rlhf_cli.formatting import did_you_mean, format_path
 from rlhf_cli.runs import layout, lineage
-from rlhf_cli.runs.manifest import read_manifest
+
+RESTORE_HINT = "Run the stage again, or restore the file."
+SHOWN_SAMPLES = 4
 
 runs = typer.Typer(help="List, show, verify, compare and remove runs.", no_args_is_help=True)
 
 
+def _complete_run(incomplete: str) -> list[str]:
+    names = [lineage.name_of(entry) for entry in layout.all_runs(options.DEFAULT_RUNS_DIR)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+_RunArgument = typer.Argument(
+    metavar="RUN", help="stage, name/stage, name/stage@v0003, or the run's directory.", autocompletion=_complete_run
+)
+RunArgument = Annotated[str, _RunArgument]
+OptionalRunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="A run. Defaults to all runs.", autocompletion=_complete_run),
+]
+
+
 @runs.command("list")
-def list_(runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
-    """List the runs, the newest last: stage, version, state, time and figures."""
-    entries = sorted(layout.all_runs(runs_dir.absolute()), key=output.began)
-    if json:
-        output.write_json(
-            {"status": "ok", "stage": "runs list", "runs": [output.entry_json(entry) for entry in entries]}
-        )
-    else:
-        output.print_runs(runs_dir, entries)
-
-
-def _references(incomplete: str) -> list[str]:
-    found = [f"{e.name}/{e.stage}@{e.version}" for e in layout.all_runs(options.RUNS)]
-    return [text for text in found if text.startswith(incomplete)]
-
-
-Run = Annotated[str, typer.Argument(help="name/stage, name/stage@v0003, or its folder.", autocompletion=_references)]
+def list_(runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR, json: options.Json = False) -> None:
+    """List all runs from oldest to newest, with state, time and main metrics."""
+    entries = sorted(layout.all_runs(runs_dir.absolute()), key=tables.start_time)
+    Output(json=json).result(
+        {"stage": "runs list", "runs": [json_output.run_object(entry) for entry in entries]},
+        lambda console: tables.print_runs(console, runs_dir, entries),
+    )
 
 
 @runs.command()
-def show(run: Run, runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
-    """Show one run: its figures, inputs, files, and the last samples."""
-    entry = _find(run, runs_dir.absolute())
-    content: dict[str, Any] = {**output.entry_json(entry), "manifest": entry.manifest}
-    content["last_step"] = next(iter(_tail(entry.path / "metrics.jsonl", 1)), None)
-    content["samples"] = _tail(entry.path / "samples.jsonl", 4)
-    if json:
-        output.write_json({"status": "ok", "stage": "runs show", "run": content})
-    else:
-        output.print_run(content)
+def show(run: RunArgument, runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR, json: options.Json = False) -> None:
+    """Show one run: its metrics, inputs, files and last samples."""
+    entry = _find_run(run, runs_dir.absolute())
+    content = {
+        **json_output.run_object(entry),
+        "manifest": entry.manifest,
+        "last_step": next(iter(_last_rows(entry.path / "metrics.jsonl", 1)), None),
+        "samples": _last_rows(entry.path / "samples.jsonl", SHOWN_SAMPLES),
+    }
+    Output(json=json).result(
+        {"stage": "runs show", "run": content}, lambda console: run_details.print_run(console, content)
+    )
 
 
 @runs.command()
 def verify(
-    run: Annotated[
-        str | None, typer.Argument(help="A run; all where none is named.", autocompletion=_references)
-    ] = None,
-    runs_dir: options.RunsDir = options.RUNS,
+    run: OptionalRunArgument = None,
+    runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR,
     json: options.Json = False,
 ) -> None:
-    """Read every byte of runs and checkpoints, and hold it against what was written; exit 4 names what differs."""
-    entries = [_find(run, runs_dir.absolute())] if run else list(layout.all_runs(runs_dir.absolute()))
-    verdicts = [(entry, lineage.verify(entry)) for entry in entries]
-    issues = [issue for _, verdict in verdicts for issue in verdict.issues]
-    if not json:
-        output.print_verdicts(verdicts)
+    """Verify every file of models and checkpoints against its manifest. Exit with code 4 if one differs."""
+    output = Output(json=json)
+    entries = [_find_run(run, runs_dir.absolute())] if run else list(layout.all_runs(runs_dir.absolute()))
+    verifications = [(entry, lineage.verify(entry)) for entry in entries]
+    output.text(lambda console: tables.print_verifications(console, verifications))
+    issues = [issue for _, verification in verifications for issue in verification.issues]
     if issues:
-        hint = "Run its stage again, or restore the file."
-        raise ModelError([Issue(f.message, f.location, f.hint or hint) for f in issues])
-    if json:
-        found = [
-            {"run": lineage.name_of(entry), "files": verdict.files, "bytes": verdict.bytes}
-            for entry, verdict in verdicts
-        ]
-        output.write_json({"status": "ok", "stage": "runs verify", "runs": found})
+        raise ModelError([Issue(i.code, i.message, i.location, i.hint or RESTORE_HINT) for i in issues])
+    intact = [
+        {"run": lineage.name_of(entry), "files": verification.files, "bytes": verification.bytes}
+        for entry, verification in verifications
+    ]
+    output.result({"stage": "runs verify", "runs": intact})
 
 
 @runs.command("lineage")
-def lineage_(run: Run, runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
-    """Show what a run is made of, back to the base and the data."""
-    entry = _find(run, runs_dir.absolute())
-    found = list(lineage.ancestors(entry))
-    if json:
-        provenance = [ancestor._asdict() for ancestor in found]
-        output.write_json(
-            {"status": "ok", "stage": "runs lineage", "run": lineage.name_of(entry), "made_of": provenance}
-        )
-    else:
-        output.print_lineage(entry, found)
+def lineage_(
+    run: RunArgument, runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR, json: options.Json = False
+) -> None:
+    """Show what a run was made from, back to the base model and the data."""
+    entry = _find_run(run, runs_dir.absolute())
+    ancestors = list(lineage.ancestors(entry))
+    Output(json=json).result(
+        {
+            "stage": "runs lineage",
+            "run": lineage.name_of(entry),
+            "ancestors": [ancestor._asdict() for ancestor in ancestors],
+        },
+        lambda console: tables.print_lineage(console, entry, ancestors),
+    )
 
 
 @runs.command()
-def diff(a: Run, b: Run, runs_dir: options.RunsDir = options.RUNS, json: options.Json = False) -> None:
-    """Show where two runs differ: settings, inputs, packages, figures."""
-    sides = [_find(text, runs_dir.absolute()) for text in (a, b)]
-    found = lineage.differences(*(lineage.facts(entry, _recipe(entry.path)) for entry in sides))
-    names = [lineage.name_of(entry) for entry in sides]
-    if json:
-        output.write_json({"status": "ok", "stage": "runs diff", "a": names[0], "b": names[1], "differs": found})
-    else:
-        output.print_differences(names, found)
+def diff(
+    run: RunArgument,
+    other: RunArgument,
+    runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR,
+    json: options.Json = False,
+) -> None:
+    """Show the settings, inputs, packages and metrics in which two runs differ."""
+    entries = [_find_run(text, runs_dir.absolute()) for text in (run, other)]
+    differences = lineage.differences(
+        *(lineage.comparable_values(entry, _read_recipe(entry.path)) for entry in entries)
+    )
+    names = [lineage.name_of(entry) for entry in entries]
+    Output(json=json).result(
+        {"stage": "runs diff", "runs": names, "differences": differences},
+        lambda console: tables.print_differences(console, names, differences),
+    )
 
 
 @runs.command()
 def rm(
-    run: Run,
-    force: Annotated[bool, options.Flag("--force", help="Also where other runs are made of it.")] = False,
-    runs_dir: options.RunsDir = options.RUNS,
+    run: RunArgument,
+    force: Annotated[bool, options.Flag("--force", help="Remove even if other runs depend on it.")] = False,
+    runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR,
     json: options.Json = False,
 ) -> None:
-    """Remove one version of a run; refused where other runs are made of it."""
-    entry = _find(run, runs_dir.absolute())
+    """Remove one version of a run. Refused if other runs depend on it."""
+    entry = _find_run(run, runs_dir.absolute())
+    name = lineage.name_of(entry)
     if not run.endswith(entry.version):
-        raise RecipeError(f"{run} does not name a version.", hint=f"Write {lineage.name_of(entry)}.")
+        raise RecipeError("recipe.ambiguous-run", f"{run} does not specify a version.", hint=f"Write {name}.")
     lineage.remove(runs_dir.absolute(), entry, force=force)
-    if json:
-        output.write_json({"status": "ok", "stage": "runs rm", "run": lineage.name_of(entry)})
-    else:
-        typer.echo(f"removed {lineage.name_of(entry)}")
+    Output(json=json).result(
+        {"stage": "runs rm", "run": name},
+        lambda console: console.print(f"removed {name}", markup=False, soft_wrap=True),
+    )
 
 
-def _recipe(folder: Path) -> dict[str, Any]:
-    """The resolved recipe of a run."""
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    """Return the resolved recipe of a run as plain values."""
     import yaml
 
+    path = folder / "recipe.yaml"
     try:
-        return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ModelError(f"the recipe cannot be read: {error}.", location=str(folder / "recipe.yaml")) from None
+        message = f"the recipe of the run cannot be read: {error}."
+        raise ModelError("model.damaged-file", message, location=str(path), hint=RESTORE_HINT) from None
+    return recipe
 
 
-def _find(text: str, runs_dir: Path) -> layout.Entry:
+def _find_run(text: str, runs_dir: Path) -> layout.RunEntry:
+    """Return the run that `text` names: a directory, or a reference without which the name may be left out.
+
+    Raises:
+        RecipeError: The run does not exist, or several recipes have a run of this stage.
+    """
     folder = Path(text)
     if folder.is_dir() and layout.VERSION.fullmatch(folder.resolve().name):
-        folder = folder.resolve()
-        return layout.Entry(folder.parent.parent.name, folder.parent.name, folder.name, folder, read_manifest(folder))
+        return layout.read_entry(folder.resolve())
     reference = layout.parse(text, "")
-    if not reference.name:
-        named = [e for e in layout.all_runs(runs_dir) if e.stage == reference.stage]
-        names = sorted({e.name for e in named})
-        if not names:
-            raise _absent(text, runs_dir)
-        if len(names) > 1:
-            have = ", ".join(f"{name}/{reference.stage}" for name in names)
-            raise RecipeError(f"{text} does not name one run; there are: {have}.", hint="Write name/stage@version.")
-        reference = reference._replace(name=names[0])
-    versions = layout.versions(runs_dir, reference.name, reference.stage)
+    name = reference.name or _only_name(text, reference.stage, runs_dir)
+    versions = layout.versions(runs_dir, name, reference.stage)
     if reference.version is not None:
-        versions = [e for e in versions if e.version == reference.version]
+        versions = [entry for entry in versions if entry.version == reference.version]
     if not versions:
-        raise _absent(text, runs_dir)
-    complete = [e for e in versions if e.manifest]
-    real = [e for e in complete if e.manifest and not e.manifest["smoke"]]
+        raise _run_not_found(text, runs_dir)
+    complete = [entry for entry in versions if entry.manifest]
+    real = [entry for entry in complete if entry.manifest and not entry.manifest["smoke"]]
     return (real or complete or versions)[-1]
 
 
-def _absent(text: str, runs_dir: Path) -> RecipeError:
-    known = [name for e in layout.all_runs(runs_dir) for name in (e.stage, f"{e.name}/{e.stage}")]
-    near = difflib.get_close_matches(text.partition("@")[0], known, n=1)
-    hint = f"Did you mean {near[0]}?" if near and near[0] not in text else "See `rlhf runs list`."
-    return RecipeError(f"there is no run {text} in {runs_dir}.", hint=hint)
+def _only_name(text: str, stage: str, runs_dir: Path) -> str:
+    """Return the name of the only recipe that has a run of `stage`."""
+    names = sorted({entry.name for entry in layout.all_runs(runs_dir) if entry.stage == stage})
+    if not names:
+        raise _run_not_found(text, runs_dir)
+    if len(names) > 1:
+        found = ", ".join(f"{name}/{stage}" for name in names)
+        message = f"{text} is ambiguous; found {found}."
+        raise RecipeError("recipe.ambiguous-run", message, hint="Write name/stage@version.")
+    return names[0]
 
 
-def _tail(path: Path, count: int) -> list[Any]:
+def _run_not_found(text: str, runs_dir: Path) -> RecipeError:
+    known = [name for entry in layout.all_runs(runs_dir) for name in (entry.stage, f"{entry.name}/{entry.stage}")]
+    wanted = text.partition("@")[0]
+    hint = "" if wanted in known else did_you_mean(wanted, known)
+    message = f"run not found: {text} in {format_path(runs_dir)}."
+    return RecipeError("recipe.run-not-found", message, hint=hint or "See `rlhf runs list`.")
+
+
+def _last_rows(path: Path, count: int) -> list[Any]:
+    """Return the last rows of a JSONL file; a half-written last line of a killed run is ignored."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a killed run leaves half a line
-    return [json_module.loads(line) for line in whole.split("\n")[-count:] if line]
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json_module.loads(line) for line in complete.split("\n")[-count:] if line]

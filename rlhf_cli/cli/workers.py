@@ -1,8 +1,8 @@
-"""Starts the processes that `launch.processes` asks for: the same command, once for each GPU.
+"""Start the processes that `launch.processes` asks for: the same command, once per GPU.
 
-What accelerate and torchrun set in the environment of their workers is set here, and accelerate finds it there; under
-those launchers themselves nothing is started. Their agents are not used, for they end workers 30 seconds after a
-signal, where a step may take longer to be saved, and give 1 for every exit code.
+The environment variables that accelerate and torchrun set for their workers are set here, and accelerate reads them.
+Under those launchers, nothing is started. Their own agents are not used because they kill workers 30 seconds after a
+signal, although saving a step may take longer, and turn every exit code into 1.
 """
 
 from __future__ import annotations
@@ -13,65 +13,101 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import typer
+
+from rlhf_cli.cli.output import real_stdout
 from rlhf_cli.errors import RecipeError
 
-GRACE = 1.0  # seconds from the end of a process that failed to the end of those that wait for it
-HEEDED = (signal.SIGINT, signal.SIGTERM)
+ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of a single process: Trainer would otherwise split batches over all GPUs
+SEES_ALL_GPUS = ("doctor",)  # commands that are one process and report every GPU
+GRACE_PERIOD = 1.0  # seconds from the end of a process that failed to the end of those that wait for it
+POLL_INTERVAL = 0.05  # seconds
+FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_worker() -> bool:
-    """Whether this process was started by us, accelerate or torchrun."""
+    """Return whether this process was started by `launch_if_needed`, accelerate or torchrun."""
     return "WORLD_SIZE" in os.environ
 
 
-def check_environment() -> None:
-    """Raise RecipeError where accelerate is set to split what is trained: here it is adapters, and whole everywhere."""
-    for name, kind in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+def limit_to_one_gpu(arguments: Sequence[str]) -> None:
+    """Let a single process see one GPU only, unless the user has chosen or the command reports all of them."""
+    if not is_worker() and not set(arguments[:1]) & set(SEES_ALL_GPUS):
+        for name, value in ONE_GPU.items():
+            os.environ.setdefault(name, value)
+
+
+def launch_if_needed(count: int, *, smoke: bool) -> None:
+    """Run this command in `count` processes and exit with their code. No-op if one is enough or this is a worker.
+
+    Args:
+        count: `launch.processes` of the recipe.
+        smoke: Whether this is a smoke run, which is always one process.
+
+    Raises:
+        RecipeError: accelerate is configured to shard the model, which rlhf does itself.
+        typer.Exit: With the exit code of the processes.
+    """
+    _check_accelerate_config()
+    if count > 1 and not is_worker() and not smoke:
+        environment = {name: value for name, value in os.environ.items() if (name, value) not in ONE_GPU.items()}
+        raise typer.Exit(launch(count, sys.argv[1:], environment, real_stdout()))
+
+
+def _check_accelerate_config() -> None:
+    for name, method in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(name, "").lower() == "true":
-            hint = "Use `accelerate launch --multi_gpu`, and launch.strategy: fsdp for a base that one GPU cannot hold."
-            raise RecipeError(f"accelerate is set to {kind}, which this does not use.", location=name, hint=hint)
+            hint = "Use `accelerate launch --multi_gpu`, and launch.strategy: fsdp if the base does not fit on one GPU."
+            message = f"accelerate is configured for {method}, which rlhf does not use."
+            raise RecipeError("recipe.unsupported-launcher", message, location=name, hint=hint)
 
 
-def run(count: int, arguments: list[str], environment: Mapping[str, str], stdout: int) -> int:
-    """`rlhf arguments` in `count` processes, whose stdout is that descriptor; the exit code of the first that
-    failed."""
+def launch(count: int, arguments: Sequence[str], environment: Mapping[str, str], stdout: int) -> int:
+    """Run `rlhf <arguments>` in `count` processes and return the exit code of the first one that fails, else 0.
+
+    Args:
+        count: Number of processes.
+        arguments: The command line without `rlhf`.
+        environment: Environment variables; those of the process group are added.
+        stdout: File descriptor of the processes' stdout.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**environment, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    started: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[bytes]] = []
 
-    def forward(number: int, frame: object) -> None:
-        for process in started:
+    def forward(number: int, _frame: object) -> None:
+        for process in processes:
             process.send_signal(number)
 
-    # Workers are in groups of their own: a Ctrl-C reaches this process alone, and each worker once, through it.
-    before = {number: signal.signal(number, forward) for number in HEEDED}
+    # Each worker has its own process group: a Ctrl-C reaches only this process, and each worker once through it.
+    handlers = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
     try:
         for rank in range(count):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "rlhf_cli", *arguments]
-            started.append(subprocess.Popen(command, env=own, stdout=stdout, process_group=0))
-        return _outcome(started)
+            processes.append(subprocess.Popen(command, env=own, stdout=stdout, process_group=0))
+        return _wait(processes)
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _outcome(started: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all, or for the first that fails: without it the others would wait for ever."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all processes, or for the first that fails: the others would wait for it forever."""
     while True:
-        codes = [process.poll() for process in started]
+        codes = [process.poll() for process in processes]
         failed = [code for code in codes if code]
         if failed:
-            time.sleep(GRACE)
-            return max(failed[0], 1)  # ended by a signal: a negative one
+            time.sleep(GRACE_PERIOD)
+            return max(failed[0], 1)  # the code is negative if a signal killed the process
         if all(code == 0 for code in codes):
             return 0
-        time.sleep(0.05)
+        time.sleep(POLL_INTERVAL)

@@ -1,28 +1,81 @@
-"""Columns: which ones each kind of row needs, the recipe's mapping to our names, and what to say where none fits."""
+"""The columns of each dataset kind, the recipe's mapping to them, and the issue of a dataset with other columns."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from rlhf_cli.data.readers import Fields, IssueCollector
+from rlhf_cli.data.batches import Fields
+from rlhf_cli.data.issues import IssueCollector
+from rlhf_cli.formatting import did_you_mean
+from rlhf_cli.stages import DatasetKind
 
-Kind = Literal["pretrain", "sft", "preferences", "prompts"]
+Format = tuple[str, ...]  # the columns that a format needs
 
-FORMS: dict[Kind, tuple[tuple[str, ...], ...]] = {  # the columns that a form needs; the first that fits is taken
-    "pretrain": (("text",),),
-    "sft": (("prompt", "completion"), ("messages",), ("text",)),
-    "preferences": (("chosen", "rejected"),),
-    "prompts": (("chosen", "rejected"), ("messages",), ("prompt",)),
+PAIR: Format = ("chosen", "rejected")
+MESSAGES: Format = ("messages",)
+MIN_SIMILARITY = 0.75  # of a target in `columns` to one of our columns, so that it is taken for a misspelling
+
+
+@dataclass(frozen=True)
+class KindSpec:
+    """What the data of a dataset kind may look like.
+
+    Attributes:
+        expected: The columns, in words.
+        formats: The known formats. The first one whose columns a dataset has is used.
+        optional: Further columns with a meaning of their own.
+        keeps_other_columns: Whether rows keep their other columns, under any name.
+        accepts_other_kinds: Whether rows of other kinds can be used, so that a format does not identify this kind.
+        reserved: Names that a column must not have.
+        reads_text_files: Whether a paragraph of a .txt file can be a row.
+        unique_prompts: Whether each prompt is used once, however many rows have it.
+        suggested: The formats to map to, in order of preference, for a dataset with other columns.
+    """
+
+    expected: str
+    formats: tuple[Format, ...]
+    suggested: tuple[Format, ...]
+    optional: tuple[str, ...] = ()
+    keeps_other_columns: bool = False
+    accepts_other_kinds: bool = False
+    reserved: tuple[str, ...] = ()
+    reads_text_files: bool = False
+    unique_prompts: bool = False
+
+    @property
+    def known(self) -> list[str]:
+        """All columns with a meaning."""
+        return list(dict.fromkeys([*(column for row_format in self.formats for column in row_format), *self.optional]))
+
+
+KINDS: Mapping[DatasetKind, KindSpec] = {
+    "pretrain": KindSpec(expected="`text`", formats=(("text",),), suggested=(("text",),), reads_text_files=True),
+    "sft": KindSpec(
+        expected="`prompt` and `completion`, or `messages`, or `text`",
+        formats=(("prompt", "completion"), MESSAGES, ("text",)),
+        suggested=(("prompt", "completion"), MESSAGES, ("text",)),
+    ),
+    "preferences": KindSpec(
+        expected="`prompt`, `chosen` and `rejected`, or `chosen` and `rejected` that start with the same prompt",
+        formats=(PAIR,),
+        suggested=(("prompt", *PAIR),),
+        optional=("prompt", "margin"),
+        keeps_other_columns=True,
+    ),
+    "prompts": KindSpec(
+        expected="`prompt`, or `messages`",
+        formats=(PAIR, MESSAGES, ("prompt",)),
+        suggested=(("prompt",), MESSAGES, ("prompt", *PAIR)),
+        optional=("prompt",),
+        keeps_other_columns=True,
+        accepts_other_kinds=True,
+        reserved=("prompts", "completions"),  # arguments of every reward function
+        unique_prompts=True,
+    ),
 }
-NEEDED: dict[Kind, str] = {
-    "pretrain": "`text`",
-    "sft": "`prompt` and `completion`, or `messages`, or `text`",
-    "preferences": "`prompt`, `chosen` and `rejected`, or the prompt as the beginning of both",
-    "prompts": "`prompt`, or `messages`",
-}
-OTHER_NAMES = {  # what others call our columns
+COLUMN_SYNONYMS = {  # names that other datasets use for our columns
     "prompt": ("instruction", "question", "query", "input", "request"),
     "completion": ("output", "answer", "response", "target"),
     "chosen": ("preferred", "chosen_response", "response_chosen", "winner", "response1", "response_a"),
@@ -32,75 +85,97 @@ OTHER_NAMES = {  # what others call our columns
 }
 
 
-def renamed_columns(
-    kind: Kind, columns: Mapping[str, str], found: Sequence[str], name: str, issues: IssueCollector
-) -> list[str] | None:
-    """The columns under our names; None, and the issues told, where `columns` names what there is not."""
-    misspelt = list(_misspelt(kind, columns, found))
-    for ours, meant in misspelt:
-        hint = f"Did you mean {meant}?" if meant else f"Needed are {NEEDED[kind]}."
-        issues.add(f"`columns` maps {columns[ours]!r} to {ours!r}, which {kind} rows do not have.", name, hint)
-    missing = [theirs for theirs in columns.values() if theirs not in found]
-    for theirs in missing:
-        close = difflib.get_close_matches(theirs, found, 1)
-        hint = f"Did you mean {close[0]}?" if close else ""
-        issues.add(f"`columns` names the column {theirs!r}; found: {', '.join(found)}.", name, hint)
-    if missing or misspelt:
+def plan_columns(
+    kind: DatasetKind, mapping: Mapping[str, str], found: Sequence[str], source: str, issues: IssueCollector
+) -> tuple[Format, list[str]] | None:
+    """Return the format of a dataset and its columns under our names, or None if an issue was added.
+
+    Args:
+        kind: The dataset kind.
+        mapping: Our column names, each with the dataset's.
+        found: The dataset's columns.
+        source: Path or Hub id of the dataset, the location of an issue.
+        issues: Where an issue is added.
+    """
+    columns = _map_columns(kind, mapping, found, source, issues) if mapping else list(found)
+    if columns is None:
         return None
-    gone = {*columns.values(), *columns}
-    return [*(column for column in found if column not in gone), *columns]
+    row_format = next((known for known in KINDS[kind].formats if set(known) <= set(columns)), None)
+    if row_format is None:
+        message = f"columns: found {', '.join(columns) or 'none'}; expected {KINDS[kind].expected} for {kind} rows."
+        issues.add("data.wrong-columns", message, source, _columns_hint(kind, columns))
+        return None
+    reserved = next((column for column in KINDS[kind].reserved if column in columns), None)
+    if reserved is not None:
+        message = f"columns: {reserved} is reserved for an argument of reward functions."
+        hint = f"Give it another name, e.g. `columns: {{{reserved}_column: {reserved}}}`."
+        issues.add("data.reserved-column", message, source, hint)
+        return None
+    return row_format, columns
 
 
-def renamed(fields: Fields, columns: Mapping[str, str]) -> Fields:
-    """A row under our names. A column of ours that another one is mapped to gives way."""
-    gone = {*columns.values(), *columns}
-    row = {column: value for column, value in fields.items() if column not in gone}
-    row.update({ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields})
+def rename_columns(fields: Fields, mapping: Mapping[str, str]) -> Fields:
+    """Return a row under our names. A mapped column replaces one that already has our name."""
+    replaced = {*mapping.values(), *mapping}
+    row = {column: value for column, value in fields.items() if column not in replaced}
+    row.update({ours: fields[theirs] for ours, theirs in mapping.items() if theirs in fields})
     return row
 
 
-def _misspelt(kind: Kind, columns: Mapping[str, str], found: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The names for us in `columns` that mean none of ours, and the nearest one that is not there.
+def _map_columns(
+    kind: DatasetKind, mapping: Mapping[str, str], found: Sequence[str], source: str, issues: IssueCollector
+) -> list[str] | None:
+    """Return the dataset's columns under our names, or None if the mapping is wrong and issues were added."""
+    issues_before = issues.count
+    for ours, suggestion in _find_unknown_targets(kind, mapping, found).items():
+        message = f"columns: {kind} rows have no column {ours!r}, to which {mapping[ours]!r} is mapped."
+        hint = f"Did you mean {suggestion}?" if suggestion else f"Map to {KINDS[kind].expected}."
+        issues.add("data.unknown-column", message, source, hint)
+    for theirs in mapping.values():
+        if theirs not in found:
+            message = f"columns: column {theirs!r} not found; found {', '.join(found)}."
+            issues.add("data.unknown-column", message, source, did_you_mean(theirs, found))
+    if issues.count > issues_before:
+        return None
+    replaced = {*mapping.values(), *mapping}
+    return [*(column for column in found if column not in replaced), *mapping]
 
-    Preferences and prompts may have further columns, under any name that is not nearly one of ours.
+
+def _find_unknown_targets(kind: DatasetKind, mapping: Mapping[str, str], found: Sequence[str]) -> dict[str, str]:
+    """Return the keys of `mapping` that are not our columns, each with the missing column that it may stand for, or "".
+
+    If the kind keeps other columns, a key may be any name that is not similar to a missing column of ours.
     """
-    known = dict.fromkeys(column for form in FORMS[kind] for column in form)
-    if kind == "preferences":
-        known |= {"prompt": None, "margin": None}
-    lacking = [column for column in known if column not in columns and column not in found]
-    lacking += [theirs for theirs in columns.values() if theirs in known and theirs not in columns]  # renamed away
-    for ours in columns:
+    known = KINDS[kind].known
+    missing = [column for column in known if column not in mapping and column not in found]
+    missing += [theirs for theirs in mapping.values() if theirs in known and theirs not in mapping]  # renamed away
+    unknown = {}
+    for ours in mapping:
         if ours not in known:
-            close = difflib.get_close_matches(ours, lacking, 1, 0.75)
-            if close or kind in ("pretrain", "sft"):
-                yield ours, close[0] if close else ""
+            similar = difflib.get_close_matches(ours, missing, 1, MIN_SIMILARITY)
+            if similar or not KINDS[kind].keeps_other_columns:
+                unknown[ours] = similar[0] if similar else ""
+    return unknown
 
 
-def add_wrong_columns(kind: Kind, found: Sequence[str], name: str, issues: IssueCollector) -> None:
-    issues.add(
-        f"wrong columns for {kind} rows: found {', '.join(found) or 'none'}; needed {NEEDED[kind]}.",
-        name,
-        _mend_columns(kind, found),
-    )
-
-
-def _mend_columns(kind: Kind, found: Sequence[str]) -> str:
-    """A mapping that would do, or the section where such data belongs."""
-    for other, forms in FORMS.items():
-        if other != kind and other != "prompts" and any(set(form) <= set(found) for form in forms):
-            return f"These are {other} rows: they belong under data.{other}."
-    forms = FORMS[kind] if kind != "prompts" else FORMS[kind][::-1]  # a prompt alone is what prompts are
-    guesses = [_guess(("prompt", *form) if form == ("chosen", "rejected") else form, found) for form in forms]
+def _columns_hint(kind: DatasetKind, found: Sequence[str]) -> str:
+    """Return a hint with the section to which such data belongs, or a mapping to our columns."""
+    for other, columns in KINDS.items():
+        is_of_other = any(set(row_format) <= set(found) for row_format in columns.formats)
+        if other != kind and not columns.accepts_other_kinds and is_of_other:
+            return f"Move the source to data.{other}: these are {other} rows."
+    guesses = [_guess_mapping(row_format, found) for row_format in KINDS[kind].suggested]
     mapping = next((guess for guess in guesses if "…" not in guess.values()), guesses[0])
     pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
-    return f"Map them in the recipe, our name to the data's: `columns: {{{pairs}}}`."
+    return f"Map our column names to the dataset's in the recipe: `columns: {{{pairs}}}`."
 
 
-def _guess(wanted: Sequence[str], found: Sequence[str]) -> dict[str, str]:
-    """For each of our columns that is not there, the one that may be meant, or …"""
+def _guess_mapping(row_format: Format, found: Sequence[str]) -> dict[str, str]:
+    """Return each column of `row_format` that was not found, with the column that may stand for it, or `…`."""
     mapping = {}
-    for column in wanted:
+    for column in row_format:
         if column not in found:
-            known = [other for other in OTHER_NAMES[column] if other in found]
-            mapping[column] = (known or difflib.get_close_matches(column, found, 1) or ["…"])[0]
+            synonyms = [name for name in COLUMN_SYNONYMS[column] if name in found]
+            similar = difflib.get_close_matches(column, found, 1)
+            mapping[column] = (synonyms or similar or ["…"])[0]
     return mapping

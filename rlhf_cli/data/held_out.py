@@ -1,58 +1,61 @@
-"""The rows that `eval` measures on: held out of training, at most `eval.samples` of each kind, always the same."""
+"""Load the evaluation rows: a fixed sample of at most `eval.samples` held-out rows per dataset."""
 
 from __future__ import annotations
 
 import random
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf_cli.data import sources
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
-from rlhf_cli.data.sources import Find
+from rlhf_cli.data.source_files import FindRun
 from rlhf_cli.errors import DataError, Issue
 from rlhf_cli.evaluation import metrics
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Sources
-
-Kind = Literal["sft", "preferences", "prompts"]
+from rlhf_cli.stages import DatasetKind
 
 
 class HeldOut(NamedTuple):
-    """The rows to measure on; a list is empty where the recipe gives no data for its part."""
+    """The rows to evaluate on; a list is empty if the recipe does not evaluate on its dataset."""
 
     sft: list[SftRow]
     preferences: list[PreferenceRow]
     prompts: list[PromptRow]
 
 
-def nothing(kind: str) -> Issue:
-    """What is wrong where none of a data set's rows is held out."""
-    hint = "Raise its eval_fraction, or name an eval_split."
-    return Issue("no row is held out, so there is nothing to evaluate on.", location=f"data.{kind}", hint=hint)
+def no_rows_issue(kind: DatasetKind) -> Issue:
+    """Return the issue of a dataset of which no rows are held out."""
+    message = "no rows are held out; expected at least one to evaluate on."
+    return Issue("data.nothing-held-out", message, f"data.{kind}", "Raise eval_fraction, or set eval_split.")
 
 
-def load(recipe: Recipe, find: Find, *, smoke: bool) -> HeldOut:
-    """The rows of every part that the recipe gives data for.
+def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
+    """Load the rows of each dataset that the recipe evaluates on.
+
+    Args:
+        recipe: The recipe.
+        find: Function from a run reference to the run's directory.
+        smoke: Whether to read only a few rows, and to use training rows if none are held out.
 
     Raises:
-        DataError: none are held out, or the data are faulty.
+        DataError: A row is invalid, or no rows of a dataset are held out.
     """
-    given = metrics.parts(recipe)
-    data = recipe.data
+    parts = metrics.parts(recipe)
 
-    def rows(kind: Kind, chosen: Sources | None, wanted: bool) -> list[Any]:
-        if chosen is None or not wanted:
+    def sample(kind: DatasetKind, given: Sources | None, is_evaluated: bool) -> list[Any]:
+        if given is None or not is_evaluated:
             return []
-        limit = smoke_recipe.ROWS if smoke else None
-        split = sources.load(chosen, kind, seed=recipe.seed, find=find, limit=limit)
-        # sixteen rows may leave none held out, and a smoke run measures nothing anyway
-        found = split.held_out or (split.train if smoke else [])
-        if not found:
-            raise DataError([nothing(kind)])
-        most = recipe.eval.samples
-        return random.Random(recipe.seed).sample(found, min(most, len(found)))
+        limit = smoke_recipe.SMOKE_ROWS if smoke else None
+        split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit)
+        rows = split.held_out
+        if smoke and not rows:  # so few rows may leave none held out, and a smoke run's metrics mean nothing
+            rows = split.train
+        if not rows:
+            raise DataError([no_rows_issue(kind)])
+        return random.Random(recipe.seed).sample(rows, min(recipe.eval.samples, len(rows)))
 
     return HeldOut(
-        sft=rows("sft", data.sft, given.sft),
-        preferences=rows("preferences", data.preferences, given.reward),
-        prompts=rows("prompts", data.prompts, given.policy),
+        sft=sample("sft", recipe.data.sft, parts.sft),
+        preferences=sample("preferences", recipe.data.preferences, parts.reward),
+        prompts=sample("prompts", recipe.data.prompts, parts.policy),
     )

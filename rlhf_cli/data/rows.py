@@ -1,4 +1,4 @@
-"""The typed rows that every stage trains on, whatever form the data had: nothing implicit is left in them."""
+"""The typed rows that the stages train on, whatever format a dataset has."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ class Message(TypedDict):
     content: str
 
 
-Text = str | list[Message]  # text is used as it stands; a conversation goes through the chat template
+Text = str | list[Message]  # text is used verbatim; a conversation is rendered with the chat template
 
 
 class TextRow(NamedTuple):
-    """A piece of text to pretrain on."""
+    """A text to pretrain on."""
 
     text: str
 
 
 class SftRow(NamedTuple):
-    """A demonstration; the loss is on the completion. A row of text alone has the prompt ""."""
+    """A demonstration; the loss is on the completion. A row of plain text has an empty prompt."""
 
     prompt: Text
     completion: Text
 
 
 class PreferenceRow(NamedTuple):
-    """Two answers to one prompt. `extra` holds the data's further columns, the same ones on every row."""
+    """Two completions of one prompt. `extra` holds the dataset's other columns, the same ones on every row."""
 
     prompt: Text
     chosen: Text
@@ -41,22 +41,26 @@ class PreferenceRow(NamedTuple):
 
 
 class PromptRow(NamedTuple):
-    """A prompt to answer. `extra` holds the further columns, the same ones on every row, for reward functions."""
+    """A prompt to complete. `extra` holds the dataset's other columns, the same ones on every row, for rewards."""
 
     prompt: Text
     extra: Mapping[str, Any]
 
 
-Row = TypeVar("Row", TextRow, SftRow, PreferenceRow, PromptRow)
+TypedRow = TextRow | SftRow | PreferenceRow | PromptRow
+RowT = TypeVar("RowT", TextRow, SftRow, PreferenceRow, PromptRow)
 
 
 @dataclass(frozen=True, slots=True)
-class Split(Generic[Row]):
-    """Rows to train on and rows kept out of training; no prompt lies on both sides.
+class Split(Generic[RowT]):
+    """Rows to train on and rows held out of training; no prompt is in both.
 
-    `counts`: what became of the rows, e.g. {"read": 1000, "dropped: chosen equals rejected": 3}, in rows.
+    Attributes:
+        train: The rows to train on.
+        held_out: The rows to evaluate on.
+        counts: Numbers of rows, such as {"read": 1000, "dropped: chosen equals rejected": 3}.
     """
 
-    train: list[Row]
-    held_out: list[Row]
+    train: list[RowT]
+    held_out: list[RowT]
     counts: dict[str, int]

@@ -1,37 +1,99 @@
-"""What a prompt is known by, and the number that decides on which side of the split it lies: for ever the same."""
+"""Assign prompts to training or held-out rows by their hash, so that the assignment never changes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from rlhf_cli.data.rows import SftRow, TextRow
 
 
-def key(row: Any) -> str:
-    """What rows with the same prompt share. White space does not make a prompt another one."""
+class PromptSplit(NamedTuple):
+    """Which rows of a source are trained on and which are held out.
+
+    Attributes:
+        hashes: The hash of each row's prompt, (rows,) uint64; see `prompt_hash`.
+        train: Indices of the rows to train on, ascending.
+        held_out: Indices of the rows that are held out, ascending.
+    """
+
+    hashes: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def prompt_key(row: Any) -> str:
+    """Return a text that two rows share if they have the same prompt, apart from white space.
+
+    A row without a prompt is represented by its text or its completions.
+    """
     if isinstance(row, TextRow):
-        return plain(row.text)
-    if isinstance(row.prompt, str):
-        if row.prompt:
-            return plain(row.prompt)
-        # no prompt: the row itself
-        parts = [str(row.completion)] if isinstance(row, SftRow) else [str(row.chosen), str(row.rejected)]
-    else:
+        return normalize_whitespace(row.text)
+    if not isinstance(row.prompt, str):
         parts = [text for turn in row.prompt for text in (turn["role"], turn["content"])]
-    return "\0".join(map(plain, parts))
+    elif row.prompt:
+        return normalize_whitespace(row.prompt)
+    elif isinstance(row, SftRow):
+        parts = [str(row.completion)]
+    else:
+        parts = [str(row.chosen), str(row.rejected)]
+    return "\0".join(map(normalize_whitespace, parts))
 
 
-def plain(text: str) -> str:
-    """`text` with one space between words. Only what holds other white space, or two in a row, is taken apart."""
+def normalize_whitespace(text: str) -> str:
+    """Return `text` with one space between words."""
     if text.isprintable() and "  " not in text and text.strip() == text:
-        return text
+        return text  # most texts: this test is faster than splitting
     return " ".join(text.split())
 
 
-def draw(key: str) -> bytes:
-    """The number below 2^64, in 8 bytes, that `key` has: another salt would move prompts from one side to the other.
+def prompt_hash(key: str) -> bytes:
+    """Return a number below 2^64, in 8 bytes, for a prompt's key.
 
-    It stands for the prompt, too: of a million prompts two share one in 1 of 40 million data sets.
+    It decides whether the prompt is held out and stands for it in comparisons: two of a million prompts have the same
+    number in 1 of 40 million datasets. Another salt would move prompts between training and held-out rows.
     """
     return sha256(f"held out\n{key}".encode()).digest()[:8]
+
+
+def split_by_hash(hashes: np.ndarray, fraction: float) -> PromptSplit:
+    """Hold out the rows of a fraction of the prompts, chosen by hash only.
+
+    Neither the seed nor added rows can therefore leak training prompts into evaluation, and the fraction is
+    approximate. If there are two prompts or more, both sides get one, which moves a prompt only in tiny datasets.
+
+    Args:
+        hashes: The hash of each row's prompt, (rows,) uint64.
+        fraction: The fraction of the prompts to hold out, from 0 to below 1.
+    """
+    is_held_out = hashes < np.uint64(Fraction(str(fraction)) * 2**64)  # (rows,)
+    if fraction > 0 and len(hashes):
+        lowest, highest = hashes.min(), hashes.max()
+        if not is_held_out.any() and lowest < highest:
+            is_held_out = hashes == lowest
+        elif is_held_out.all():
+            is_held_out = hashes != highest
+    return PromptSplit(hashes, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
+
+
+def drop_repeated_prompts(splits: Sequence[PromptSplit]) -> list[PromptSplit]:
+    """Keep one row of each prompt over all sources. A held-out row has priority over one to train on."""
+    sides = [split.hashes[split.held_out] for split in splits] + [split.hashes[split.train] for split in splits]
+    hashes = np.concatenate(sides)
+    is_first = np.zeros(len(hashes), bool)
+    is_first[np.unique(hashes, return_index=True)[1]] = True
+    masks = np.split(is_first, np.cumsum([len(side) for side in sides])[:-1])
+    return [
+        split._replace(train=split.train[keep_train], held_out=split.held_out[keep_held_out])
+        for split, keep_held_out, keep_train in zip(splits, masks[: len(splits)], masks[len(splits) :], strict=True)
+    ]
+
+
+def drop_held_out_prompts(splits: Sequence[PromptSplit]) -> list[PromptSplit]:
+    """Drop rows to train on whose prompt is held out in any source or split."""
+    held_out = np.concatenate([split.hashes[split.held_out] for split in splits])
+    return [split._replace(train=split.train[~np.isin(split.hashes[split.train], held_out)]) for split in splits]

@@ -1,4 +1,4 @@
-"""Rows to the token columns that TRL's trainers take; what is cut or dropped is counted. Imports no trainer."""
+"""Tokenize rows into the columns of TRL's trainers, and count truncated and dropped rows. Imports no trainer."""
 
 from __future__ import annotations
 
@@ -13,34 +13,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-CHUNK = 1000  # rows tokenised at once
-IGNORED = -100  # a label outside the loss
+CHUNK_ROWS = 1000  # rows tokenized at a time, which bounds the memory of the texts
+IGNORE_INDEX = -100  # label of a token that is not under the loss
+SEQUENCE_COLUMNS = ("input_ids", "chosen_ids", "rejected_ids")
 
 
-class Columns(NamedTuple):
-    """Token columns in parts of CHUNK rows, and how many rows were cut or dropped, by reason."""
+class TokenColumns(NamedTuple):
+    """Tokenized rows as columns.
+
+    Attributes:
+        parts: The columns, in parts of at most `CHUNK_ROWS` rows.
+        counts: Numbers of truncated and dropped rows, by reason.
+    """
 
     parts: list[dict[str, list[Any]]]
     counts: dict[str, int]
 
     @property
     def kept(self) -> int:
-        """How many rows there are."""
+        """Number of rows that were not dropped."""
         return sum(len(next(iter(part.values()))) for part in self.parts)
 
     def sequences(self) -> Iterator[list[int]]:
-        """The token ids of each row that was kept; of a pair, of both answers with their prompt."""
+        """Yield the token ids of each row; of a pair, of both completions with their prompt."""
         for part in self.parts:
-            for name in ("input_ids", "chosen_ids", "rejected_ids"):
+            for name in SEQUENCE_COLUMNS:
                 yield from part.get(name, [])
 
     def lengths(self) -> list[int]:
-        """Tokens of each of these."""
+        """Return the length of each sequence in tokens."""
         return [len(ids) for ids in self.sequences()]
 
 
-class FittingPrompts(NamedTuple):
-    """Prompts that are not too long, their token ids, and how many were dropped, by reason."""
+class TokenizedPrompts(NamedTuple):
+    """Prompts within the length limit.
+
+    Attributes:
+        rows: The prompts.
+        ids: Their token ids.
+        counts: Number of dropped prompts, by reason.
+    """
 
     rows: list[PromptRow]
     ids: list[list[int]]
@@ -48,43 +60,86 @@ class FittingPrompts(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts that were not dropped."""
         return len(self.rows)
 
     def sequences(self) -> Iterator[list[int]]:
-        """The token ids of each prompt."""
+        """Yield the token ids of each prompt."""
         return iter(self.ids)
 
     def lengths(self) -> list[int]:
-        """Tokens of each prompt."""
+        """Return the length of each prompt in tokens."""
         return [len(ids) for ids in self.ids]
 
 
-def sft_columns(tokenizer: PreTrainedTokenizerBase, rows: list[SftRow], max_length: int) -> Columns:
-    """Columns `input_ids` and `labels`.
+def sft_columns(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow], max_length: int, *, chunk_rows: int = CHUNK_ROWS
+) -> TokenColumns:
+    """Return demonstrations as the columns `input_ids` and `labels`.
 
-    A row over `max_length` tokens loses the end of its completion; one whose prompt alone fills it is dropped.
+    A row of more than `max_length` tokens loses the end of its completion. A row whose prompt has `max_length` tokens
+    or more is dropped.
     """
+    truncated = f"truncated to {max_length:,} tokens"
+    dropped = f"dropped: prompt of {max_length:,} tokens or more"
+    counts = {truncated: 0, dropped: 0}
     parts = []
-    counts = {f"truncated to {max_length:,} tokens": 0, f"dropped: prompt of {max_length:,} tokens or more": 0}
-    truncated, dropped = counts
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, chunk_rows):
         part: dict[str, list[Any]] = {"input_ids": [], "labels": []}
         for prompt, completion in chat_template.encode_pairs(tokenizer, [(r.prompt, r.completion) for r in chunk]):
             if len(prompt) >= max_length:
                 counts[dropped] += 1
                 continue
-            counts[truncated] += len(prompt) + len(completion) > max_length
+            if len(prompt) + len(completion) > max_length:
+                counts[truncated] += 1
             part["input_ids"].append((prompt + completion)[:max_length])
-            part["labels"].append(([IGNORED] * len(prompt) + completion)[:max_length])
+            part["labels"].append(([IGNORE_INDEX] * len(prompt) + completion)[:max_length])
         parts.append(part)
-    return Columns(parts, counts)
+    return TokenColumns(parts, counts)
 
 
-def first(
+def preference_columns(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow], max_length: int, *, chunk_rows: int = CHUNK_ROWS
+) -> TokenColumns:
+    """Return pairs as the columns `chosen_ids` and `rejected_ids`, and `margin` if the rows have one.
+
+    A pair with a sequence of more than `max_length` tokens is dropped: a truncated completion would be judged on less
+    than the annotator saw.
+    """
+    dropped = 0
+    parts = []
+    for chunk in _chunks(rows, chunk_rows):
+        chosen = chat_template.encode_pairs(tokenizer, [(row.prompt, row.chosen) for row in chunk])
+        rejected = chat_template.encode_pairs(tokenizer, [(row.prompt, row.rejected) for row in chunk])
+        part: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
+        if rows[0].margin is not None:  # then all rows have one
+            part["margin"] = []
+        for row, better, worse in zip(chunk, chosen, rejected, strict=True):
+            chosen_ids = better.prompt_ids + better.completion_ids
+            rejected_ids = worse.prompt_ids + worse.completion_ids
+            if max(len(chosen_ids), len(rejected_ids)) > max_length:
+                dropped += 1
+                continue
+            part["chosen_ids"].append(chosen_ids)
+            part["rejected_ids"].append(rejected_ids)
+            if "margin" in part:
+                part["margin"].append(row.margin)
+        parts.append(part)
+    return TokenColumns(parts, {f"dropped: over {max_length:,} tokens": dropped})
+
+
+def fitting_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], max_length: int) -> TokenizedPrompts:
+    """Return the prompts that have at least one token and at most `max_length`."""
+    ids = chat_template.encode_prompts(tokenizer, [row.prompt for row in rows])
+    kept = [(row, tokens) for row, tokens in zip(rows, ids, strict=True) if 0 < len(tokens) <= max_length]
+    counts = {f"dropped: empty, or over {max_length:,} tokens": len(ids) - len(kept)}
+    return TokenizedPrompts([row for row, _ in kept], [tokens for _, tokens in kept], counts)
+
+
+def first_example(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[SftRow] | Sequence[PreferenceRow], max_length: int
 ) -> chat_template.Encoded:
-    """The first row that is kept, cut as it is: what follows its prompt is under the loss, or is the chosen answer."""
+    """Return the first row that is not dropped, truncated as in training; of a pair, its chosen completion."""
     for row in rows:
         if isinstance(row, SftRow):
             prompt, completion = chat_template.encode_pairs(tokenizer, [(row.prompt, row.completion)])[0]
@@ -94,46 +149,11 @@ def first(
             pairs = chat_template.encode_pairs(tokenizer, [(row.prompt, row.chosen), (row.prompt, row.rejected)])
             if max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs) <= max_length:
                 return pairs[0]
-    raise AssertionError("no row is kept")
+    raise AssertionError("every row is dropped")
 
 
-def fitting_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], longest: int) -> FittingPrompts:
-    """The prompts that have a token, and at most `longest`."""
-    ids = chat_template.encode_prompts(tokenizer, [row.prompt for row in rows])
-    kept = [(row, tokens) for row, tokens in zip(rows, ids, strict=True) if 0 < len(tokens) <= longest]
-    counts = {f"dropped: empty, or over {longest:,} tokens": len(ids) - len(kept)}
-    return FittingPrompts([row for row, _ in kept], [tokens for _, tokens in kept], counts)
-
-
-def preference_columns(tokenizer: PreTrainedTokenizerBase, rows: list[PreferenceRow], max_length: int) -> Columns:
-    """Columns `chosen_ids` and `rejected_ids`, and `margin` where the rows have one.
-
-    A pair with an answer that goes over `max_length` tokens is dropped: cut short, it would be judged on less than
-    the person saw.
-    """
-    reason = f"dropped: over {max_length:,} tokens"
-    parts, dropped = [], 0
-    for chunk in _chunks(rows):
-        chosen = chat_template.encode_pairs(tokenizer, [(row.prompt, row.chosen) for row in chunk])
-        rejected = chat_template.encode_pairs(tokenizer, [(row.prompt, row.rejected) for row in chunk])
-        part: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
-        if rows[0].margin is not None:  # all rows have one, or none
-            part["margin"] = []
-        for row, better, worse in zip(chunk, chosen, rejected, strict=True):
-            pair = [better.prompt_ids + better.completion_ids, worse.prompt_ids + worse.completion_ids]
-            if max(map(len, pair)) > max_length:
-                dropped += 1
-                continue
-            part["chosen_ids"].append(pair[0])
-            part["rejected_ids"].append(pair[1])
-            if "margin" in part:
-                part["margin"].append(row.margin)
-        parts.append(part)
-    return Columns(parts, {reason: dropped})
-
-
-def _chunks(rows: Sequence[T], size: int = CHUNK) -> Iterator[list[T]]:
-    """`rows` in lists of at most `size`."""
+def _chunks(rows: Sequence[T], size: int) -> Iterator[list[T]]:
+    """Yield `rows` in lists of at most `size`."""
     remaining = iter(rows)
-    while part := list(islice(remaining, size)):
-        yield part
+    while chunk := list(islice(remaining, size)):
+        yield chunk

@@ -1,65 +1,82 @@
-"""Two sides' answers to the same prompts, and the pairs that a reward model ranked, as metrics. No model here."""
+"""Compute the metrics of an evaluation from its measurements. Pure functions, named in the registry of metrics."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from rlhf_cli.evaluation import statistics, text
+from rlhf_cli.evaluation import statistics
+from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
+from rlhf_cli.evaluation.statistics import Interval
 
-Metrics = dict[str, float]
-
-
-class ScoredCompletions(NamedTuple):
-    """One side's answers to the prompts, in their order; each list has one item a prompt."""
-
-    responses: list[list[int]]  # token ids, end token included
-    texts: list[str]
-    scores: list[float]  # the reward model's; empty without one
-    judged: dict[str, list[float]]  # function name -> its judgments
-    truncated: list[bool]  # which answers ran into the limit on their length
+MAX_EXPONENT = 700.0  # math.exp(710) overflows
 
 
-def figures(side: ScoredCompletions) -> Metrics:
-    """One side's figures, named without a side."""
-    count = len(side.responses)
-    found = {
-        "response_length": sum(map(len, side.responses)) / count,
-        "truncation_rate": sum(side.truncated) / count,
-        "repeated_4gram_rate": text.repeated_ngram_rate(side.responses, 4),
-        "distinct_2": text.distinct_ngram_rate(side.responses, 2),
-    }
-    if side.scores:
-        found["policy.reward"] = sum(side.scores) / count
-    return found | {name: sum(values) / count for name, values in side.judged.items()}
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of a non-empty sequence."""
+    return sum(values) / len(values)
 
 
-def gains(candidate: ScoredCompletions, baseline: ScoredCompletions, seed: int) -> Metrics:
-    """`of` less `against`, paired by prompt, and how often the reward model prefers `of`."""
-    pairs = {f"{name}.gain": (values, baseline.judged[name]) for name, values in candidate.judged.items()}
-    metrics: Metrics = {}
-    if candidate.scores:
-        pairs["policy.reward_gain"] = (candidate.scores, baseline.scores)
-        metrics |= statistics.win_rate(candidate.scores, baseline.scores).named("win_rate")
-        metrics["win_rate.n"] = float(len(candidate.scores))
-    for name, (ours, theirs) in pairs.items():
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        metrics |= statistics.bootstrap_mean(differences, seed).named(name)
-    return metrics
+def nll(loss: CompletionLoss) -> float:
+    """Return the negative log-likelihood per completion token, over all tokens: a mean of batch means would differ."""
+    return loss.nll / loss.tokens
 
 
-def ranking(margins: Sequence[float], longer: Sequence[float]) -> Metrics:
-    """How often a reward model prefers what people chose, a tie counted apart.
+def perplexity(loss: CompletionLoss) -> float:
+    """Return exp(nll)."""
+    return math.exp(min(nll(loss), MAX_EXPONENT))
 
-    `margins`: r_chosen - r_rejected of each pair; `longer`: the chosen answer's length less the other's, in tokens.
-    """
-    decided = [margin for margin in margins if margin != 0]
-    quality = statistics.calibration(margins)
-    return statistics.wilson(sum(margin > 0 for margin in decided), len(decided)).named("reward.accuracy") | {
-        "reward.accuracy.n": float(len(decided)),
-        "reward.ties": float(len(margins) - len(decided)),
-        "reward.accuracy_longer": statistics.win_rate(longer, [0.0] * len(longer)).value,
-        "reward.margin": sum(margins) / len(margins),
-        "reward.brier": quality.brier,
-        "reward.ece": quality.ece,
-    }
+
+def preference_accuracy(pairs: PreferenceMargins) -> Interval:
+    """Return the share of pairs in which the chosen completion has the higher score. Ties do not count."""
+    decided = [margin for margin in pairs.margins if margin != 0]
+    return statistics.wilson(sum(margin > 0 for margin in decided), len(decided))
+
+
+def ties(pairs: PreferenceMargins) -> float:
+    """Return the number of pairs with equal scores."""
+    return float(sum(margin == 0 for margin in pairs.margins))
+
+
+def length_accuracy(pairs: PreferenceMargins) -> float:
+    """Return the accuracy of always preferring the longer completion. Equal lengths are half right."""
+    return statistics.win_rate(pairs.length_differences, [0.0] * len(pairs.length_differences)).value
+
+
+def response_length(side: ScoredCompletions) -> float:
+    """Return the mean number of tokens per completion."""
+    return mean([len(response) for response in side.responses])
+
+
+def function_score(side: ScoredCompletions, function: str) -> float:
+    """Return the mean score of a Python function."""
+    return mean(side.function_scores[function])
+
+
+def function_gain(pair: PairedCompletions, function: str) -> Interval:
+    """Return the mean difference of a Python function's scores, candidate minus baseline, paired by prompt."""
+    return _gain(pair.candidate.function_scores[function], pair.baseline.function_scores[function], pair.seed)
+
+
+def reward_gain(pair: PairedCompletions) -> Interval:
+    """Return the mean difference of the reward model's scores, candidate minus baseline, paired by prompt."""
+    return _gain(pair.candidate.reward_scores, pair.baseline.reward_scores, pair.seed)
+
+
+def win_rate(pair: PairedCompletions) -> Interval:
+    """Return the share of prompts on which the reward model prefers the candidate. A tie is half a win."""
+    return statistics.win_rate(pair.candidate.reward_scores, pair.baseline.reward_scores)
+
+
+def sequence_kl(pair: PairedCompletions) -> float:
+    """Return KL(candidate ‖ baseline) per completion: k1, the mean of log(p/q) over the candidate's own samples."""
+    return mean(pair.log_ratios)
+
+
+def token_kl(pair: PairedCompletions) -> float:
+    """Return KL(candidate ‖ baseline) per token: k1, as `sequence_kl`."""
+    return sum(pair.log_ratios) / sum(map(len, pair.candidate.responses))
+
+
+def _gain(candidate: Sequence[float], baseline: Sequence[float], seed: int) -> Interval:
+    return statistics.bootstrap_mean([a - b for a, b in zip(candidate, baseline, strict=True)], seed)

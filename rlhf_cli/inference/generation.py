@@ -1,26 +1,26 @@
-"""From prompts to responses, in token ids, with transformers' `generate`; and the order in which prompts come.
+"""Sample responses to prompts, in token ids, with transformers' `generate`.
 
-What is sampled is softmax(logits / temperature) and nothing else: every other knob of generation is off, whatever the
-model's own generation_config says, or KL(policy ‖ reference) would be measured on another distribution than the one
-that answered. Generation's own log-probabilities are not kept: the training forward computes the old ones again.
+Tokens are sampled from softmax(logits / temperature) only: all other generation options are off, whatever the model's
+own generation_config says. Otherwise KL(policy ‖ reference) would be measured on another distribution than the sampled
+one. The log-probabilities of generation are not kept: the training forward pass computes them again.
 
-A batch does not wait for its longest answer at its full size: rows that have ended leave it, halving by halving.
-transformers' continuous batching, which would fill their places, was tried: 10 to 30 times slower on a CPU.
+A batch does not keep its full size until its longest response ends: each time half of its rows have ended, they leave
+it. transformers' continuous batching, which fills their places, was 10 to 30 times slower on a CPU.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference.stopping import StoppingRules
 
-SMALL_BATCH = 8  # rows; a smaller batch is answered to its end: fewer rows would cost as much a step
+MIN_ROWS_TO_SHRINK = 8  # in a smaller batch, a step costs as much with fewer rows
 
 
 def generate(
@@ -34,134 +34,156 @@ def generate(
     batch_size: int,
     synced_gpus: bool = False,
 ) -> list[list[int]]:
-    """Sample one response for each prompt: token ids in the order of the prompts, the end token included.
+    """Sample one response per prompt from torch's global generator. A response includes its end token.
 
-    A response ends where `stops` says, or is cut off at `max_new_tokens`. Prompts of like length share a batch of at
-    most `batch_size`, so that little of it is padding. Draws from torch's global generator. `in_step`: all processes
-    call the model equally often, which have as many prompts and the same `batch_size`.
+    Args:
+        model: The model, called as it is.
+        prompts: Token ids, none empty.
+        pad_id: The id to pad with.
+        stops: Where a response ends.
+        max_new_tokens: Tokens after which a response is cut off.
+        temperature: Divides the logits.
+        batch_size: Rows of a batch. Prompts of similar length share a batch, so that little of it is padding.
+        synced_gpus: Run the same number of forward passes on every process (required by FSDP). All processes must have
+            the same number of prompts and the same `batch_size`.
+
+    Returns:
+        The responses' token ids, in the order of the prompts.
+
+    Raises:
+        DivergedError: The model's logits are not finite.
     """
-    assert all(prompts), "an empty prompt gives a model nothing to go on from"
+    assert all(prompts), "empty prompt"
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     responses: list[list[int]] = [[] for _ in prompts]
     with neutral_generation_config(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            found = _sample(model, [prompts[i] for i in rows], pad_id, stops, max_new_tokens, temperature, synced_gpus)
-            for i, response in zip(rows, found, strict=True):
-                responses[i] = response
+            batch = [prompts[i] for i in rows]
+            sampled = _sample_batch(model, batch, pad_id, stops, max_new_tokens, temperature, synced_gpus=synced_gpus)
+            for row, response in zip(rows, sampled, strict=True):
+                responses[row] = response
     return responses
 
 
-def _sample(
+@contextmanager
+def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model in eval mode with a blank generation_config inside the block.
+
+    `generate` fills the options that we do not set from the model's own config, which may hold a repetition penalty or
+    a top_k.
+    """
+    own_config, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own_config
+        model.train(training)
+
+
+def _sample_batch(
     model: PreTrainedModel,
     prompts: list[list[int]],
     pad_id: int,
     stops: StoppingRules,
     max_new_tokens: int,
     temperature: float,
+    *,
     synced_gpus: bool,
 ) -> list[list[int]]:
-    """One batch. Whenever half of its rows have ended, those leave it, and the others go on from their cache."""
-    width = max(map(len, prompts))
-    # Position ids come from the mask, in `generate`: a left-padded row counts from its own first token.
-    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=model.device)  # (b, P)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    rows = list(range(len(prompts)))  # of the prompts that are still being answered
+    """Sample responses to one batch of prompts. When half of the rows have ended, the others continue without them."""
+    ids, mask = _pad_left(prompts, pad_id, model.device)  # (b, P) each
+    prompt_width = ids.shape[1]
+    active = list(range(len(prompts)))  # indices of the prompts in the batch, in the order of its rows
     responses: list[list[int]] = [[] for _ in prompts]
     cache = None
-    while rows:
-        is_halved = len(rows) >= SMALL_BATCH and not synced_gpus
-        watch = _Ends(stops, width, leave_at=len(rows) // 2 if is_halved else len(rows))
-        settings = GenerationConfig(
+    while active:
+        can_shrink = len(active) >= MIN_ROWS_TO_SHRINK and not synced_gpus
+        criteria = _BatchStoppingCriteria(
+            stops,
+            prompt_width,
+            ended=torch.zeros(len(active), dtype=torch.bool, device=ids.device),
+            stop_count=len(active) // 2 if can_shrink else len(active),
+        )
+        config = GenerationConfig(
             do_sample=True,
             temperature=temperature,
-            top_k=0,  # unset, it would be 50
+            top_k=0,  # the default is 50
             top_p=1.0,
-            max_new_tokens=width + max_new_tokens - ids.shape[1],
+            max_new_tokens=prompt_width + max_new_tokens - ids.shape[1],
             eos_token_id=list(stops.ids),
             pad_token_id=pad_id,
             use_cache=True,
             return_dict_in_generate=True,
         )
-        try:
-            out = model.generate(
+        with _convert_sampling_errors():
+            output = model.generate(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=mask,  # `generate` derives position ids from it
                 past_key_values=cache,
-                generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([watch]),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([criteria]),
                 synced_gpus=synced_gpus,
             )
-        except RuntimeError as error:
-            if "probability tensor" not in str(error):
-                raise
-            hint = "Lower the learning rate; an earlier checkpoint may be well."
-            raise DivergedError("the model's logits are not finite.", location="sampling", hint=hint) from error
-        ids, cache = out.sequences, out.past_key_values  # (b, P + R)
+        ids, cache = output.sequences, output.past_key_values  # (b, P + R)
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
-        is_full = ids.shape[1] == width + max_new_tokens
-        left = [at for at, ended in enumerate(watch.ended.tolist()) if not ended and not is_full]
-        for at in set(range(len(rows))).difference(left):
-            responses[rows[at]] = stops.cut(ids[at, width:].tolist())
-        rows = [rows[at] for at in left]
-        if rows:
-            kept = torch.tensor(left, device=ids.device)
-            ids, mask = ids[kept], mask[kept]
-            cache.batch_select_indices(kept)
+        reached_limit = ids.shape[1] == prompt_width + max_new_tokens
+        unfinished: list[int] = []  # rows of the batch
+        for row, ended in enumerate(criteria.ended.tolist()):
+            if ended or reached_limit:
+                responses[active[row]] = stops.trim(ids[row, prompt_width:].tolist())
+            else:
+                unfinished.append(row)
+        active = [active[row] for row in unfinished]
+        if active:
+            kept_rows = torch.tensor(unfinished, device=ids.device)
+            ids, mask = ids[kept_rows], mask[kept_rows]
+            cache.batch_select_indices(kept_rows)
     return responses
 
 
-class _Ends(StoppingCriteria):
-    """Tells `generate` which rows have ended, and all of them once `leave_at` have."""
-
-    def __init__(self, stops: StoppingRules, width: int, leave_at: int) -> None:
-        self.stops, self.width, self.leave_at = stops, width, leave_at
-        self.ended = torch.zeros(0, dtype=torch.bool)  # (b,)
-        self._ids: torch.Tensor | None = None  # the end tokens, on the model's device
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:  # (b, T) -> (b,)
-        if self._ids is None:
-            self._ids = torch.tensor(self.stops.ids, device=input_ids.device)
-            self.ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        if self.stops.strings:
-            now = [self.stops.ends(row) for row in input_ids[:, self.width :].tolist()]
-            self.ended |= torch.tensor(now, device=input_ids.device)
-        else:
-            self.ended |= torch.isin(input_ids[:, -1], self._ids)
-        return self.ended | (self.ended.sum() >= self.leave_at)
-
-
-class PromptOrder:
-    """Which prompts come next: seeded shuffles, one after another, each holding every prompt once.
-
-    `served` (prompts handed out so far) is all the state there is: the order is a function of it and the seed.
-    """
-
-    def __init__(self, count: int, seed: int) -> None:
-        assert count > 0
-        self.count, self.seed, self.served = count, seed, 0
-
-    def take(self, number: int) -> list[int]:
-        """Indices of the next `number` prompts."""
-        taken: list[int] = []
-        while len(taken) < number:
-            epoch, at = divmod(self.served, self.count)
-            shuffled = random.Random(f"{self.seed}/{epoch}").sample(range(self.count), self.count)
-            part = shuffled[at : at + number - len(taken)]
-            taken += part
-            self.served += len(part)
-        return taken
+def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the prompts padded on the left, (b, P), and their attention mask, (b, P)."""
+    width = max(map(len, prompts))
+    ids = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 @contextmanager
-def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, and a blank generation_config: `generate` fills what we leave unset from the model's own one, and a
-    repetition penalty or a top_k may be in it."""
-    own, training = model.generation_config, model.training
-    model.generation_config = GenerationConfig()
-    model.eval()
+def _convert_sampling_errors() -> Iterator[None]:
+    """Convert torch's error about an invalid probability tensor to a DivergedError."""
     try:
         yield
-    finally:
-        model.generation_config = own
-        model.train(training)
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise DivergedError(
+            "training.non-finite",
+            "sampling: the model's logits are not finite.",
+            hint="Lower the learning rate, or start from an earlier checkpoint.",
+        ) from error
+
+
+class _BatchStoppingCriteria(StoppingCriteria):
+    """Stop the rows that have ended, and all rows as soon as `stop_count` of them have.
+
+    Attributes:
+        ended: (b,) True for rows that have ended.
+    """
+
+    def __init__(self, stops: StoppingRules, prompt_width: int, *, ended: Tensor, stop_count: int) -> None:
+        self.ended = ended
+        self._stops, self._prompt_width, self._stop_count = stops, prompt_width, stop_count
+        self._end_ids = torch.tensor(stops.ids, device=ended.device)
+
+    def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
+        """Return which rows to stop: (b, T) -> (b,)."""
+        if self._stops.strings:
+            complete = [self._stops.is_complete(row) for row in input_ids[:, self._prompt_width :].tolist()]
+            self.ended |= torch.tensor(complete, device=input_ids.device)
+        else:
+            self.ended |= torch.isin(input_ids[:, -1], self._end_ids)
+        return self.ended | (self.ended.sum() >= self._stop_count)

@@ -1,4 +1,4 @@
-"""Where an answer ends: at an end token, or where its text holds a stop string."""
+"""Decide where a completion ends: at an end token, or as soon as its text contains a stop string."""
 
 from __future__ import annotations
 
@@ -8,40 +8,49 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.data import chat_template
 
+EXTRA_WINDOW = 4  # tokens; some tokens have no bytes of their own (byte order marks)
+
 
 class StoppingRules:
-    """End tokens of the tokenizer, and the recipe's stop strings. The token that ends an answer belongs to it."""
+    """The tokenizer's end tokens and the recipe's stop strings. The token that ends a response belongs to it.
+
+    Attributes:
+        ids: Ids of the end tokens.
+        strings: Stop strings.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str] = ()) -> None:
         self.ids = chat_template.stop_ids(tokenizer)
         self.strings = tuple(strings)
         self._tokenizer = tokenizer
-        # Tokens that may reach into the longest string: a token holds a byte at least; some hold none (byte order).
-        self._window = max((len(string.encode()) for string in strings), default=0) + 4
+        # The number of last tokens that can contain the longest string: a token has at least one byte.
+        self._window = max((len(string.encode()) for string in strings), default=0) + EXTRA_WINDOW
 
-    def ends(self, tokens: Sequence[int]) -> bool:
-        """Whether the last token of a response so far ends it."""
+    def is_complete(self, tokens: Sequence[int]) -> bool:
+        """Return whether the last token of an unfinished response ends it."""
         if not tokens:
             return False
-        return tokens[-1] in self.ids or (bool(self.strings) and self._spells_one(tokens[-self._window :]))
+        return tokens[-1] in self.ids or (bool(self.strings) and self._contains_string(tokens[-self._window :]))
 
-    def cut(self, tokens: list[int]) -> list[int]:
-        """The tokens up to the first that ends them, which is kept: it was sampled, also where it doubles as
-        padding."""
+    def trim(self, tokens: list[int]) -> list[int]:
+        """Return the tokens up to and including the first one that ends the response.
+
+        That token was sampled, so it is kept even if it is also the padding token.
+        """
         if not self.strings:
-            return next((tokens[: at + 1] for at, token in enumerate(tokens) if token in self.ids), tokens)
-        return next((tokens[:end] for end in range(1, len(tokens) + 1) if self.ends(tokens[:end])), tokens)
+            return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in self.ids), tokens)
+        return next((tokens[:end] for end in range(1, len(tokens) + 1) if self.is_complete(tokens[:end])), tokens)
 
     def is_truncated(self, response: Sequence[int]) -> bool:
-        """Whether the response ran into the limit on its length: its last token does not end it."""
-        return not self.ends(response)
+        """Return whether the response reached the length limit: its last token does not end it."""
+        return not self.is_complete(response)
 
     def text(self, response: Sequence[int]) -> str:
-        """What a response says: without end tokens, and without the first stop string and what is behind it."""
+        """Return the text of a response, without end tokens and up to the first stop string."""
         text = chat_template.decode(self._tokenizer, response)
-        found = [at for string in self.strings if (at := text.find(string)) >= 0]
-        return text[: min(found)] if found else text
+        starts = [start for string in self.strings if (start := text.find(string)) >= 0]
+        return text[: min(starts)] if starts else text
 
-    def _spells_one(self, tokens: Sequence[int]) -> bool:
+    def _contains_string(self, tokens: Sequence[int]) -> bool:
         text = chat_template.decode(self._tokenizer, tokens)
         return any(string in text for string in self.strings)

@@ -1,11 +1,12 @@
-"""Log-probabilities and entropies of chosen tokens straight from hidden states; logits exist a chunk at a time.
+"""Compute log-probabilities and entropies of chosen tokens from hidden states, with one chunk of logits at a time.
 
-N tokens over a vocabulary of V are N·V float32 logits, and as many numbers again for their softmax and its gradient:
-3 GB for 8,192 tokens and V = 32,000. Here some rows are projected, reduced to a number or two a token, and dropped.
-With a frozen output layer their gradient is taken on the spot: d log p / d hidden is a row of H numbers, known up to
-the factor that the loss puts on the token, so that backward multiplies, and computes no logits again (as fused linear
-cross-entropy does for a loss: Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989, section 3.2). An output layer that
-is trained, or that is no plain linear one, is checkpointed instead: its logits are computed again in backward.
+N tokens with a vocabulary of V take N·V float32 logits, and as many numbers again for their softmax and its gradient:
+3 GB for 8,192 tokens and V = 32,000. Here a few rows are projected, reduced to one or two numbers per token, and freed.
+With a frozen output layer their gradient is computed in the forward pass: d log p / d hidden is a row of H numbers,
+known up to the factor that the loss puts on the token. So the backward pass multiplies and does not compute logits
+again (as fused linear cross-entropy does for a loss: Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989, section 3.2).
+An output layer that is trained, or is not a plain linear layer, is checkpointed instead: the backward pass computes its
+logits again.
 """
 
 from __future__ import annotations
@@ -19,46 +20,60 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_cli.ppo import algorithm
 
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}  # alive at a time: 16 MiB, 256 MiB in float32; a CPU's cache is smaller
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}  # at a time: 16 MiB, 256 MiB in float32; a CPU has a smaller cache
 
 
 class TokenScores(NamedTuple):
-    """Of N tokens, in nats, float32."""
+    """Scores of N tokens, in nats, float32."""
 
     logprobs: Tensor  # (N,)
-    entropy: Tensor  # (N,) of the whole distribution; (0,) where it was not asked for
+    entropy: Tensor  # (N,) of the whole distribution; (0,) if not requested
 
 
-def token_scores(
+def chunked_token_scores(
     head: nn.Module, vocab_size: int, hidden: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool
 ) -> TokenScores:
-    """log softmax(head(hidden) / temperature) at `tokens`, differentiable: hidden (N, H), tokens (N,).
+    """Return log softmax(head(hidden) / temperature) at `tokens`, differentiable.
 
-    The head's weights get gradients where they want them. A backward pass has to run with the same adapter active.
+    The head's weights get gradients if they require them. Run the backward pass with the same adapter active.
+
+    Args:
+        head: The output layer, from hidden states (…, H) to logits (…, V).
+        vocab_size: V.
+        hidden: Hidden states that predict the tokens, (N, H).
+        tokens: Token ids (N,).
+        temperature: Divides the logits.
+        with_entropy: Whether to compute entropies.
     """
-    rows = max(1, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"]) // vocab_size)
+    chunk_rows = max(1, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"]) // vocab_size)
     if type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
-        return TokenScores(*_FrozenHead.apply(hidden, head.weight, head.bias, tokens, temperature, with_entropy, rows))
-    parts: list[tuple[Tensor, Tensor]] = []
-    for some, chosen in zip(hidden.split(rows), tokens.split(rows), strict=True):
+        return TokenScores(
+            *_FrozenHead.apply(hidden, head.weight, head.bias, tokens, temperature, with_entropy, chunk_rows)
+        )
+    chunks: list[tuple[Tensor, Tensor]] = []
+    for chunk_hidden, chunk_tokens in zip(hidden.split(chunk_rows), tokens.split(chunk_rows), strict=True):
+        arguments = (head, chunk_hidden, chunk_tokens, temperature, with_entropy)
         if torch.is_grad_enabled():
-            part = checkpoint(_scored, head, some, chosen, temperature, with_entropy, use_reentrant=False)
+            chunks.append(checkpoint(_score_chunk, *arguments, use_reentrant=False))
         else:
-            part = _scored(head, some, chosen, temperature, with_entropy)
-        parts.append(part)
-    return TokenScores(torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts]))
+            chunks.append(_score_chunk(*arguments))
+    return TokenScores(
+        logprobs=torch.cat([logprobs for logprobs, _ in chunks]),
+        entropy=torch.cat([entropy for _, entropy in chunks]),
+    )
 
 
-def _scored(
+def _score_chunk(
     head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities (n,) and entropies (n,), or (0,) if not requested, of one chunk."""
     logits = head(hidden).float() / temperature  # (n, V)
     logprobs = -nn.functional.cross_entropy(logits, tokens, reduction="none")
     return logprobs, algorithm.entropy(logits, 1.0) if with_entropy else logprobs[:0]
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Outputs (N,) and their gradients for `hidden`, (N, H) each, in one sweep over the chunks."""
+    """Compute the outputs (N,) and their gradients with respect to `hidden`, (N, H) each, in one pass over chunks."""
 
     @staticmethod
     def forward(
@@ -69,38 +84,41 @@ class _FrozenHead(torch.autograd.Function):
         tokens: Tensor,
         temperature: float,
         with_entropy: bool,
-        rows: int,
+        chunk_rows: int,
     ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[0]
+        """Return log-probabilities and entropies; keep d output / d hidden if it is needed."""
+        needs_grad = ctx.needs_input_grad[0]
         count = len(tokens)
         logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty(count if with_entropy else 0, dtype=torch.float32, device=hidden.device)
-        grad_hidden = [torch.empty_like(hidden) for _ in range((1 + with_entropy) * wanted)]  # d output / d hidden
-        for start in range(0, count, rows):
-            part = slice(start, start + rows)
-            logits = nn.functional.linear(hidden[part], weight, bias).float().div_(temperature)  # (n, V)
+        output_count = 2 if with_entropy else 1
+        grad_hidden = [torch.empty_like(hidden) for _ in range(output_count)] if needs_grad else []
+        for start in range(0, count, chunk_rows):
+            chunk = slice(start, start + chunk_rows)
+            logits = nn.functional.linear(hidden[chunk], weight, bias).float().div_(temperature)  # (n, V)
             log_p = torch.log_softmax(logits, dim=-1)
             del logits
-            logprobs[part] = log_p.gather(1, tokens[part, None])[:, 0]
-            if not (with_entropy or wanted):
+            logprobs[chunk] = log_p.gather(1, tokens[chunk, None])[:, 0]
+            if not (with_entropy or needs_grad):
                 continue
             p = log_p.exp()
             if with_entropy:
-                finite = log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # a token with p = 0 adds nothing
-                entropy[part] = -(p * finite).sum(dim=-1)
-                if wanted:
-                    entropy_weight = p * (finite + entropy[part, None])
-                    grad_hidden[1][part] = entropy_weight.to(weight.dtype) @ weight / -temperature
-            if wanted:
-                grad_hidden[0][part] = (weight[tokens[part]] - p.to(weight.dtype) @ weight) / temperature
+                finite = log_p.clamp_(min=torch.finfo(log_p.dtype).min)  # a token with p = 0 adds 0, not NaN
+                entropy[chunk] = -(p * finite).sum(dim=-1)
+                if needs_grad:
+                    entropy_weight = p * (finite + entropy[chunk, None])
+                    grad_hidden[1][chunk] = entropy_weight.to(weight.dtype) @ weight / -temperature
+            if needs_grad:
+                grad_hidden[0][chunk] = (weight[tokens[chunk]] - p.to(weight.dtype) @ weight) / temperature
         ctx.save_for_backward(*grad_hidden)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden = ctx.saved_tensors
+        """Return the gradient of `hidden`: the kept rows times the gradients of the outputs."""
+        saved = ctx.saved_tensors  # of the log-probabilities and, if requested, of the entropies
         total: Tensor | None = None
-        for slope, gradient in zip(grad_hidden, gradients[: len(grad_hidden)], strict=True):
-            own = slope * gradient[:, None].to(slope.dtype)
-            total = own if total is None else total + own
+        for grad_hidden, gradient in zip(saved, gradients[: len(saved)], strict=True):
+            product = grad_hidden * gradient[:, None].to(grad_hidden.dtype)
+            total = product if total is None else total + product
         return total, None, None, None, None, None, None

@@ -1,9 +1,9 @@
-"""LoRA adapters on a base: a new one, or one that goes on from an earlier run's weights.
+"""Attach LoRA adapters to a base model, new ones or copies of an earlier run's, and read and write their files.
 
-Adapter weights are float32 also on a 16-bit or quantized base, which is PEFT's default (autocast_adapter_dtype): at a
-learning rate of 1e-5 most of Adam's steps are smaller than half a bfloat16 spacing and would be rounded away, and an
-adapter is too small for its size to matter. PEFT's prepare_model_for_kbit_training is not called: it casts embeddings
-and norms to float32 and switches gradient checkpointing on, and get_peft_model freezes the base by itself.
+Adapter weights are float32 even on a 16-bit or quantized base, which is PEFT's default (autocast_adapter_dtype): at a
+learning rate of 1e-5 most Adam updates are smaller than half a bfloat16 spacing and round to zero, and an adapter is
+too small for its memory to matter. PEFT's prepare_model_for_kbit_training is not called: it casts embeddings and norms
+to float32 and enables gradient checkpointing, and get_peft_model already freezes the base.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_cli.errors import Issue, ModelError
+from rlhf_cli.formatting import format_exception
 from rlhf_cli.models.heads import STORED_HEAD
 from rlhf_cli.models.loading import ADAPTER_CONFIG, load_causal_lm
 from rlhf_cli.recipe.schema import Adapter, Base
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+UNSUPPORTED_OPTIONS = ("use_rslora", "rank_pattern", "alpha_pattern", "bias")  # of LoRA; a recipe cannot set them
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter rather than a whole model."""
+    """Return whether the directory holds a PEFT adapter rather than a whole model."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
@@ -48,29 +50,41 @@ def attach(
     name: str = "default",
     trainable: bool = True,
 ) -> PeftModel:
-    """Put a LoRA adapter on `model`: a new one, or a copy of the weights in the adapter folder `start`.
+    """Attach a LoRA adapter to `model`. A further adapter on a PeftModel does not become the active one.
 
-    The task types may differ: a score head is taken where both have one, and is new where `start` has none. A further
-    adapter on a PeftModel is not made the active one. Raises ModelError where the recipe and the stored adapter
-    differ, for PEFT would load what fits and leave the rest random.
+    Args:
+        model: The base model, or one that already has adapters.
+        adapter: Rank, target modules and the other settings of the recipe.
+        task: Task type of the adapter. It may differ from that of `start`: a score head is copied if both have one, and
+            is new if `start` has none.
+        start: The adapter directory whose weights are copied, or None for a new adapter.
+        name: PEFT's name of the adapter.
+        trainable: Whether the adapter's parameters get gradients.
+
+    Raises:
+        ModelError: The stored adapter is damaged or differs from the recipe or the base; PEFT would load the tensors
+            that fit and leave the others random. Or the base lacks the target modules.
     """
     stored = None if start is None else read_adapter(start)
     if start is not None:
         _check_config(start, adapter)
     config = lora_config(adapter, task)
-    if isinstance(model, PeftModel):
-        try:
+    try:
+        if isinstance(model, PeftModel):
             model.add_adapter(name, config)
-        except ValueError as error:
-            raise _unfit_targets(adapter, error) from error
-    else:
-        try:
+        else:
             model = get_peft_model(model, config, adapter_name=name)
-        except ValueError as error:
-            raise _unfit_targets(adapter, error) from error
+    except ValueError as error:
+        raise ModelError(
+            "model.unknown-target-modules",
+            f"target_modules {adapter.target_modules!r}: not found in this base model: "
+            f"{format_exception(error).rstrip('.')}.",
+            location="adapter.target_modules",
+            hint="Name modules of the base model, or set `all-linear`.",
+        ) from error
     if start is not None:
         assert stored is not None
-        _set_weights(model, name, stored, start)
+        _copy_weights(model, name, stored, start)
     model.set_requires_grad(name, trainable)
     return model
 
@@ -85,55 +99,87 @@ def load_policy(
     trainable: bool = True,
     sharded: bool = False,
 ) -> PreTrainedModel | PeftModel:
-    """A language model to train or to sample from: the base with an adapter, or (adapter None) a whole model.
+    """Load a language model to train or to sample from.
 
-    `start` is the folder that it goes on from; None is the bare base (with a new adapter, where there is one).
-    `is_split`: over all processes, as `models.splitting` does it.
+    Args:
+        base: Gives the revision, dtype, attention kernel and quantization.
+        adapter: Settings of the adapter, or None for a whole model.
+        source: A Hub id or a directory of the base model.
+        start: The adapter or whole model to start from, or None for the base model.
+        smoke: Load random weights of a tiny model (see `models.loading`).
+        trainable: Whether the adapter's or the whole model's parameters get gradients.
+        sharded: Shard the layers of the base over all processes (see `models.fsdp`).
+
+    Raises:
+        ModelError: A model is missing or damaged, or `start` does not match `adapter`.
+        HardwareError: The machine cannot load the model with these settings.
     """
     if start is not None:
-        check_form(start, adapter)
+        check_kind(start, adapter)
     if adapter is not None:
         model = load_causal_lm(base, source, smoke=smoke, sharded=sharded)
         return attach(model, adapter, task="CAUSAL_LM", start=start, trainable=trainable)
-    if start is not None:  # a smoke run's own model is tiny already
+    if start is not None:  # the whole model of a smoke run is already tiny
         return load_causal_lm(base, str(start)).requires_grad_(trainable)
     return load_causal_lm(base, source, smoke=smoke).requires_grad_(trainable)
 
 
-def check_form(folder: Path, adapter: Adapter | None) -> None:
-    """Raise ModelError where the folder holds an adapter and a whole model is asked for, or the other way round."""
+def check_kind(folder: Path, adapter: Adapter | None) -> None:
+    """Raise ModelError unless the directory holds an adapter (or a whole model if `adapter` is None)."""
     if adapter is None and is_adapter(folder):
         raise ModelError(
-            "this is an adapter, and the recipe says `adapter: null`",
+            "model.wrong-kind",
+            "found an adapter, expected a whole model, because the recipe has `adapter: null`.",
             location=str(folder),
             hint="Give the recipe the `adapter` section that it was trained with, or start from a whole model.",
         )
     if adapter is not None and not is_adapter(folder):
         raise ModelError(
-            "this is not an adapter, and the recipe trains adapters",
+            "model.wrong-kind",
+            "found a whole model, expected an adapter, because the recipe trains adapters.",
             location=str(folder),
-            hint="A whole model goes into `base.model`; or set `adapter: null` to train whole models.",
+            hint="Set `base.model` to a whole model, or set `adapter: null` to train whole models.",
         )
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The stored weights of an adapter folder, on the CPU."""
+    """Return the stored weights of an adapter, on the CPU.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise ModelError(f"there is no {ADAPTER_WEIGHTS} here", location=str(folder), hint="Name an adapter's folder.")
+        raise ModelError(
+            "model.incomplete",
+            f"{ADAPTER_WEIGHTS} not found in the directory.",
+            location=str(folder),
+            hint="Name the directory of an adapter.",
+        )
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"damaged: {error}", location=str(path), hint="Run its stage again.") from error
+        raise ModelError(
+            "model.load-failed",
+            f"weights: cannot be read: {format_exception(error).rstrip('.')}.",
+            location=str(path),
+            hint="Run its stage again.",
+        ) from error
 
 
 def write(
     model: PeftModel, folder: Path, *, name: str = "default", head: Tensor | None = None, revision: str | None = None
 ) -> None:
-    """Write one adapter as plain peft reads it: adapter_config.json and adapter_model.safetensors, no more.
+    """Write one adapter in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-    PEFT's own save_pretrained puts an adapter of another name than `default` into a sub-folder, and adds a card.
-    `head` (1, H) makes a scorer of it; `revision` is the commit of a base from the hub.
+    PEFT's own save_pretrained adds a model card, and puts an adapter that is not named `default` into a subdirectory.
+
+    Args:
+        model: The model with the adapter.
+        folder: The directory to write to.
+        name: PEFT's name of the adapter.
+        head: A score head (1, H) to save with it, which makes it a scorer.
+        revision: Commit of a base model from the Hub.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = adapter_weights(model, name)
@@ -144,103 +190,112 @@ def write(
     if head is not None:
         weights = {**weights, STORED_HEAD: head}
         config.task_type = "SEQ_CLS"
-        config.modules_to_save = ["classifier", "score"]  # as PEFT names them itself
+        config.modules_to_save = ["classifier", "score"]  # PEFT's own value for SEQ_CLS
     if not isinstance(config.target_modules, str):
-        config.target_modules = sorted(config.target_modules)  # a set's order changes from run to run
+        config.target_modules = sorted(config.target_modules)  # the order of a set changes from run to run
     config.save_pretrained(str(folder))
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     save_file(stored, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """An adapter's own tensors by the names that PEFT stores them under; not copies."""
-    # False: "auto" asks the hub for the base's vocabulary size.
+    """Return an adapter's own tensors, not copied, by the names that PEFT stores them under."""
+    # Not "auto", which asks the Hub for the base's vocabulary size.
     return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
 def lora_config(adapter: Adapter, task: str) -> LoraConfig:
+    """Return PEFT's config for the adapter settings of a recipe."""
     targets = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
     return LoraConfig(
         task_type=task,
         r=adapter.rank,
-        lora_alpha=neutral_generation_config(adapter.alpha),
+        lora_alpha=_as_int_if_whole(adapter.alpha),
         lora_dropout=adapter.dropout,
         target_modules=targets,
         use_dora=adapter.dora,
     )
 
 
-def neutral_generation_config(number: float) -> float | int:
+def _as_int_if_whole(number: float) -> float | int:
+    """Return 16 for 16.0, as PEFT stores it and as messages print it."""
     return int(number) if float(number).is_integer() else number
 
 
 def _check_config(folder: Path, adapter: Adapter) -> None:
-    """Compare what decides how the stored tensors act; which modules they sit on is compared by the tensors."""
+    """Raise ModelError if a stored setting that decides the effect of the tensors differs from the recipe.
+
+    The target modules are compared by the tensors themselves, in `_copy_weights`.
+    """
     try:
         stored: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {error}", location=str(folder)) from error
+        raise ModelError(
+            "model.load-failed",
+            f"{ADAPTER_CONFIG}: cannot be read: {format_exception(error).rstrip('.')}.",
+            location=str(folder),
+            hint="Run its stage again.",
+        ) from error
     if stored.get("peft_type") != "LORA":
-        raise ModelError(f"a {stored.get('peft_type')} adapter; only LORA is supported", location=str(folder))
-    asked = {
+        raise ModelError(
+            "model.unsupported-adapter",
+            f"peft_type: unsupported adapter; found {stored.get('peft_type')}, expected LORA.",
+            location=str(folder),
+            hint="Start from a LoRA adapter, or from base.",
+        )
+    settings = {
         "rank": ("r", adapter.rank),
-        "alpha": ("lora_alpha", adapter.alpha),
+        "alpha": ("lora_alpha", _as_int_if_whole(adapter.alpha)),
         "dora": ("use_dora", adapter.dora),
     }
     issues = [
         Issue(
-            f"the recipe's adapter.{field} is {neutral_generation_config(value)}, and this adapter was trained with {stored.get(key)}",
+            "model.adapter-mismatch",
+            f"adapter.{field}: differs from the stored adapter; found {value} in the recipe, "
+            f"expected {stored.get(key)}.",
             str(folder),
             f"Set `adapter.{field}: {json.dumps(stored.get(key))}`, or start from base.",
         )
-        for field, (key, value) in asked.items()
+        for field, (key, value) in settings.items()
         if stored.get(key) != value
     ]
-    for key in (
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "bias",
-    ):  # scale or add in ways that a recipe has no word for
-        if stored.get(key) not in (None, False, {}, "none"):
-            issues.append(Issue(f"this adapter sets {key}: {stored[key]}, which is not supported", str(folder)))
+    issues += [
+        Issue(
+            "model.unsupported-adapter",
+            f"{key}: this option of the adapter is not supported; found {stored[key]}.",
+            str(folder),
+            "Start from an adapter without this option, or from base.",
+        )
+        for key in UNSUPPORTED_OPTIONS
+        if stored.get(key) not in (None, False, {}, "none")
+    ]
     if issues:
         raise ModelError(issues)
 
 
-def _set_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder: Path) -> None:
-    """Copy `stored` into adapter `name`; all tensors have to be there, in equal shapes, and no other."""
+def _copy_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder: Path) -> None:
+    """Copy `stored` into the adapter `name`. Raise ModelError unless keys and shapes match exactly."""
     own = adapter_weights(model, name)
     weights = {key: tensor for key, tensor in stored.items() if key != STORED_HEAD or key in own}
     if STORED_HEAD in own:
         weights.setdefault(STORED_HEAD, own[STORED_HEAD])
-    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    issues = []
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    misshapen = [key for key in sorted(own.keys() & weights.keys()) if own[key].shape != weights[key].shape]
+    problems = []
     if missing:
-        issues.append(
-            f"it lacks {len(missing)} tensors that the recipe's adapter has on this base, such as {missing[0]}"
-        )
-    if foreign:
-        issues.append(f"it has {len(foreign)} tensors that have no place there, such as {foreign[0]}")
-    for key in sorted(own.keys() & weights.keys()):
-        if own[key].shape != weights[key].shape:
-            shapes = f"{tuple(weights[key].shape)}, and there it is {tuple(own[key].shape)}"
-            issues.append(f"{key} is {shapes}")
-            break
-    if issues:
+        problems.append(f"{len(missing)} tensors are missing, such as {missing[0]}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} tensors are unexpected, such as {unexpected[0]}")
+    if misshapen:
+        key = misshapen[0]
+        problems.append(f"{key}: found shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}")
+    if problems:
         raise ModelError(
-            "this adapter does not fit: " + "; ".join(issues),
+            "model.adapter-mismatch",
+            f"the tensors do not fit the recipe's adapter on this base: {'; '.join(problems)}.",
             location=str(folder),
-            hint="It belongs to another base or other `adapter.target_modules`; name those, or start from base.",
+            hint="Set the base and `adapter.target_modules` that the adapter was trained with, or start from base.",
         )
     with torch.no_grad():
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     assert not result.unexpected_keys, result.unexpected_keys
-
-
-def _unfit_targets(adapter: Adapter, error: ValueError) -> ModelError:
-    return ModelError(
-        f"the adapter's targets {adapter.target_modules!r} do not suit this base: {error}",
-        location="adapter.target_modules",
-        hint="Name modules that the model has, or `all-linear`.",
-    )

@@ -1,10 +1,10 @@
-"""One frozen base over several processes: each holds a part of every layer, and gets the rest when it is called.
+"""Shard the layers of a frozen base model over several processes.
 
-FSDP's second version (torch's `fully_shard`; Zhao et al. 2023, arXiv:2304.11277), one unit a layer. Only the frozen
-weights are split: adapters and heads, which are small, stay whole in every process, and are trained and saved as ever.
-So are embeddings and the output layer, which PPO reads by itself.
+torch's FSDP2 (`fully_shard`; Zhao et al. 2023, arXiv:2304.11277), one unit per layer. Only the frozen layers are
+sharded. Adapters and heads are small: every process holds, trains and saves them whole. Embeddings and the output layer
+also stay whole, because PPO reads them directly.
 
-A layer is gathered by all processes together: all of them must call the model equally often.
+All processes gather a layer together, so all of them must call the model equally often.
 """
 
 from __future__ import annotations
@@ -21,35 +21,39 @@ from rlhf_cli import distributed
 from rlhf_cli.errors import ModelError
 
 
-def split(model: PreTrainedModel, device: torch.device) -> None:
-    """Freeze a base and split its layers over all processes, each to its `device`, one layer after another.
+def shard(model: PreTrainedModel, device: torch.device) -> None:
+    """Freeze a base model, shard its layers over all processes and move it to `device`, one layer after another.
 
     Raises:
-        ModelError: it has no layers that transformers marks as such.
+        ModelError: transformers does not mark the layers of this architecture.
     """
     model.requires_grad_(False)
-    count = distributed.world_size()
-    layers = layers_of(model)
+    process_count = distributed.world_size()
+    layers = find_layers(model)
     if not layers:
-        found = f"{type(model).__name__} has no layers to split."
-        raise ModelError(found, location=model.name_or_path, hint="Set launch.strategy: ddp.")
-    if count > 1:
-        mesh = init_device_mesh(device.type, (count,))
-        for layer in layers:  # where not told so, a unit that is in no other keeps what it was given
+        raise ModelError(
+            "model.unsupported-architecture",
+            f"{type(model).__name__}: layers not found; launch.strategy fsdp cannot shard this architecture.",
+            location=model.name_or_path,
+            hint="Set launch.strategy: ddp.",
+        )
+    if process_count > 1:
+        mesh = init_device_mesh(device.type, (process_count,))
+        for layer in layers:  # by default, a unit that is inside no other unit is not resharded after its forward pass
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     model.to(device)
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model, outermost ones: one may hold another."""
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the transformer layers of a model; of nested layers only the outermost."""
     if isinstance(model, GradientCheckpointingLayer):
         return [model]
-    return [layer for child in model.children() for layer in layers_of(child)]
+    return [layer for child in model.children() for layer in find_layers(child)]
 
 
 def ignore_in_ddp(model: nn.Module) -> None:
-    """Have DistributedDataParallel leave the parts alone: it would broadcast the first process's to all others."""
-    # The name that DDP asks for; TRL's own scripts set it too.
+    """Make DistributedDataParallel ignore sharded parameters; it would broadcast the first process's shards."""
+    # The attribute that DDP reads; TRL's own scripts set it too.
     model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
         name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)
     ]

@@ -1,4 +1,4 @@
-"""The head that turns a hidden state into one number (a reward, a value), and where in a sequence it is read."""
+"""Score and value heads: map a hidden state to one number, and load such a head from a reward model's directory."""
 
 from __future__ import annotations
 
@@ -10,39 +10,48 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rlhf_cli.errors import ModelError
+from rlhf_cli.formatting import format_exception
 
-HEAD_KEY = "score.weight"  # what transformers calls it in a SequenceClassification model
-STORED_HEAD = f"base_model.model.{HEAD_KEY}"  # what PEFT calls it in an adapter
+HEAD_KEY = "score.weight"  # name of the head in a transformers SequenceClassification model
+STORED_HEAD = f"base_model.model.{HEAD_KEY}"  # name of the head in a PEFT adapter
 
 
 class ScalarHead(nn.Module):
     """A linear map without bias from a hidden state to one number, computed in float32.
 
-    A new head is zero: a critic that knows nothing predicts 0 everywhere, whatever the scale of its trunk.
+    A new head is zero, so that an untrained critic predicts 0 everywhere, whatever the scale of its hidden states.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
 
-    def forward(self, hidden: Tensor) -> Tensor:  # (…, H) -> (…,)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return one number per hidden state: (…, H) -> (…,)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return hidden.float() @ self.weight
 
 
 def load_score_head(folder: Path) -> ScalarHead:
-    """The score head of a reward model's folder, be it an adapter or a whole model."""
+    """Load the score head of a reward model, which may be an adapter or a whole model.
+
+    Raises:
+        ModelError: The model does not have a score head with one output, or a file is damaged.
+    """
     weight = _read_head(folder)
     if weight is None:
         raise ModelError(
-            "this model has no score head",
+            "model.not-a-reward-model",
+            "score head: not found.",
             location=str(folder),
-            hint="Name a reward run, or another scorer of one label.",
+            hint="Name a run of the reward stage, or another scorer with one label.",
         )
     if weight.ndim != 2 or weight.shape[0] != 1:
         raise ModelError(
-            f"the score head has shape {tuple(weight.shape)}; a reward model has one label: (1, hidden size)",
+            "model.not-a-reward-model",
+            f"score head: wrong shape; found {tuple(weight.shape)}, expected (1, hidden size).",
             location=str(folder),
+            hint="Name a reward model, which has one label.",
         )
     head = ScalarHead(weight.shape[1])
     with torch.no_grad():
@@ -51,16 +60,16 @@ def load_score_head(folder: Path) -> ScalarHead:
 
 
 def has_score_head(folder: Path) -> bool:
-    """Whether the folder holds a reward model rather than a language model."""
+    """Return whether the directory holds a reward model rather than a language model."""
     return _read_head(folder) is not None
 
 
 def score_index(input_ids: Tensor, pad_id: int) -> Tensor:
-    """Where transformers' SequenceClassification models read their score: (B, T) -> (B,).
+    """Return the position at which transformers' SequenceClassification models read their score: (B, T) -> (B,).
 
-    It is the rightmost token that is not `pad_id`, whatever the attention mask says, on either side of padding; a row
-    of padding alone gives 0. So where the pad token is the end token too, the score of a right-padded row that ends
-    in it is read one token before it.
+    It is the rightmost token that is not `pad_id`, on either side of the padding and whatever the attention mask is; 0
+    for a row that is all padding. If the pad token is also the end token, the score of a right-padded row that ends
+    with it is therefore read one token earlier.
     Source: transformers.modeling_layers.GenericForSequenceClassification.forward.
     """
     is_token = input_ids != pad_id  # (B, T)
@@ -69,11 +78,11 @@ def score_index(input_ids: Tensor, pad_id: int) -> Tensor:
 
 
 def _read_head(folder: Path) -> Tensor | None:
-    """The head's weight (1, H), or None. Reads that one tensor alone."""
+    """Return the weight of the head, (1, H), or None if there is no head. Only this tensor is read."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({file for key, file in names.items() if key in (HEAD_KEY, STORED_HEAD)})
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({file for key, file in shards.items() if key in (HEAD_KEY, STORED_HEAD)})
     else:
         files = [name for name in ("adapter_model.safetensors", "model.safetensors") if (folder / name).is_file()]
     for file in files:
@@ -84,6 +93,9 @@ def _read_head(folder: Path) -> Tensor | None:
                         return tensors.get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise ModelError(
-                f"damaged: {error}", location=str(folder / file), hint="Train or fetch it again."
+                "model.load-failed",
+                f"weights: cannot be read: {format_exception(error)}.",
+                location=str(folder / file),
+                hint="Train the model again, or download it again.",
             ) from error
     return None

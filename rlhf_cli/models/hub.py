@@ -1,61 +1,105 @@
-"""What a branch or tag on the Hugging Face hub is now: the commit that goes into lineage, and that is then loaded."""
+"""Resolve a branch or tag on the Hugging Face Hub to the commit that is recorded in the manifest and loaded."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Literal
 
 from rlhf_cli.errors import DataError, ModelError
 
+RepoType = Literal["model", "dataset"]
+
+TIMEOUT = 10  # seconds, of the request to the Hub
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-TIMEOUT = 10  # seconds
+_ERROR = {"model": ModelError, "dataset": DataError}
+_NOT_FOUND = {"model": "model.not-found", "dataset": "data.not-found"}
+_GATED = {"model": "model.gated", "dataset": "data.gated"}
+_UNKNOWN_REVISION = {"model": "model.unknown-revision", "dataset": "data.unknown-revision"}
+_NOT_CACHED = {"model": "model.not-cached", "dataset": "data.not-cached"}
+_LOCAL_ALTERNATIVE = {"model": "a directory as ./directory", "dataset": "a file or directory as `path:`"}
 
 
-def commit_of(kind: Literal["model", "dataset"], repo: str, revision: str, *, location: str = "") -> str:
-    """The commit that `revision` names, from the hub or, where it cannot be reached, from the local cache.
+def resolve_commit(repo_type: RepoType, repo: str, revision: str, *, location: str = "") -> str:
+    """Return the commit of `revision`: from the Hub or, if the Hub cannot be reached, from the local cache.
 
-    `where`: the recipe's key that names it.
+    Args:
+        repo_type: Whether `repo` is a model or a dataset.
+        repo: Id of the repository, `owner/name`.
+        revision: A branch, a tag or a commit.
+        location: The recipe key that names the repository.
 
     Raises:
-        ModelError, DataError: the hub has no such repository or revision, or wants a token; or it cannot be reached
-            and nothing is cached. Told here, before torch is imported.
+        ModelError: `repo` is a model, and the Hub lacks the repository or the revision or asks for a token, or the Hub
+            cannot be reached and the revision is not cached.
+        DataError: The same for a dataset.
     """
     if _COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import constants
 
-    failure, instead = (
-        (ModelError, "a folder as ./folder") if kind == "model" else (DataError, "`path:`, a file or folder")
-    )
-    why = "HF_HUB_OFFLINE is set"
+    reason = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
-            found = HfApi().repo_info(repo, repo_type=kind, revision=revision, timeout=TIMEOUT).sha
-            assert found is not None  # the hub gives one for every revision that exists
-            return found
-        except GatedRepoError:
-            hint = f"Accept its terms on https://huggingface.co/{repo} and set HF_TOKEN."
-            raise failure(f"{repo} is gated on the hub.", location=location, hint=hint) from None
-        except RepositoryNotFoundError:
-            hint = f"Check the id, or give {instead}. A private one needs HF_TOKEN."
-            raise failure(f"there is no {kind} {repo} on the hub.", location=location, hint=hint) from None
-        except RevisionNotFoundError:
-            hint = "Name a branch, tag or commit."
-            raise failure(f"{repo} has no revision {revision}.", location=location, hint=hint) from None
-        except HFValidationError:
-            hint = f"Write owner/name, or give {instead}."
-            message = f"{repo} is neither a folder nor the id of a {kind} on the hub."
-            raise failure(message, location=location, hint=hint) from None
-        except OSError as error:  # what every failure of the network is to huggingface_hub's client …
-            why = f"the hub cannot be reached ({type(error).__name__})"
-        except Exception as error:  # … but for those of the transport below it, which share no public class
+            return _commit_from_hub(repo_type, repo, revision, location)
+        except OSError as error:  # the base class of huggingface_hub's own network errors
+            reason = f"the Hub cannot be reached ({type(error).__name__})"
+        except Exception as error:  # errors of the transport below it, which share no public base class
             if not type(error).__module__.startswith(("httpx", "httpcore")):
                 raise
-            why = f"the hub cannot be reached ({type(error).__name__})"
-    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "refs" / revision
-    if cached.is_file():
-        return cached.read_text().strip()
-    hint = f"Go online once, or give {instead}."
-    raise failure(f"{repo} is not in the local cache, and {why}.", location=location, hint=hint)
+            reason = f"the Hub cannot be reached ({type(error).__name__})"
+    commit = _commit_from_cache(repo_type, repo, revision)
+    if commit is None:
+        message = f"{repo}@{revision}: not found in the local cache, and {reason}."
+        hint = f"Go online once, or give {_LOCAL_ALTERNATIVE[repo_type]}."
+        raise _ERROR[repo_type](_NOT_CACHED[repo_type], message, location=location, hint=hint)
+    return commit
+
+
+def _commit_from_hub(repo_type: RepoType, repo: str, revision: str, location: str) -> str:
+    """Return the commit of `revision` on the Hub.
+
+    Raises:
+        ModelError: `repo` is a model, and the Hub does not have it or does not grant access.
+        DataError: The same for a dataset.
+        OSError: The Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    local = _LOCAL_ALTERNATIVE[repo_type]
+    try:
+        commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision, timeout=TIMEOUT).sha
+    except GatedRepoError:
+        hint = f"Accept its terms on https://huggingface.co/{repo} and set HF_TOKEN."
+        message = f"{repo}: access to this {repo_type} is restricted on the Hub."
+        raise _ERROR[repo_type](_GATED[repo_type], message, location=location, hint=hint) from None
+    except RepositoryNotFoundError:
+        hint = f"Check the id, or give {local}. A private {repo_type} needs HF_TOKEN."
+        raise _ERROR[repo_type](
+            _NOT_FOUND[repo_type], f"{repo}: {repo_type} not found on the Hub.", location=location, hint=hint
+        ) from None
+    except RevisionNotFoundError:
+        hint = "Name a branch, a tag or a commit."
+        message = f"{repo}: revision {revision} not found on the Hub."
+        raise _ERROR[repo_type](_UNKNOWN_REVISION[repo_type], message, location=location, hint=hint) from None
+    except HFValidationError:
+        hint = f"Write owner/name, or give {local}."
+        message = f"{repo}: neither a directory nor a valid Hub id; expected owner/name."
+        raise _ERROR[repo_type](_NOT_FOUND[repo_type], message, location=location, hint=hint) from None
+    assert commit is not None  # the Hub returns the commit of every existing revision
+    return commit
+
+
+def _commit_from_cache(repo_type: RepoType, repo: str, revision: str) -> str | None:
+    """Return the commit that `revision` had when it was last downloaded, or None if it is not in the cache."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError, OSError):  # missing, not a directory, or not readable
+        return None
+    for cached in cache.repos:
+        if (cached.repo_type, cached.repo_id) == (repo_type, repo):
+            return next((found.commit_hash for found in cached.revisions if revision in found.refs), None)
+    return None

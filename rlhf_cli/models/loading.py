@@ -1,7 +1,7 @@
-"""Loads the base model and its tokenizer: device, dtype, attention kernel, quantization, and the tiny smoke copy.
+"""Load a base model and its tokenizer: device, dtype, attention kernel, quantization, and the tiny smoke model.
 
-Left out on purpose: remote code and pickled weights (both run a stranger's program), and device maps over several
-GPUs (accelerate's launchers do that).
+Not supported on purpose: remote code and pickled weights, which both run code from the model's author, and device maps
+over several GPUs, which accelerate's launchers replace.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ from transformers import (
 )
 
 from rlhf_cli.errors import HardwareError, ModelError
+from rlhf_cli.formatting import format_exception
 from rlhf_cli.models import fsdp
 from rlhf_cli.recipe.schema import Base
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
-NEW_HEADS = ("score.weight",)  # what a scorer may lack when it starts from a causal model
+NEW_HEADS = ("score.weight",)  # tensors that a scorer lacks if it starts from a causal language model
 
 
-class Sizes(NamedTuple):
-    """What a model's config says of its tables; None where there is no such bound, or it does not say."""
+class ModelSizes(NamedTuple):
+    """Sizes that a model's config gives. None if there is no such limit, or the config does not give it."""
 
-    positions: int | None  # tokens of a row
-    embeddings: int | None  # token ids
-    hidden: int | None  # width of a hidden state
+    positions: int | None  # the maximum number of tokens in a row
+    embeddings: int | None  # the number of token ids
+    hidden: int | None  # the width of a hidden state
 
 
 def silence_library_logging() -> None:
-    """Silence what a user cannot act on: progress bars of loading, and notes of the libraries to one another.
+    """Silence what a user cannot act on: progress bars of loading and log messages among the libraries.
 
-    Call it before peft or trl is imported: bitsandbytes logs about an optional kernel as it is imported.
+    Call it before peft or trl is imported: bitsandbytes logs about an optional kernel while it is imported.
     """
     transformers.utils.logging.disable_progress_bar()
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
@@ -60,93 +61,128 @@ def silence_library_logging() -> None:
 
 
 def default_device() -> torch.device:
-    """The accelerator of this process (by LOCAL_RANK, as accelerate and torchrun set it), else the CPU."""
+    """Return the accelerator of this process, or the CPU. accelerate and torchrun set its index as LOCAL_RANK."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return torch.device("cpu")
-    if accelerator.type == "mps":  # has one device, and no index
+    if accelerator.type == "mps":  # has one device and no index
         return accelerator
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
-    """The dtype of weights and computation; auto is bfloat16 on a GPU that has it, else float32.
+    """Return the dtype of weights and computation. `auto` is bfloat16 on a GPU that supports it, else float32.
 
     Raises:
-        HardwareError: the device has not the one that is asked for.
+        HardwareError: The device does not support the dtype of the recipe.
     """
     has_bfloat16 = device.type == "xpu" or (
         device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     if base.dtype == "auto":
         return torch.bfloat16 if has_bfloat16 else torch.float32
-    lacks = base.dtype == "bfloat16" and device.type == "cuda" and not has_bfloat16
-    if lacks or (base.dtype == "float16" and device.type == "cpu"):
-        reason = "this GPU emulates it" if lacks else "on a CPU its gradients under- and overflow, and it is slow"
-        raise HardwareError(f"{base.dtype}: {reason}.", location="base.dtype", hint="Set auto, or float32.")
+    reason = None
+    if base.dtype == "bfloat16" and device.type == "cuda" and not has_bfloat16:
+        reason = "this GPU only emulates it"
+    elif base.dtype == "float16" and device.type == "cpu":
+        reason = "on a CPU its gradients overflow and underflow, and it is slow"
+    if reason is not None:
+        raise HardwareError(
+            "hardware.unsupported-dtype",
+            f"{base.dtype} is not supported: {reason}.",
+            location="base.dtype",
+            hint="Set auto or float32.",
+        )
     dtype = getattr(torch, base.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
 def load_tokenizer(source: str, revision: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder, as it is stored. Raises ModelError where there is none."""
-    if not (Path(source) / TOKENIZER_CONFIG).is_file():  # an adapter's folder may have one, and no config of a model
-        _check_folder(source)
+    """Load the tokenizer of a Hub id or directory, unchanged.
+
+    Raises:
+        ModelError: The tokenizer is missing or cannot be loaded.
+    """
+    if not (Path(source) / TOKENIZER_CONFIG).is_file():  # an adapter's directory may hold a tokenizer and no config
+        _check_model_directory(source)
         if Path(source).is_dir() and not any(any(Path(source).glob(pattern)) for pattern in TOKENIZER_FILES):
-            hint = "Copy the model's tokenizer.json and tokenizer_config.json into it."
-            raise ModelError("this folder holds no tokenizer", location=source, hint=hint)
-    with _told(source):
+            raise ModelError(
+                "model.incomplete",
+                "tokenizer: not found in the directory.",
+                location=source,
+                hint="Copy the model's tokenizer.json and tokenizer_config.json into it.",
+            )
+    with _convert_load_errors(source):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
-def sizes(source: str, revision: str) -> Sizes:
-    """How long and how rich in tokens the rows of the model at `source` may be."""
-    _check_folder(source)
-    with _told(source):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).get_text_config()
-    names = ("max_position_embeddings", "vocab_size", "hidden_size")
-    return Sizes(*(n if isinstance(n := getattr(config, name, None), int) and n > 0 else None for name in names))
+def read_model_sizes(source: str, revision: str) -> ModelSizes:
+    """Return the sizes in the config of the model at `source`, without loading weights.
+
+    Raises:
+        ModelError: The config is missing or cannot be loaded.
+    """
+    _check_model_directory(source)
+    config = _load_config(source, revision).get_text_config()
+    values = [getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size", "hidden_size")]
+    return ModelSizes(*(value if isinstance(value, int) and value > 0 else None for value in values))
 
 
 def load_causal_lm(base: Base, source: str, *, smoke: bool = False, sharded: bool = False) -> PreTrainedModel:
-    """The language model at `source` on this process's device, quantized as asked, in eval mode.
+    """Load the language model at `source` onto this process's device, quantized as `base` says, in eval mode.
 
-    `smoke` loads random weights of the same architecture at 2 layers and small width, the same ones every time.
-    `is_split`: frozen, its layers over all processes (see `models.splitting`).
+    Args:
+        base: Gives the revision, dtype, attention kernel and quantization.
+        source: A Hub id or a directory.
+        smoke: Load random weights of the same architecture with 2 layers and small width, the same ones every time.
+        sharded: Freeze the model and shard its layers over all processes (see `models.fsdp`).
+
+    Raises:
+        ModelError: The model is missing, damaged or not supported.
+        HardwareError: The machine cannot load the model with these settings.
     """
     return _load(AutoModelForCausalLM, base, source, smoke=smoke, sharded=sharded)
 
 
 def load_scorer(base: Base, source: str, *, smoke: bool = False, sharded: bool = False) -> PreTrainedModel:
-    """The model at `source` with a head that gives one score; the head is new where `source` has none.
+    """Load the model at `source` with a head that returns one score. The head is new if `source` has none.
 
-    The caller sets `model.config.pad_token_id`: without it transformers refuses batches.
+    The caller sets `model.config.pad_token_id`: without it, transformers refuses batches. Arguments and errors are
+    those of `load_causal_lm`.
     """
     return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, sharded=sharded, num_labels=1)
 
 
-def reward_model_config(source: str, revision: str) -> PreTrainedConfig:
-    """The config of somebody's whole reward model. Raises ModelError where it is no scorer of one label."""
+def load_reward_model_config(source: str, revision: str) -> PreTrainedConfig:
+    """Load the config of a third-party reward model.
+
+    Raises:
+        ModelError: The model is missing, or it is not a whole model with one label.
+    """
     if (Path(source) / ADAPTER_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
-        hint = "A reward run on the recipe's base goes under `run`; merge another one into its model."
-        raise ModelError("this is an adapter, not a whole reward model.", location=source, hint=hint)
-    _check_folder(source)
-    with _told(source):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        raise ModelError(
+            "model.wrong-kind",
+            "found an adapter, expected a whole reward model.",
+            location=source,
+            hint="Give a reward run on the recipe's base as `run`; merge another adapter into its model.",
+        )
+    _check_model_directory(source)
+    config = _load_config(source, revision)
     if config.num_labels != 1:
         name = ", ".join(config.architectures or [config.model_type])
-        found = f"{name} with {config.num_labels} labels; a reward model gives one score (num_labels: 1)."
-        raise ModelError(found, location=source, hint="Name a sequence classifier that was trained as a reward model.")
+        raise ModelError(
+            "model.not-a-reward-model",
+            f"{name}: a reward model has one label; found {config.num_labels} labels, expected 1.",
+            location=source,
+            hint="Name a sequence classifier that was trained as a reward model.",
+        )
     return config
 
 
 def load_reward_model(base: Base, source: str, *, smoke: bool = False) -> PreTrainedModel:
-    """Somebody's whole reward model at `source`, head included; `smoke` as in `load_causal_lm`.
-
-    `base`: its revision, dtype, attention and quantization.
-    """
-    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, whole=True)
+    """Load a third-party reward model with its head. Arguments and errors are those of `load_causal_lm`."""
+    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, has_head=True)
 
 
 def _load(
@@ -155,29 +191,39 @@ def _load(
     source: str,
     *,
     smoke: bool,
-    whole: bool = False,
+    has_head: bool = False,
     sharded: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """`whole`: the stored model is of this very class, and has its head; else it is a causal language model."""
+    """Load a model of `model_class`.
+
+    Args:
+        model_class: The transformers Auto class.
+        base: Gives the revision, dtype, attention kernel and quantization.
+        source: A Hub id or a directory.
+        smoke: Load random weights of a tiny model of the same architecture.
+        has_head: Whether the stored model is of `model_class` with its head; else it is a causal language model.
+        sharded: Shard the layers over all processes.
+        **kwargs: Passed to `from_pretrained`.
+    """
     silence_library_logging()
-    _check_folder(source)
-    new = () if whole else NEW_HEADS
+    _check_model_directory(source)
+    may_lack = () if has_head else NEW_HEADS
     if not smoke:
-        return _from_pretrained(model_class, base, source, new, sharded, **kwargs)
-    # Through a folder, so that quantization and everything else takes the very path of a real load.
+        return _from_pretrained(model_class, base, source, may_lack, sharded=sharded, **kwargs)
+    # The tiny model goes through a directory, so that quantization and all else takes the path of a real load.
     with tempfile.TemporaryDirectory(prefix="rlhf-smoke-") as folder:
-        _save_tiny(model_class if whole else AutoModelForCausalLM, source, base.revision, folder)
-        model = _from_pretrained(model_class, base, folder, new, sharded, **kwargs)
-    # PEFT writes this name into adapter_config.json; the temporary folder is gone by then.
+        _save_tiny(model_class if has_head else AutoModelForCausalLM, source, base.revision, folder)
+        model = _from_pretrained(model_class, base, folder, may_lack, sharded=sharded, **kwargs)
+    # PEFT writes this name into adapter_config.json; the temporary directory no longer exists then.
     model.name_or_path = model.config.name_or_path = source
     return model
 
 
 def _from_pretrained(
-    model_class: Any, base: Base, source: str, new: Sequence[str], sharded: bool, **kwargs: Any
+    model_class: Any, base: Base, source: str, may_lack: Sequence[str], *, sharded: bool, **kwargs: Any
 ) -> PreTrainedModel:
-    """`new`: tensors that the weights may lack."""
+    """Load stored weights. Tensors in `may_lack` may be missing and are then new."""
     device = default_device()
     dtype = compute_dtype(base, device)
     if base.attention != "auto":
@@ -185,50 +231,59 @@ def _from_pretrained(
     if base.quantize != "none":
         kwargs["quantization_config"] = _quantization(base, dtype)
     try:
-        with _told(source), _errors_only():
+        with _convert_load_errors(source), _errors_only():
             model, info = model_class.from_pretrained(
                 source,
                 revision=base.revision,
                 dtype=dtype,
-                device_map={"": "cpu" if sharded else device},  # no device holds a base whole that is split
+                device_map={"": "cpu" if sharded else device},  # a sharded base may not fit on one device
                 use_safetensors=True,
                 trust_remote_code=False,  # None would ask at a terminal
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below: transformers logs them, and raises without a name
+                ignore_mismatched_sizes=True,  # checked below: the exception of transformers names no tensor
                 **kwargs,
             )
-    except (ImportError, torch.OutOfMemoryError) as error:  # an absent kernel or too small a device
+    except (ImportError, torch.OutOfMemoryError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError)
         raise HardwareError(
-            f"this machine cannot load {source} with quantize: {base.quantize}, attention: {base.attention}: "
-            f"{_first_line(error)}",
+            "hardware.out-of-memory" if is_full else "hardware.missing-kernel",
+            f"{source} cannot be loaded with quantize: {base.quantize} and attention: {base.attention}: "
+            f"{format_exception(error).rstrip('.')}.",
             location="base",
-            hint="Set `base.quantize: none` or `base.attention: auto`, or take a smaller model.",
+            hint="Set `base.quantize: none` or `base.attention: auto`, or use a smaller model.",
         ) from error
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        name, stored, expected = mismatched[0]
-        message = f"{len(mismatched)} tensors have another shape than config.json gives them, such as {name}: "
-        raise ModelError(
-            f"{message}{tuple(stored)}, and not {tuple(expected)}",
-            location=source,
-            hint="Its config.json and its weights are not of one model: fetch it again.",
-        )
-    missing = sorted(set(info["missing_keys"]) - set(new))
-    if missing:  # transformers would go on with random weights there
-        raise ModelError(
-            f"the weights lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}",
-            location=source,
-            hint="Check that the download is complete, and that it is such a model.",
-        )
+    _check_tensors(type(model).__name__, info, source, may_lack)
     if sharded:
-        fsdp.split(model, device)
+        fsdp.shard(model, device)
     if base.quantize == "nf4" and device.type == "cpu":
         _use_exact_kernels(model)
     return model
 
 
+def _check_tensors(class_name: str, info: dict[str, Any], source: str, may_lack: Sequence[str]) -> None:
+    """Raise ModelError if stored tensors are missing or misshapen; transformers would leave random weights there."""
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        raise ModelError(
+            "model.shape-mismatch",
+            f"{len(mismatched)} tensors do not have the shape that config.json gives, such as {name}; "
+            f"found {tuple(stored)}, expected {tuple(expected)}.",
+            location=source,
+            hint="Download the model again: its config.json and its weights belong to different models.",
+        )
+    missing = sorted(set(info["missing_keys"]) - set(may_lack))
+    if missing:
+        raise ModelError(
+            "model.incomplete",
+            f"weights: {len(missing)} tensors of a {class_name} are missing, such as {missing[0]}.",
+            location=source,
+            hint="Check that the download is complete and that the model is of this type.",
+        )
+
+
 def _quantization(base: Base, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The output head and a score head stay unquantized: transformers leaves both out of its own accord."""
+    """Return the quantization settings. transformers itself leaves output heads and score heads unquantized."""
     if base.quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -242,12 +297,12 @@ def _quantization(base: Base, dtype: torch.dtype) -> BitsAndBytesConfig:
 def _use_exact_kernels(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking the weights for its bfloat16 CPU kernel.
 
-    It does so for good at the first forward pass in eval mode without gradients, such as a rollout. That kernel has
-    no backward pass: every gradient through the layer is lost from then on, with no more than a warning (measured:
-    LoRA gradients off by 100 % of their norm), and it takes widths that are multiples of 32 alone. The plain path
+    It repacks them permanently at the first forward pass in eval mode without gradients, such as a rollout. That kernel
+    does not have a backward pass: from then on every gradient through the layer is lost, with only a warning (measured:
+    LoRA gradients wrong by 100 % of their norm). It also only supports widths that are multiples of 32. The plain path
     dequantizes and multiplies: exact, differentiable, any width, about 1.5 to 4 times slower in batches.
     """
-    from bitsandbytes.nn import Linear4bit  # here, for its import costs 2 s
+    from bitsandbytes.nn import Linear4bit  # imported here because it costs 2 s
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -255,9 +310,8 @@ def _use_exact_kernels(model: PreTrainedModel) -> None:
 
 
 def _save_tiny(model_class: Any, source: str, revision: str, folder: str) -> None:
-    """Write random weights of the shrunk architecture of `source` to `folder`, the same ones at every call."""
-    with _told(source):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    """Write random weights of a tiny copy of the architecture of `source` to `folder`, the same ones at every call."""
+    config = _load_config(source, revision)
     _shrink(config)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -265,23 +319,28 @@ def _save_tiny(model_class: Any, source: str, revision: str, folder: str) -> Non
             model = model_class.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
         raise ModelError(
-            f"the architecture {config.model_type} cannot be made tiny for --smoke: {_first_line(error)}",
+            "model.unsupported-architecture",
+            f"{config.model_type}: --smoke cannot shrink this architecture: {format_exception(error).rstrip('.')}.",
             location=source,
-            hint="Smoke with another model of the same family: `--set base.model=…`, or that of ppo.reward.",
+            hint="Use another model of the same family: `--set base.model=…`, or in ppo.reward.",
         ) from error
     model.save_pretrained(folder)
 
 
 def _shrink(config: Any) -> None:
-    """Make a config tiny in place: 2 layers, width 64, everything that hangs on these along with them."""
+    """Make a config tiny in place: 2 layers, width 64, and everything that depends on them."""
     text = config.get_text_config()
-    one_head_group = getattr(text, "num_key_value_heads", None) == 1
-    grouped = getattr(text, "num_key_value_heads", None) not in (None, getattr(text, "num_attention_heads", None))
-    sizes: dict[str, object] = {
+    heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
+    tiny_kv_heads = 4
+    if kv_heads == 1:
+        tiny_kv_heads = 1
+    elif kv_heads not in (None, heads):  # grouped-query attention
+        tiny_kv_heads = 2
+    tiny: dict[str, object] = {
         "num_hidden_layers": 2,
         "hidden_size": 64,
         "num_attention_heads": 4,
-        "num_key_value_heads": 1 if one_head_group else 2 if grouped else 4,
+        "num_key_value_heads": tiny_kv_heads,
         "head_dim": 16,
         "intermediate_size": 128,
         "moe_intermediate_size": 128,
@@ -289,38 +348,59 @@ def _shrink(config: Any) -> None:
         "word_embed_proj_dim": 64,
         "pooler_hidden_size": 64,
     }
-    if kinds := getattr(text, "layer_types", None):  # one layer of each of two kinds, where there are two
-        sizes["layer_types"] = (list(dict.fromkeys(kinds)) * 2)[:2]
-    for name, size in sizes.items():
+    if layer_types := getattr(text, "layer_types", None):  # one layer of each of the first two types
+        tiny["layer_types"] = (list(dict.fromkeys(layer_types)) * 2)[:2]
+    for name, size in tiny.items():
         if getattr(text, name, None) is not None:
             setattr(text, name, size)
 
 
-def _check_folder(source: str) -> None:
-    """Say plainly what is wrong with a folder; transformers would ask the hub for it instead."""
+def _load_config(source: str, revision: str) -> PreTrainedConfig:
+    """Load the config of the model at `source`. Raises ModelError if this fails."""
+    with _convert_load_errors(source):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def _check_model_directory(source: str) -> None:
+    """Raise ModelError for an invalid model directory; otherwise transformers would try the Hub.
+
+    No-op if `source` is a Hub id.
+    """
     folder = Path(source)
     if not folder.is_dir():
         if folder.is_absolute() or source.startswith((".", "~")) or folder.exists():
-            raise ModelError("there is no model folder here", location=source, hint="Check `base.model`.")
-        return  # a hub id
+            raise ModelError(
+                "model.not-found", "model directory not found.", location=source, hint="Check `base.model`."
+            )
+        return
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(
-                "this is an adapter, not a whole model",
+                "model.wrong-kind",
+                "found an adapter, expected a whole model.",
                 location=source,
-                hint="Name the model that it adapts as `base.model`, and the adapter as the stage's `start`.",
+                hint="Set `base.model` to the model that it adapts, and `start` of the stage to the adapter.",
             )
-        raise ModelError("this folder holds no config.json", location=source, hint="Name a transformers model folder.")
+        raise ModelError(
+            "model.incomplete",
+            "config.json not found in the directory.",
+            location=source,
+            hint="Name the directory of a transformers model.",
+        )
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles and not any(folder.glob("*.safetensors")):
-        message = f"the weights are pickles alone ({pickles[0]}), which run a stranger's program as they are loaded"
-        hint = "Take a version with *.safetensors, or convert them where you trust them."
-        raise ModelError(message, location=source, hint=hint)
+        raise ModelError(
+            "model.pickled-weights",
+            "weights: pickles can run code when they are loaded; "
+            f"found only pickles ({pickles[0]}), expected *.safetensors.",
+            location=source,
+            hint="Use a version with *.safetensors, or convert the weights in an environment that you trust.",
+        )
 
 
 @contextmanager
 def _errors_only() -> Iterator[None]:
-    """Without transformers' table of new and missing tensors: what is wrong with them is raised instead."""
+    """Hide transformers' table of new and missing tensors, which `_check_tensors` replaces by exceptions."""
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -330,20 +410,19 @@ def _errors_only() -> Iterator[None]:
 
 
 @contextmanager
-def _told(source: str) -> Iterator[None]:
-    """Turn what transformers raises about a model that is absent, damaged or unknown into a ModelError."""
+def _convert_load_errors(source: str) -> Iterator[None]:
+    """Convert what transformers raises about a missing, damaged or unknown model to a ModelError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if Path(source).is_dir():
-            hint = "It has to be a complete transformers folder with *.safetensors weights."
+            hint = "Use a complete directory of a transformers model, with *.safetensors weights."
         else:
-            hint = f"Check the id and its revision; `hf auth login` for a gated model; offline: `hf download {source}`."
-        raise ModelError(f"cannot be loaded: {_first_line(error)}", location=source, hint=hint) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+            hint = (
+                f"Check the id and its revision. Run `hf auth login` for a gated model, and `hf download {source}` to "
+                "work offline."
+            )
+        message = f"the model cannot be loaded: {format_exception(error).rstrip('.')}."
+        raise ModelError("model.load-failed", message, location=source, hint=hint) from error

@@ -1,8 +1,8 @@
-"""One base model in memory, and the roles that play on it: policy, reference, reward, value.
+"""Share one base model among roles such as policy, reference, reward and value.
 
-Each role is a LoRA adapter on the one base (with `adapter: null`, a whole model of its own). Which one is active is a
-property of the shared model, so every call goes through `use`, and a backward pass that recomputes activations
-(gradient checkpointing) has to stay inside the `use` of its forward pass.
+Each role is a LoRA adapter on the base, or a whole model of its own if the recipe has `adapter: null`. The active
+adapter is a property of the shared model, so every call goes through `use`. A backward pass that recomputes activations
+(gradient checkpointing) must stay inside the `use` of its forward pass.
 """
 
 from __future__ import annotations
@@ -27,20 +27,27 @@ from rlhf_cli.recipe.schema import Adapter, Base
 
 
 class MultiAdapterModel:
-    """Roles by name. Made by `Bank.load`; all start frozen and in eval mode, so that dropout is off."""
+    """Roles by name on one base model. Create it with `load`.
 
-    def __init__(self, base: PreTrainedModel, adapter: Adapter | None) -> None:
-        self.sharded = False
-        self.heads = nn.ModuleDict()  # name -> ScalarHead; a name may have a head alone (a head on another's trunk)
+    All roles start frozen and in eval mode, so that dropout is off.
+
+    Attributes:
+        sharded: Whether the layers of the base are sharded over all processes, which then must call it equally often.
+        heads: Name to ScalarHead. A name may have a head and no role: a head on another role's hidden states.
+    """
+
+    def __init__(self, base: PreTrainedModel, adapter: Adapter | None, *, sharded: bool = False) -> None:
+        self.sharded = sharded
+        self.heads = nn.ModuleDict()
         self._base, self._dtype = base, base.dtype
-        # Dropout is noise in PPO's ratios, and a Trainer may put the model in train mode.
+        # Dropout would add noise to PPO's ratios, and a Trainer may put the model in train mode.
         self._adapter = None if adapter is None else adapter.model_copy(update={"dropout": 0.0})
-        self._peft: PeftModel | None = None  # the base with adapters on it; None while every role is bare
-        self._whole: dict[str, PreTrainedModel] = {}  # role -> its own model, with `adapter: null`
-        self._bare: set[str] = set()  # roles that are the base with adapters off
-        self._own: dict[str, list[nn.Parameter]] = {}  # adapter role -> its adapter's parameters
-        self._recomputed: list[nn.Module] = []  # layers that keep no activations for the backward pass
-        self._switch: list[str] = []  # the active adapter's PEFT name, or nothing: one list that all layers hold
+        self._peft: PeftModel | None = None  # the base with adapters; None while every role is the bare base
+        self._full_models: dict[str, PreTrainedModel] = {}  # role: its own model, with `adapter: null`
+        self._base_roles: set[str] = set()  # roles that are the base without an adapter
+        self._adapter_params: dict[str, list[nn.Parameter]] = {}  # role: the parameters of its adapter
+        self._checkpointed_layers: list[nn.Module] = []  # layers that recompute activations in the backward pass
+        self._active_adapters: list[str] = []  # PEFT's name of the active adapter, or empty; all layers share this list
 
     @staticmethod
     def load(
@@ -52,102 +59,113 @@ class MultiAdapterModel:
         smoke: bool = False,
         sharded: bool = False,
     ) -> MultiAdapterModel:
-        """Load one base and the roles' folders onto it; None is the bare base.
+        """Load one base model and the roles on it.
 
-        `is_split`: over all processes, as `models.splitting` does it; all have to call it equally often.
-        A reward model's folder brings its score head into `heads`. With `adapter=None` each role is a whole model.
+        Args:
+            base: Gives the revision, dtype, attention kernel and quantization.
+            adapter: Settings of the adapters, or None if each role is a whole model.
+            source: A Hub id or a directory of the base model.
+            roles: Role to directory of its adapter or model, or None for the bare base. The score head of a reward
+                model is loaded into `heads`.
+            smoke: Load random weights of a tiny model (see `models.loading`).
+            sharded: Shard the layers of the base over all processes (see `models.fsdp`).
+
+        Raises:
+            ModelError: A model is missing, damaged, of another kind, or not supported.
+            HardwareError: The machine cannot load the model with these settings.
         """
         for folder in roles.values():
             if folder is not None:
-                adapters.check_form(folder, adapter)
+                adapters.check_kind(folder, adapter)
         if adapter is None:
-            return _load_whole(base, source, roles, smoke=smoke)
-        bank = MultiAdapterModel(
-            load_causal_lm(base, source, smoke=smoke, sharded=sharded).requires_grad_(False), adapter
-        )
-        bank.sharded = sharded
+            return _load_full_models(base, source, roles, smoke=smoke)
+        causal_lm = load_causal_lm(base, source, smoke=smoke, sharded=sharded).requires_grad_(False)
+        model = MultiAdapterModel(causal_lm, adapter, sharded=sharded)
         for name, folder in roles.items():
-            bank._check_new(name)
+            model._check_new(name)
             if folder is None:
-                bank._bare.add(name)
+                model._base_roles.add(name)
                 continue
-            bank._attach(name, folder)
+            model._attach(name, folder)
             if has_score_head(folder):
-                bank.heads[name] = load_score_head(folder).requires_grad_(False).to(bank.device)
-        bank._check_head_alone_makes_logits(bank._base)
-        return bank
+                model.heads[name] = load_score_head(folder).requires_grad_(False).to(model.device)
+        model._check_plain_output_head(causal_lm)
+        return model
 
     @property
     def roles(self) -> list[str]:
-        """The names that `use` takes."""
-        return [*self._own, *sorted(self._bare), *self._whole]
+        """The names that `use` accepts."""
+        return [*self._adapter_params, *sorted(self._base_roles), *self._full_models]
 
     @property
     def device(self) -> torch.device:
+        """The device of this process."""
         return self._base.device
 
     @property
     def hidden_size(self) -> int:
+        """The width H of a hidden state."""
         return self._base.config.get_text_config().hidden_size
 
     @property
     def vocab_size(self) -> int:
+        """The number V of token ids."""
         return self._base.config.get_text_config().vocab_size
 
     @contextmanager
     def use(self, name: str) -> Iterator[PreTrainedModel]:
-        """The model to call, with this role active inside the block. May be nested.
+        """Yield the model to call, with this role active inside the block. Blocks may be nested.
 
-        The requires_grad flags of all roles stay as they are, and nothing is copied. With bfloat16 weights everything
-        is computed in bfloat16, also where an adapter's weights, or those of a model under training, are float32.
+        The requires_grad flags of all roles stay unchanged, and nothing is copied. With bfloat16 weights everything is
+        computed in bfloat16, even if the weights of an adapter or of a model in training are float32.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            if name in self._whole:
-                yield self._whole[name]
+            if name in self._full_models:
+                yield self._full_models[name]
                 return
-            before = list(self._switch)
+            before = list(self._active_adapters)
             self._activate(name)
             try:
                 yield self._base
             finally:
-                self._switch[:] = before
+                self._active_adapters[:] = before
 
-    def train(self, names: Iterable[str]) -> None:
-        """Let gradients flow to these roles' parameters and heads, and to nothing else.
+    def set_trainable(self, names: Iterable[str]) -> None:
+        """Make these roles and their heads trainable and freeze all others.
 
-        A role that is the bare base gets a new adapter here (which changes nothing yet): the base is shared, and is
-        never trained. A whole model's weights become float32, as an adapter's are: in 16 bits most of Adam's steps
-        would be rounded away.
+        A role that is the bare base gets a new adapter, which does not change its output: the base is shared and never
+        trained. The weights of a whole model become float32, like those of an adapter: in 16 bits most Adam updates
+        round to zero.
         """
         names = list(names)
         for name in names:
-            if name in self._whole:
-                self._whole[name].float()
+            if name in self._full_models:
+                self._full_models[name].float()
         for name in names:
-            if name in self._bare:
-                self._bare.discard(name)
+            if name in self._base_roles:
+                self._base_roles.discard(name)
                 self._attach(name, None)
         for name in {*self.roles, *self.heads}:
             for parameter in self.parameters(name):
                 parameter.requires_grad_(name in names)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """The role's own parameters: its adapter's (or whole model's) and its head's. None for the bare base."""
+        """Return the parameters of a role's adapter (or whole model) and head. The bare base does not have any."""
         head = list(self.heads[name].parameters()) if name in self.heads else []
-        if name in self._whole:
-            # The head in use is ours; the one inside a scorer follows it when it is saved.
-            return [p for key, p in self._whole[name].named_parameters() if not key.startswith("score.")] + head
-        assert head or name in self.roles, f"no role {name}"
-        return [*self._own.get(name, []), *head]
+        if name in self._full_models:
+            # `heads` holds the head in use; the one inside a scorer is updated from it when the role is saved.
+            return [p for key, p in self._full_models[name].named_parameters() if not key.startswith("score.")] + head
+        assert head or name in self.roles, f"unknown role {name}"
+        return [*self._adapter_params.get(name, []), *head]
 
     def add(self, name: str, copy_of: str) -> None:
-        """A further role that starts as a copy of another, its head included, with weights of its own; frozen."""
+        """Add a role as a copy of another one, with its own weights and head, frozen."""
         self._check_new(name)
-        assert copy_of in self.roles, f"no role {copy_of}"
-        if copy_of in self._whole:
-            self._whole[name] = copy.deepcopy(self._whole[copy_of]).requires_grad_(False)
-        elif copy_of in self._bare:
-            self._bare.add(name)
+        assert copy_of in self.roles, f"unknown role {copy_of}"
+        if copy_of in self._full_models:
+            self._full_models[name] = copy.deepcopy(self._full_models[copy_of]).requires_grad_(False)
+        elif copy_of in self._base_roles:
+            self._base_roles.add(name)
         else:
             assert self._peft is not None
             self._attach(name, None)
@@ -157,50 +175,54 @@ class MultiAdapterModel:
             self.heads[name] = copy.deepcopy(self.heads[copy_of]).requires_grad_(False)
 
     def recompute_activations(self) -> None:
-        """Keep no activations inside a layer for the backward pass, but compute them again there."""
-        for model in list(self._whole.values()) or [self._base]:
+        """Recompute activations inside each layer in the backward pass instead of keeping them."""
+        for model in list(self._full_models.values()) or [self._base]:
             model.activation_checkpointing_enable({"use_reentrant": False})
-            self._recomputed += [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+            self._checkpointed_layers += [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-    def hidden(self, name: str, input_ids: Tensor, **padding: Tensor) -> Tensor:
-        """The last hidden states, after the final norm: (B, T) -> (B, T, H). No output head is applied.
+    def hidden_states(self, name: str, input_ids: Tensor, **padding: Tensor) -> Tensor:
+        """Return the last hidden states, after the final norm: (B, T) -> (B, T, H). No output head is applied.
 
-        `padding`: attention_mask and position_ids, (B, T) each, for rows padded on the left. On the right neither is
-        needed: causal attention never looks there, and without a mask its quickest kernel runs.
+        Args:
+            name: The role.
+            input_ids: Token ids (B, T).
+            **padding: attention_mask and position_ids, (B, T) each, for rows padded on the left. Rows padded on the
+                right need neither: causal attention never looks there, and its fastest kernel takes no mask.
         """
         with self.use(name) as model, self._recomputing():
             output = model.get_decoder()(input_ids=input_ids, use_cache=False, **padding)
         return output.last_hidden_state
 
     def output_head(self, name: str) -> nn.Module:
-        """The layer from hidden states (…, H) to logits (…, V). Call it, and its backward pass, inside `use`."""
+        """Return the layer from hidden states (…, H) to logits (…, V). Call and backpropagate it inside `use`."""
         with self.use(name) as model:
             head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
 
     def save(self, name: str, folder: Path) -> None:
-        """Write the role to `folder` as `load` reads it: a PEFT adapter, or a whole model.
+        """Write the role to `folder` in the format that `load` reads: a PEFT adapter, or a whole model.
 
-        A role with a head becomes a scorer (SEQ_CLS), one without a language model; both load with plain peft and
-        transformers. The tokenizer is the caller's to add.
+        A role with a head is saved as a scorer (SEQ_CLS), one without a head as a language model; plain PEFT and
+        transformers load both. The tokenizer is not saved.
         """
         head = next(self.heads[name].parameters()).detach()[None] if name in self.heads else None  # (1, H)
-        if name in self._whole:
-            model = self._whole[name]
+        if name in self._full_models:
+            model = self._full_models[name]
             if head is not None:
                 with torch.no_grad():
                     model.score.weight.copy_(head)
             folder.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(folder)
             return
-        assert self._peft is not None, f"{name} is the bare base, which has nothing to save"
-        assert name in self._own, f"{name} is the bare base, which has nothing to save"
+        assert self._peft is not None, f"cannot save {name}: it is the bare base"
+        assert name in self._adapter_params, f"cannot save {name}: it is the bare base"
         adapters.write(self._peft, folder, name=_peft_name(name), head=head)
 
     def _attach(self, name: str, folder: Path | None) -> None:
+        """Add a role with an adapter: a copy of the one in `folder`, or a new one if it is None."""
         assert self._adapter is not None
-        trained = [p for own in self._own.values() for p in own if p.requires_grad]
+        trainable = [p for params in self._adapter_params.values() for p in params if p.requires_grad]
         self._peft = adapters.attach(
             self._base if self._peft is None else self._peft,
             self._adapter,
@@ -211,28 +233,31 @@ class MultiAdapterModel:
         ).eval()
         for layer in self._peft.modules():
             if isinstance(layer, BaseTunerLayer):
-                layer.set_adapter(self._switch, inference_mode=True)
-                assert layer.active_adapters is self._switch, "PEFT copies the list now: set_adapter in _activate"
-        for parameter in trained:  # PEFT froze them
+                layer.set_adapter(self._active_adapters, inference_mode=True)
+                assert layer.active_adapters is self._active_adapters, "PEFT copies the list: call set_adapter instead"
+        for parameter in trainable:  # PEFT froze them
             parameter.requires_grad_(True)
-        own_part = f".{_peft_name(name)}."
-        self._own[name] = [p for key, p in self._peft.named_parameters() if own_part in f"{key}."]
+        name_part = f".{_peft_name(name)}."
+        self._adapter_params[name] = [p for key, p in self._peft.named_parameters() if name_part in f"{key}."]
 
     def _activate(self, name: str) -> None:
-        """Switch the shared model over to a role.
+        """Switch the shared model to a role.
 
-        PEFT's own set_adapter and disable_adapter walk all modules (6 ms for 5 layers, at every switch) and change
-        requires_grad on the way. The layers hold the one list `_switch`, so changing what is in it does the same to
-        all of them; with nothing in it they pass the base through.
+        PEFT's own set_adapter and disable_adapter walk all modules (6 ms per switch for 5 layers) and change
+        requires_grad. All layers hold the same list, so changing its content switches all of them; with an empty list
+        they return the output of the base.
         """
-        assert name in self._own or name in self._bare, f"no role {name}"
-        self._switch[:] = [_peft_name(name)] if name in self._own else []
+        assert name in self._adapter_params or name in self._base_roles, f"unknown role {name}"
+        self._active_adapters[:] = [_peft_name(name)] if name in self._adapter_params else []
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """Layers checkpoint in train mode alone, and everything here runs in eval mode: their own flag, and not
-        those of the modules in them, is set for a forward pass with gradients."""
-        layers = self._recomputed if torch.is_grad_enabled() else []
+        """Enable activation checkpointing for a forward pass with gradients.
+
+        Layers only checkpoint in train mode, and everything here runs in eval mode. So the flag of the layer itself is
+        set, and not those of its submodules.
+        """
+        layers = self._checkpointed_layers if torch.is_grad_enabled() else []
         for layer in layers:
             layer.training = True
         try:
@@ -243,48 +268,54 @@ class MultiAdapterModel:
 
     def _check_new(self, name: str) -> None:
         assert name.isidentifier(), name
-        assert name not in self.roles, f"role {name} is there already"
+        assert name not in self.roles, f"role {name} already exists"
 
-    def _check_head_alone_makes_logits(self, model: PreTrainedModel) -> None:
-        """`hidden` and `output_head` leave out what some architectures do to logits after the head (caps, scales)."""
+    def _check_plain_output_head(self, model: PreTrainedModel) -> None:
+        """Raise ModelError if the architecture transforms logits after the output head (a cap or a scale).
+
+        `hidden_states` and `output_head` leave such a transformation out.
+        """
         ids = torch.arange(4, device=model.device)[None]  # (1, 4)
         with torch.no_grad():
             expected = model(input_ids=ids, use_cache=False).logits.float()
             hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            ours = model.get_output_embeddings()(hidden).float()
-        if not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):
+            found = model.get_output_embeddings()(hidden).float()
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
             raise ModelError(
-                f"{type(model).__name__} changes its logits after the output head (a cap or a scale), "
-                "which is not supported",
+                "model.unsupported-architecture",
+                f"{type(model).__name__}: a cap or a scale on the logits is not supported.",
                 location=model.name_or_path,
-                hint="Take a base without one, such as Llama, Qwen or Mistral.",
+                hint="Use a base without one, such as Llama, Qwen or Mistral.",
             )
 
 
-def _load_whole(base: Base, source: str, roles: Mapping[str, Path | None], *, smoke: bool) -> MultiAdapterModel:
-    models: dict[str, PreTrainedModel] = {}
+def _load_full_models(base: Base, source: str, roles: Mapping[str, Path | None], *, smoke: bool) -> MultiAdapterModel:
+    """Load a whole model for each role (`adapter: null`)."""
+    full_models: dict[str, PreTrainedModel] = {}
     heads: dict[str, ScalarHead] = {}
     for name, folder in roles.items():
         if folder is not None and has_score_head(folder):
-            models[name] = load_scorer(base, str(folder))
+            full_models[name] = load_scorer(base, str(folder))
             heads[name] = load_score_head(folder)
         elif folder is not None:
-            models[name] = load_causal_lm(base, str(folder))
+            full_models[name] = load_causal_lm(base, str(folder))
         else:
-            models[name] = load_causal_lm(base, source, smoke=smoke)
-        models[name].requires_grad_(False)
-    assert models, "a bank needs a role"
-    bank = MultiAdapterModel(next(iter(models.values())), None)
-    bank._whole = models
+            full_models[name] = load_causal_lm(base, source, smoke=smoke)
+        full_models[name].requires_grad_(False)
+    assert full_models, "a MultiAdapterModel needs a role"
+    model = MultiAdapterModel(next(iter(full_models.values())), None)
+    model._full_models = full_models
     for name, head in heads.items():
-        bank.heads[name] = head.requires_grad_(False).to(bank.device)
-    for name, model in models.items():
+        model.heads[name] = head.requires_grad_(False).to(model.device)
+    for name, full_model in full_models.items():
         if name not in heads:
-            bank._check_head_alone_makes_logits(model)
-    return bank
+            model._check_plain_output_head(full_model)
+    return model
 
 
 def _peft_name(role: str) -> str:
-    """The adapter's name in PEFT, which tells adapters apart by substrings of parameter names: `value` alone could
-    be a layer's name as well."""
+    """Return PEFT's name of a role's adapter.
+
+    PEFT recognizes adapters by substrings of parameter names, and a bare `value` could also be a layer's name.
+    """
     return f"role_{role}"

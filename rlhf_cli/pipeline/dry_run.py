@@ -1,133 +1,137 @@
-"""`--dry-run`: what the data holds and what a stage would train on, without a model's weights."""
+"""`--dry-run`: do everything up to loading weights, and return what the user should see."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhf_cli.data import held_out, sources, tokenization
-from rlhf_cli.pipeline.inputs import collect_inputs
+from rlhf_cli.data import held_out
 from rlhf_cli.pipeline.preflight import check_rows
-from rlhf_cli.pipeline.references import producing_stage, references
+from rlhf_cli.pipeline.references import find_references, producing_stage
+from rlhf_cli.pipeline.resolve import ResolvedStage, resolve
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.recipe.validation import ROWS
 from rlhf_cli.runs import layout
 from rlhf_cli.stages import STAGES
-from rlhf_cli.training import length_checks
+
+if TYPE_CHECKING:
+    from rlhf_cli.training.prepared_data import PreparedData, TokenizedRows
 
 
 def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything up to the model: inputs, rows, and one example with its loss mask.
+    """Return the inputs, row counts, one example with its loss mask, and the memory estimate of `stage`.
 
-    What a stage of `earlier` has still to make is waited for, not missed: of such a stage only its rows are told.
+    Args:
+        stage: Name of the stage.
+        recipe: The validated recipe.
+        runs_dir: The runs directory.
+        smoke: Whether the stage would run as a smoke run.
+        earlier: Stages that the chain runs before. If one of them has no run yet, only rows are counted.
+
+    Returns:
+        JSON values: `stage` and `facts`; for a stage that trains also `example`, and `memory` and `trainable` if they
+        can be estimated.
+
+    Raises:
+        RlhfError: As the stage itself would before it loads weights.
     """
-    if smoke:  # makes the runs that it needs
+    if smoke:  # a smoke run first runs the stages that it needs
         recipe, earlier = smoke_recipe.shrink(recipe), tuple(STAGES)
-    coming = [producing_stage(reference, recipe.name) for reference in references(stage, recipe)]
-    waits_for = [
-        made
-        for made in coming
-        if made is not None and made in earlier and not layout.newest(runs_dir, recipe.name, made, smoke=smoke)
-    ]
-    if waits_for:
+    missing = _missing_inputs(stage, recipe, runs_dir, earlier, smoke=smoke)
+    if missing:
         counts = check_rows(recipe, [stage])
         rows = {f"data.{kind}: {name}": number for kind, found in counts.items() for name, number in found.items()}
-        return {"stage": stage, "facts": {"waits for": ", ".join(dict.fromkeys(waits_for)), **_told(rows)}}
-    inputs = collect_inputs(stage, recipe, runs_dir, smoke=smoke)
-    facts: dict[str, Any] = {item.role: f"{item.path} {item.version or ''}".strip() for item in inputs}
-
-    def find(ref: str) -> Path:
-        return layout.find(runs_dir, ref, recipe.name, smoke=smoke).path
-
-    if stage == "eval":
-        used = held_out.load(recipe, find, smoke=smoke)._asdict()
-        return {"stage": stage, "facts": facts | _told({f"held out {kind}": len(rows) for kind, rows in used.items()})}
-    kind: Any = ROWS.get(stage)
-    if kind is None:
+        depends_on = f"{', '.join(missing)} (not yet run)"
+        return {"stage": stage, "facts": {"depends on": depends_on, **_nonzero(rows)}}
+    resolved = resolve(stage, recipe, runs_dir, smoke=smoke)
+    facts: dict[str, Any] = {item.role: f"{item.path} {item.version or ''}".strip() for item in resolved.inputs}
+    if resolved.spec.evaluates:
+        evaluated = held_out.load(resolved.recipe, resolved.dataset_path, smoke=smoke)._asdict()
+        facts |= _nonzero({f"held out {kind}": len(found) for kind, found in evaluated.items()})
+    if not resolved.spec.prepare:
         return {"stage": stage, "facts": facts}
-    limit = smoke_recipe.ROWS if smoke else None
-    split = sources.load(getattr(recipe.data, kind), kind, seed=recipe.seed, find=find, limit=limit)
-    facts |= _told({f"rows {name}": number for name, number in split.counts.items()})
-    if stage == "pretrain":
-        return {"stage": stage, "facts": facts, "example": split.train[0].text}
-    base = next(item for item in inputs if item.role == "base")
-    source = str(Path(base.path) / "model") if base.kind == "run" else base.path
-    more, example = _encoded(stage, recipe, source, split)
-    told: dict[str, Any] = {}
-    if not smoke:  # its base is another one, and tiny
-        from rlhf_cli.training import memory_check
-
-        longest, aside = more["tokens in the longest"], more["tokens in the longest held out"]
-        estimate = memory_check.estimate(stage, recipe, source, longest, aside)
-        more["memory"] = memory_check.UNKNOWN if estimate is None else str(estimate)
-        if estimate is not None and (refusal := memory_check.refusal(stage, recipe, source, longest, aside, estimate)):
-            more["memory"] = str(refusal)
-        told = {} if estimate is None else {"memory": estimate.as_json()}
-        trained = memory_check.trainable(stage, recipe, source)
-        if trained:
-            by_module = ", ".join(f"{name} {number:,}" for name, number in trained.items())
-            more["trainable parameters"] = f"{sum(trained.values()):,}: {by_module}"
-            told["trainable"] = trained
-    return {"stage": stage, "facts": {**facts, **more}, **told, "example": example}
+    return {"stage": stage, **_preview_training(resolved, facts)}
 
 
-def _told(counts: Mapping[str, int]) -> dict[str, int]:
-    """Those that there is something to tell of."""
+def _missing_inputs(stage: str, recipe: Recipe, runs_dir: Path, earlier: Sequence[str], *, smoke: bool) -> list[str]:
+    """Return the earlier stages whose runs `stage` reads and that have no run yet."""
+    needed = [producing_stage(reference, recipe.name) for reference in find_references(stage, recipe)]
+    return [
+        producer
+        for producer in dict.fromkeys(producer for producer in needed if producer is not None)
+        if producer in earlier and layout.newest(runs_dir, recipe.name, producer, smoke=smoke) is None
+    ]
+
+
+def _preview_training(stage: ResolvedStage, facts: dict[str, Any]) -> dict[str, Any]:
+    from rlhf_cli.data import chat_template
+    from rlhf_cli.models.loading import silence_library_logging
+
+    silence_library_logging()
+    module, _, function = stage.spec.prepare.partition(":")
+    data: PreparedData = getattr(importlib.import_module(module), function)(stage)
+    tokenizer, lengths = data.tokenizer, data.train.lengths()
+    facts = {
+        **facts,
+        **_nonzero({f"rows {name}": number for name, number in data.split.counts.items()}),
+        "end tokens": _token_names(tokenizer, chat_template.stop_ids(tokenizer)),
+        "pad token": _token_names(tokenizer, [tokenizer.pad_token_id]),
+        "rows train": data.train.kept,
+        **_nonzero(data.train.counts),
+        **_nonzero({"duplicate rows": _count_duplicates(data.train)}),
+        "total tokens": sum(lengths),
+        "longest row (tokens)": max(lengths),
+        "longest held-out row (tokens)": max(data.held_out.lengths(), default=0),
+        **data.facts,
+    }
+    if data.warnings:
+        facts["warning"] = data.warnings[0]
+    preview: dict[str, Any] = {"facts": facts, "example": chat_template.render_with_mask(tokenizer, data.example)}
+    if not stage.smoke and stage.spec.memory_model is not None:  # a smoke run's base is another one, and tiny
+        _add_memory(stage, data, preview)
+    return preview
+
+
+def _add_memory(stage: ResolvedStage, data: PreparedData, preview: dict[str, Any]) -> None:
+    """Add the memory estimate and the number of trainable parameters to `preview`."""
+    from rlhf_cli.training import memory_check
+
+    longest, held_out_longest = max(data.train.lengths()), max(data.held_out.lengths(), default=0)
+    estimate = memory_check.estimate(stage, longest, held_out_longest)
+    if estimate is None:
+        preview["facts"]["memory"] = memory_check.UNKNOWN
+    else:
+        error = memory_check.too_large_error(stage, longest, held_out_longest, estimate)
+        preview["facts"]["memory"] = str(error or estimate)
+        preview["memory"] = estimate.as_json()
+    trainable = memory_check.trainable_parameters(stage)
+    if trainable:
+        by_module = ", ".join(f"{name} {number:,}" for name, number in trainable.items())
+        preview["facts"]["trainable parameters"] = f"{sum(trainable.values()):,}: {by_module}"
+        preview["trainable"] = trainable
+
+
+def _nonzero(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: number for name, number in counts.items() if number}
 
 
-def _encoded(stage: str, recipe: Recipe, source: str, split: Any) -> tuple[dict[str, Any], str]:
-    """Figures in tokens, and the first row rendered, as the stage will have it.
-
-    Raises:
-        RlhfError: what the stage itself would raise of its rows.
-    """
-    from rlhf_cli.data import chat_template
-    from rlhf_cli.models.loading import load_tokenizer, silence_library_logging
-
-    silence_library_logging()
-    tokenizer = load_tokenizer(source, recipe.base.revision)
-    chat_template.prepare(tokenizer, recipe.base.chat_template)
-    stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in chat_template.stop_ids(tokenizer))
-    facts: dict[str, Any] = {"end tokens": stops, "pad token": f"{tokenizer.pad_token} ({tokenizer.pad_token_id})"}
-    encode: Callable[[Any], tokenization.FittingPrompts | tokenization.Columns]
-    if stage == "ppo":
-        encode = partial(tokenization.fitting_prompts, tokenizer, longest=recipe.ppo.max_prompt_length)
-    elif stage == "sft":
-        encode = partial(tokenization.sft_columns, tokenizer, max_length=recipe.sft.max_length)
-    else:
-        encode = partial(tokenization.preference_columns, tokenizer, max_length=recipe.reward.max_length)
-    found, held_out = encode(split.train), encode(split.held_out)
-    lengths = found.lengths()
-    warnings = length_checks.check_all(stage, recipe, source, tokenizer, found, held_out)
-    facts |= (
-        {"rows train": found.kept}
-        | _told(found.counts)
-        | _told({"rows that repeat another one": found.kept - len(set(map(hash, _rows(found))))})
-        | {"tokens in all": sum(lengths), "tokens in the longest": max(lengths)}
-        | {"tokens in the longest held out": max(held_out.lengths(), default=0)}
-    )
-    if warnings:
-        facts["warning"] = warnings[0]
-    if isinstance(found, tokenization.FittingPrompts):
-        example = chat_template.Encoded(found.ids[0], [])
-    else:
-        longest = recipe.sft.max_length if stage == "sft" else recipe.reward.max_length
-        example = tokenization.first(tokenizer, split.train, longest)
-    if stage == "sft":
-        ends = example.completion_ids[-1] in chat_template.stop_ids(tokenizer)
-        facts["end token of the example"] = "under the loss" if ends else "cut off"
-    return facts, chat_template.render_with_mask(tokenizer, example)
+def _token_names(tokenizer: Any, ids: Sequence[int]) -> str:
+    return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids)
 
 
-def _rows(found: tokenization.FittingPrompts | tokenization.Columns) -> Iterator[tuple[Any, ...]]:
-    """Each row that is kept, as token ids."""
-    if isinstance(found, tokenization.FittingPrompts):
-        yield from map(tuple, found.ids)
-    else:
-        for part in found.parts:
-            columns = [part[name] for name in ("input_ids", "chosen_ids", "rejected_ids") if name in part]
-            yield from (tuple(map(tuple, row)) for row in zip(*columns, strict=True))
+def _count_duplicates(rows: TokenizedRows) -> int:
+    """Return how many rows repeat an earlier one."""
+    found = [hash(row) for row in _token_rows(rows)]
+    return len(found) - len(set(found))
+
+
+def _token_rows(rows: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield each row as a tuple of token ids; a pair as a tuple of both sequences."""
+    if hasattr(rows, "ids"):  # prompts
+        yield from map(tuple, rows.ids)
+        return
+    for part in rows.parts:
+        columns = [part[name] for name in ("input_ids", "chosen_ids", "rejected_ids") if name in part]
+        yield from (tuple(map(tuple, row)) for row in zip(*columns, strict=True))

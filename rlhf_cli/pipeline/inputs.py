@@ -1,281 +1,116 @@
-"""What a stage reads, each with its content hash: known before torch, for lineage and for 'is this up to date?'."""
+"""Hash what a stage reads: runs, models, data files and user code. Needs no torch."""
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from rlhf_cli.errors import Issue, ModelError, RecipeError
+from rlhf_cli.errors import Issue, ModelError
 from rlhf_cli.models import hub
 from rlhf_cli.pipeline.local_imports import find_local_imports
-from rlhf_cli.pipeline.references import Found, Reference, find, is_checkpoint, references, rows_of
-from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, Source
-from rlhf_cli.runs import layout
-from rlhf_cli.runs.layout import Entry
-from rlhf_cli.runs.manifest import FILE, damage, digest, read_manifest, sha256
+from rlhf_cli.pipeline.references import Key, ResolvedReference, datasets_of, is_checkpoint, user_functions
+from rlhf_cli.recipe.schema import Recipe, Source
+from rlhf_cli.runs import lineage
+from rlhf_cli.runs.layout import RunEntry
+from rlhf_cli.runs.manifest import MANIFEST_FILE, digest, read_manifest, sha256, verify_files
 from rlhf_cli.stages import STAGES
-
-# Of a reward source: how it is reached changes nothing of what it says; a revision counts as the commit that it names.
-ASIDE = ("revision", "timeout", "batch_size", "retries")
 
 
 class Input(NamedTuple):
-    """One thing that a stage reads. `sha256` is a hub commit for hub inputs, None where it cannot be told offline."""
+    """One thing that a stage reads, as the manifest records it."""
 
-    role: str  # base, start, candidate, baseline, reward, data.sft, ppo.reward.0 …
-    ref: str  # as the recipe has it
+    role: str  # base, start, candidate, baseline, reward, data.sft, ppo.reward.0, …
+    ref: str  # as written in the recipe
     kind: Literal["run", "file", "folder", "hub"]
     path: str
-    version: str | None
-    sha256: str | None
+    version: str | None  # of a run; the commit of a Hub repository
+    sha256: str | None  # of the content, or the commit; None if the Hub cannot be reached
+
+    @property
+    def model_path(self) -> str:
+        """Folder or Hub id of the model that it holds."""
+        folder = Path(self.path) / "model"
+        return str(folder) if self.kind == "run" and folder.is_dir() else self.path
+
+    @property
+    def versioned_ref(self) -> str:
+        """Reference that names this run with its version: `name/stage@v0003`."""
+        return "{}/{}@{}".format(*Path(self.path).parts[-3:])
 
 
-def collect_inputs(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool) -> list[Input]:
-    """Resolve every input of `stage`.
+def hash_inputs(
+    stage: str, recipe: Recipe, found: Sequence[ResolvedReference], runs_dir: Path, *, smoke: bool
+) -> list[tuple[Key, Input]]:
+    """Return every input of `stage` with its content hash and its key in the recipe: models, then data, then code.
 
     Raises:
-        RecipeError: with one issue for every run that is absent, incomplete or of the wrong kind.
-        ModelError: where a run stands on another base than the recipe's.
+        ModelError: A run was trained on another base model, or the Hub cannot be reached.
     """
-    found: list[Input] = []
-    runs_of_rows: list[Entry] = []
-    issues: list[Issue] = []
-    for reference in references(stage, recipe):
-        try:
-            one = find(reference, recipe.name, runs_dir, smoke=smoke)
-            if reference.is_dataset:
-                assert one.entry is not None
-                runs_of_rows.append(one.entry)
-            else:
-                found.append(model_input(reference, one))
-        except RecipeError as error:
-            issues += error.issues
-    if issues:
-        raise RecipeError(issues)
-    waiting = iter(runs_of_rows)
-    for kind in rows_of(stage, recipe):
-        for source in getattr(recipe.data, kind) or []:
-            found.append(_source(f"data.{kind}", source, next(waiting) if source.run else None))
-    for role, spec in _functions(stage, recipe):
-        found += _code(role, spec)
-    if stage == "export":
-        found += _evaluation(found, recipe.name, runs_dir, smoke)
-    if STAGES[stage].adapts_base:
+    inputs = [(one.reference.key, hash_model(one)) for one in found if not one.reference.is_dataset]
+    dataset_runs = {one.reference.key: one.entry for one in found if one.reference.is_dataset}
+    for kind in datasets_of(stage, recipe):
+        for index, source in enumerate(getattr(recipe.data, kind) or []):
+            key: Key = ("data", kind, index)
+            inputs.append((key, _hash_source(f"data.{kind}", source, dataset_runs.get((*key, "run")))))
+    spec = STAGES[stage]
+    for key, function in user_functions(getattr(recipe, spec.section), (spec.section,)):
+        inputs += [(key, item) for item in _hash_code(".".join(map(str, key)), function)]
+    if spec.exports:
+        exported = next(item for _, item in inputs if item.role == "of")
+        entry = lineage.newest_evaluation(runs_dir, recipe.name, Path(exported.path), smoke=smoke)
+        inputs += [] if entry is None else [((), _run_input("evaluation", entry.stage, entry))]
+    if spec.adapts_base:
         if recipe.base.chat_template != "auto":
-            found.append(_file("base.chat_template", recipe.base.chat_template))
-        check_base(stage, found)
-    return found
+            inputs.append((("base", "chat_template"), _hash_file("base.chat_template", recipe.base.chat_template)))
+        check_base(stage, [item for _, item in inputs])
+    return inputs
 
 
-def verify_inputs(inputs: list[Input]) -> None:
-    """Hold the models of the runs and checkpoints among `inputs` against their manifests, every byte of them.
+def hash_model(found: ResolvedReference) -> Input:
+    """Return a model or run as an input. A Hub model is identified by its commit.
 
     Raises:
-        ModelError: with one issue for each file that is missing, cut short or changed.
+        ModelError: The Hub has no such model, or cannot be reached.
+    """
+    reference = found.reference
+    if found.entry is not None:
+        return _run_input(reference.role, reference.ref, found.entry)
+    if found.kind == "folder":
+        return Input(reference.role, reference.ref, "folder", found.path, None, _hash_folder(Path(found.path)))
+    commit = hub.resolve_commit("model", reference.ref, reference.revision, location=reference.location)
+    return Input(reference.role, reference.ref, "hub", reference.ref, commit, commit)
+
+
+def verify_inputs(inputs: Sequence[Input]) -> None:
+    """Compare every file of the runs and checkpoints among `inputs` with their manifests.
+
+    Raises:
+        ModelError: With one issue for each file that is missing, truncated or changed.
     """
     issues = []
     for path in dict.fromkeys(Path(item.path) for item in inputs if item.kind == "run"):
         manifest = read_manifest(path)
         if manifest is not None:
             hint = f"Run `rlhf {manifest['stage']}` again, or restore the file."
-            issues += [Issue(f.message, f.location, hint) for f in damage(path / "model", manifest, _file_hash)]
+            issues += [
+                Issue(f.code, f.message, f.location, hint) for f in verify_files(path / "model", manifest, hash_file)
+            ]
     for path in dict.fromkeys(Path(item.path).parent for item in inputs if item.kind == "folder"):
         manifest = read_manifest(path) if is_checkpoint(path) else None
         if manifest is not None:
             hint = "Name another checkpoint, or restore the file."
-            issues += [Issue(f.message, f.location, hint) for f in damage(path, manifest, _file_hash)]
+            issues += [Issue(f.code, f.message, f.location, hint) for f in verify_files(path, manifest, hash_file)]
     if issues:
         raise ModelError(issues)
 
 
-def pin_versions(stage: str, recipe: Recipe, inputs: list[Input]) -> Recipe:
-    """The recipe with every run and hub revision that `stage` reads made explicit, as they are among `inputs`.
-
-    A run that completes meanwhile, or a branch that moves, changes nothing then: what is loaded is what is recorded.
-    """
-    by_role = {item.role: item for item in inputs}
-    changed: dict[str, Any] = {}
-    row = STAGES[stage]
-    section = getattr(recipe, row.section)
-    fields: dict[str, Any] = {name: _versioned_ref(by_role.get(name), getattr(section, name)) for name in row.runs}
-    if stage == "ppo":
-        terms: list[RewardSource] = recipe.ppo.reward
-        fields["reward"] = [_pinned_term(term, by_role.get(f"ppo.reward.{i}")) for i, term in enumerate(terms)]
-    changed[row.section] = section.model_copy(update=fields)
-    base = by_role.get("start" if stage == "pretrain" else "base")  # pretrain reads its start as its base
-    if base is not None and base.kind == "hub":
-        changed["base"] = recipe.base.model_copy(update={"revision": base.version})
-    data: dict[str, Any] = {}
-    for kind in rows_of(stage, recipe):
-        found = [item for item in inputs if item.role == f"data.{kind}"]
-        sources: list[Source] = getattr(recipe.data, kind) or []
-        data[kind] = [_pinned_source(source, item) for source, item in zip(sources, found, strict=True)] or None
-    changed["data"] = recipe.data.model_copy(update=data)
-    made = recipe.model_copy(update=changed)
-    made.__pydantic_fields_set__ = set(recipe.model_fields_set)
-    return made
-
-
-def _versioned_ref(item: Input | None, ref: str | None) -> str | None:
-    if item is None or item.kind != "run" or os.path.isabs(item.ref):
-        return ref
-    return "{}/{}@{}".format(*Path(item.path).parts[-3:])
-
-
-def _pinned_term(term: RewardSource, item: Input | None) -> RewardSource:
-    if item is not None and item.kind == "hub":
-        return term.model_copy(update={"revision": item.version})
-    return term.model_copy(update={"run": _versioned_ref(item, term.run)})
-
-
-def _pinned_source(source: Source, item: Input) -> Source:
-    if item.kind == "hub":
-        return source.model_copy(update={"revision": item.version})
-    return source.model_copy(update={"run": _versioned_ref(item, source.run)})
-
-
-def fingerprint(stage: str, recipe: Recipe, inputs: list[Input], *, smoke: bool) -> str:
-    """Equal exactly where running `stage` again would do the same: its settings, its inputs' contents, the seed."""
-    contents = [[item.role, item.sha256 or item.ref] for item in inputs]
-    settings = settings_of(stage, recipe)
-    return digest({"settings": settings, "inputs": contents, "seed": recipe.seed, "smoke": smoke})
-
-
-def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values that decide what `stage` makes, inputs aside."""
-    row = STAGES[stage]
-    settings: dict[str, Any] = {row.section: _settings(getattr(recipe, row.section))}
-    settings[row.section].pop("save_every", None)  # how often a checkpoint is made changes nothing of what is made
-    if stage == "pretrain" and recipe.pretrain.start != "scratch":
-        settings["base"] = [recipe.base.dtype, recipe.base.attention]
-    if row.adapts_base:
-        settings["base"] = {name: v for name, v in _settings(recipe.base).items() if name not in ("model", "revision")}
-        settings["adapter"] = recipe.adapter.model_dump(mode="json") if recipe.adapter else None
-    if stage == "eval":
-        settings["max_new_tokens"] = recipe.eval.max_new_tokens or recipe.ppo.max_new_tokens
-        settings["max_length"] = [recipe.sft.max_length, recipe.reward.max_length, recipe.ppo.max_prompt_length]
-    for kind in rows_of(stage, recipe):
-        sources: list[Source] = getattr(recipe.data, kind) or []
-        settings[f"data.{kind}"] = [_settings(source) for source in sources]
-    return settings
-
-
-def _settings(section: Section) -> dict[str, Any]:
-    """A section's values without the folders of its files, whose contents count among the inputs."""
-    settings: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        if isinstance(section, RewardSource) and name in ASIDE:
-            continue
-        value = getattr(section, name)
-        is_place = any(isinstance(item, PathKind) for item in field.metadata)
-        values = [
-            _settings(item) if isinstance(item, Section) else _word(item) if is_place else item
-            for item in (value if isinstance(value, list) else [value])
-        ]
-        settings[name] = values if isinstance(value, list) else values[0]
-    return settings
-
-
-def _word(place: str | None) -> str | None:
-    """Of a place, what its content does not tell: the words base and scratch, a function's name, that there is one."""
-    if place in (None, "base", "scratch"):
-        return place
-    return place.rpartition(":")[2] if ".py:" in place else "…"
-
-
-def referenced_models(stage: str, recipe: Recipe) -> list[str]:
-    """The runs and models that `stage` refers to, as the recipe has them."""
-    return [reference.ref for reference in references(stage, recipe)]
-
-
-def _functions(stage: str, recipe: Recipe) -> Iterator[tuple[str, str]]:
-    if stage == "ppo":
-        terms: list[RewardSource] = recipe.ppo.reward
-        yield from ((f"ppo.reward.{i}", term.python) for i, term in enumerate(terms) if term.python is not None)
-    if stage == "eval":
-        yield from ((f"eval.python.{i}", spec) for i, spec in enumerate(recipe.eval.python))
-
-
-def _code(role: str, spec: str) -> Iterator[Input]:
-    """A function's file, and those that it imports from its folder."""
-    path = Path(spec.rpartition(":")[0])
-    yield _file(role, str(path))._replace(ref=spec)
-    for other in find_local_imports(path):
-        yield _file(f"{role}/{other.relative_to(path.parent).as_posix()}", str(other))
-
-
-def _file(role: str, path: str) -> Input:
-    return Input(role, path, "file", path, None, sha256(Path(path)))
-
-
-def model_input(reference: Reference, found: Found) -> Input:
-    """What was found, with its hash; of a hub model the commit.
-
-    Raises:
-        ModelError: the hub has no such model, or cannot be reached.
-    """
-    role, ref = reference.role, reference.ref
-    if found.entry is not None:
-        return _run(role, ref, found.entry)
-    if found.kind == "folder":
-        return Input(role, ref, "folder", found.path, None, _folder_hash(Path(found.path)))
-    commit = hub.commit_of("model", ref, reference.revision, location=reference.location)
-    return Input(role, ref, "hub", ref, commit, commit)
-
-
-def _run(role: str, ref: str, entry: Entry) -> Input:
-    return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / FILE))
-
-
-def _source(role: str, source: Source, entry: Entry | None) -> Input:
-    """`entry`: the run that the source names, where it names one."""
-    if entry is not None:
-        return _run(role, str(source.run), entry)
-    if source.hub is not None:
-        commit = hub.commit_of("dataset", source.hub, source.revision or "main", location=role)
-        return Input(role, source.hub, "hub", source.hub, commit, commit)
-    assert source.path is not None
-    path = Path(source.path)
-    if path.is_dir():
-        return Input(role, source.path, "folder", source.path, None, _folder_hash(path))
-    return _file(role, source.path)
-
-
-def _folder_hash(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
-    return digest({p.relative_to(folder).as_posix(): _file_hash(p) for p in files})
-
-
-def _file_hash(path: Path) -> str:
-    """A file's sha256, once a process while its size and times stay: every stage of a chain reads the same base."""
-    return _hash_of(path, *path.stat()[6:9])
-
-
-@functools.cache
-def _hash_of(path: Path, *state: float) -> str:
-    return sha256(path)
-
-
-def _evaluation(found: list[Input], name: str, runs_dir: Path, smoke: bool) -> list[Input]:
-    """The newest evaluation of the run that is exported: its figures go into the model card."""
-    exported = next(item for item in found if item.role == "of")
-    for entry in reversed(layout.versions(runs_dir, name, "eval")):
-        manifest = entry.manifest
-        if manifest is not None and manifest["smoke"] == smoke:
-            judged = next((item for item in manifest["inputs"] if item["role"] == "candidate"), None)
-            if judged is not None and judged["path"] == exported.path:
-                return [Input("evaluation", "eval", "run", str(entry.path), entry.version, sha256(entry.path / FILE))]
-    return []
-
-
 def check_base(stage: str, inputs: Sequence[Input]) -> None:
-    """An adapter fits any base of its shape without a word; refuse one that was trained on another base.
+    """Refuse runs that were trained on another base model. PEFT loads any adapter of matching shape without an error.
 
     Raises:
-        ModelError: with one issue for each run whose base is not this one.
+        ModelError: With one issue for each such run.
     """
     base = next(item for item in inputs if item.role == "base")
     issues = []
@@ -283,9 +118,58 @@ def check_base(stage: str, inputs: Sequence[Input]) -> None:
         manifest = read_manifest(Path(item.path)) if item.kind == "run" and item.role != "base" else None
         theirs = next((i for i in manifest["inputs"] if i["role"] == "base"), None) if manifest else None
         if manifest is not None and theirs is not None and theirs["sha256"] != base.sha256:
-            message = f"{item.ref} ({item.version}) was trained on another base: {theirs['ref']}, not {base.ref}."
-            hint = f"Run `rlhf {manifest['stage']}` again on this base, or name a run of this base."
-            location = f"{stage}.{item.role}" if item.role in STAGES[stage].runs else item.role
-            issues.append(Issue(message, location, hint))
+            message = (
+                f"{item.ref} ({item.version}): trained on another base model; "
+                f"found {theirs['ref']}, expected {base.ref}."
+            )
+            hint = f"Run `rlhf {manifest['stage']}` again on this base model, or name a run of this base model."
+            location = f"{stage}.{item.role}" if item.role in STAGES[stage].accepts else item.role
+            issues.append(Issue("model.adapter-of-other-base", message, location, hint))
     if issues:
         raise ModelError(issues)
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's SHA-256, cached while its size and times stay the same: every stage of a chain reads the base."""
+    status = path.stat()
+    return _cached_hash(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.cache
+def _cached_hash(path: Path, *status: int) -> str:
+    return sha256(path)
+
+
+def _hash_folder(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
+    return digest({p.relative_to(folder).as_posix(): hash_file(p) for p in files})
+
+
+def _hash_file(role: str, path: str) -> Input:
+    return Input(role, path, "file", path, None, sha256(Path(path)))
+
+
+def _hash_code(role: str, spec: str) -> Iterator[Input]:
+    """Yield the file of a `file.py:function` and the files that it imports from its folder."""
+    path = Path(spec.rpartition(":")[0])
+    yield _hash_file(role, str(path))._replace(ref=spec)
+    for imported in find_local_imports(path):
+        yield _hash_file(f"{role}/{imported.relative_to(path.parent).as_posix()}", str(imported))
+
+
+def _hash_source(role: str, source: Source, entry: RunEntry | None) -> Input:
+    """Return a data source as an input; `entry` is the run that it names, or None if it names none."""
+    if entry is not None:
+        return _run_input(role, str(source.run), entry)
+    if source.hub is not None:
+        commit = hub.resolve_commit("dataset", source.hub, source.revision or "main", location=role)
+        return Input(role, source.hub, "hub", source.hub, commit, commit)
+    assert source.path is not None
+    path = Path(source.path)
+    if path.is_dir():
+        return Input(role, source.path, "folder", source.path, None, _hash_folder(path))
+    return _hash_file(role, source.path)
+
+
+def _run_input(role: str, ref: str, entry: RunEntry) -> Input:
+    return Input(role, ref, "run", str(entry.path), entry.version, sha256(entry.path / MANIFEST_FILE))

@@ -1,119 +1,150 @@
-"""What can be known before the first stage trains: do the references lead anywhere, are the rows sound, do gates fit.
+"""Check everything that can be known before the first stage trains: references, rows, functions, gates.
 
-`rlhf check` does no more than this; the stages, the chain and `--dry-run` do it first.
+`rlhf check` does only this; `rlhf run` and `--dry-run` do it first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_cli.data import held_out, sources
-from rlhf_cli.errors import DataError, Issue, RecipeError, RlhfError
+from rlhf_cli.errors import DataError, Issue, RecipeError
 from rlhf_cli.evaluation import gates, metrics
-from rlhf_cli.pipeline.inputs import Input, check_base, model_input
-from rlhf_cli.pipeline.references import Reference, check_stage, find, producing_stage, references
+from rlhf_cli.pipeline.inputs import check_base, hash_model
+from rlhf_cli.pipeline.references import (
+    Reference,
+    ResolvedReference,
+    check_stage,
+    find_references,
+    producing_stage,
+    resolve_reference,
+    user_functions,
+)
+from rlhf_cli.pipeline.resolve import ErrorCollector
 from rlhf_cli.recipe import smoke as smoke_recipe
-from rlhf_cli.recipe import user_functions
-from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.recipe.validation import ROWS
+from rlhf_cli.recipe.schema import Recipe, Source
+from rlhf_cli.recipe.user_functions import check_loads_in_subprocess, split_spec
 from rlhf_cli.stages import STAGES
+
+RowCounts = dict[str, dict[str, int]]  # dataset: count by what happened to the rows
+
+
+def check(
+    recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool = False, thorough: bool = False
+) -> RowCounts:
+    """Check references, rows and gates of `stages`, and return the row counts of each dataset.
+
+    Args:
+        recipe: The validated recipe.
+        stages: Stages in the order of the chain.
+        runs_dir: The runs directory.
+        smoke: Whether the stages run as smoke runs.
+        thorough: Also ask the Hub for models, compare the base with those of existing runs (which reads it whole), and
+            load user functions in subprocesses.
+
+    Raises:
+        RlhfError: With all issues of the first part that has any.
+    """
+    check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
+    counts = check_rows(recipe, stages, smoke=smoke)
+    if thorough:
+        check_functions(recipe, stages)
+    return counts
 
 
 def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool, thorough: bool) -> None:
-    """Hold every reference of `stages`, in their order, against the runs that there are and those made before it.
-
-    `thorough`: the hub is asked for its models, and the base is compared with those of the runs; that reads it whole.
+    """Check every reference of `stages` against the existing runs and those that earlier stages will write.
 
     Raises:
-        RlhfError: with one issue for each reference that leads nowhere, or to what it must not.
+        RlhfError: With one issue for each reference that cannot be resolved or is of the wrong stage.
     """
-    if smoke:  # makes the runs that it needs
+    if smoke:  # a smoke run first runs the stages that it needs
         recipe = smoke_recipe.shrink(recipe)
-    made = set(STAGES) if smoke else set[str]()
-    errors: list[RlhfError] = []
+    to_come = set(STAGES) if smoke else set[str]()
+    errors = ErrorCollector()
     for stage in stages:
-        inputs: list[Input] = []
-        for reference in references(stage, recipe):
-            try:
-                coming = producing_stage(reference, recipe.name)
-                if coming is not None and coming in made:
-                    check_stage(reference, coming)
+        found = []
+        for reference in find_references(stage, recipe):
+            with errors.collect():
+                producer = producing_stage(reference, recipe.name)
+                if producer is not None and producer in to_come:
+                    check_stage(reference, producer)
                     continue
-                found = find(reference, recipe.name, runs_dir, smoke=smoke)
-                if thorough and not reference.is_dataset:
-                    inputs.append(model_input(reference, found))
-            except RlhfError as error:
-                errors.append(_with_mend(error, reference, recipe, stages))
-        if any(item.role == "base" for item in inputs):
-            try:
-                check_base(stage, inputs)
-            except RlhfError as error:
-                errors.append(error)
-        made.add(stage)
-    if errors:
-        issues = [issue for error in errors for issue in error.issues]
-        raise type(errors[0])(list(dict.fromkeys(issues)))
+                found.append(_resolve(reference, recipe, stages, runs_dir, smoke=smoke))
+        if thorough:
+            _check_models(stage, found, errors)
+        to_come.add(stage)
+    errors.raise_all()
 
 
-def _with_mend(error: RlhfError, reference: Reference, recipe: Recipe, stages: Sequence[str]) -> RlhfError:
-    """Of a run that is not there: that the chain would make it, if it were told to."""
-    stage = producing_stage(reference, recipe.name)
-    if stage is None or stage in stages or not isinstance(error, RecipeError) or len(stages) < 2:
-        return error
-    instead = f"name {stage} too" if stage in recipe.model_fields_set else f"add the section `{stage}:`"
-    return RecipeError(
-        error.issues[0].message, location=error.issues[0].location, hint=f"Run `rlhf {stage}` first, or {instead}."
-    )
+def _resolve(
+    reference: Reference, recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, smoke: bool
+) -> ResolvedReference:
+    """Resolve a reference. If a chain lacks the stage that would produce it, the error's hint says so."""
+    try:
+        return resolve_reference(reference, recipe.name, runs_dir, smoke=smoke)
+    except RecipeError as error:
+        producer = producing_stage(reference, recipe.name)
+        if producer is None or producer in stages or len(stages) < 2:
+            raise
+        issue = error.issues[0]
+        fix = f"name {producer} too" if producer in recipe.model_fields_set else f"add the section `{producer}:`"
+        hint = f"Run `rlhf {producer}` first, or {fix}."
+        raise RecipeError(issue.code, issue.message, location=issue.location, hint=hint) from error
+
+
+def _check_models(stage: str, found: Sequence[ResolvedReference], errors: ErrorCollector) -> None:
+    inputs = []
+    for one in found:
+        if not one.reference.is_dataset:
+            with errors.collect():
+                inputs.append(hash_model(one))
+    if any(item.role == "base" for item in inputs):
+        with errors.collect():
+            check_base(stage, inputs)
 
 
 def check_functions(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Load the functions that `stages` will call, in processes of their own.
+    """Load the user functions of `stages` in subprocesses.
 
     Raises:
-        RecipeError: with one issue for each that cannot be loaded.
+        RecipeError: With one issue for each file that cannot be loaded.
     """
-    specs = [term.python for term in recipe.ppo.reward if term.python is not None] if "ppo" in stages else []
-    specs += recipe.eval.python if "eval" in stages else []
-    issues: list[Issue] = []
-    for spec in {user_functions.split_spec(spec)[0]: spec for spec in specs}.values():  # a file is run whole
-        try:
-            user_functions.check_loads_in_subprocess(spec)
-        except RecipeError as error:
-            issues += error.issues
-    if issues:
-        raise RecipeError(issues)
+    specs = [spec for stage in stages for _, spec in user_functions(getattr(recipe, STAGES[stage].section))]
+    errors = ErrorCollector()
+    for spec in {split_spec(spec)[0]: spec for spec in specs}.values():  # a file is executed once
+        with errors.collect():
+            check_loads_in_subprocess(spec)
+    errors.raise_all()
 
 
-def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) -> dict[str, dict[str, int]]:
-    """Read every data set that `stages` train on, and count its rows; look whether the gates' metrics will exist.
+def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) -> RowCounts:
+    """Read every local dataset that `stages` train on and count its rows. Check that the gates' metrics will exist.
 
     Raises:
-        RecipeError: with every gate on a metric that the evaluation does not give.
-        DataError: with every faulty row of every data set, and each that leaves the evaluation nothing.
+        RecipeError: A gate names a metric that the evaluation does not compute.
+        DataError: With every invalid row, and each dataset that leaves no rows to evaluate on.
     """
-    measured = (
-        dict(zip(("sft", "preferences", "prompts"), metrics.parts(recipe), strict=True)) if "eval" in stages else {}
-    )
-    if "eval" in stages:
+    evaluates = any(STAGES[stage].evaluates for stage in stages)
+    if evaluates:
         gates.check_names(recipe.eval.gates, metrics.metric_names(recipe))
-    counted: dict[str, dict[str, int]] = {}
+    evaluated = metrics.evaluated_datasets(recipe) if evaluates and not smoke else frozenset[str]()
+    counts: RowCounts = {}
     issues: list[Issue] = []
     for stage in stages:
-        kind: Any = ROWS.get(stage)
-        # Runs were checked when they were written; the hub is asked when the stage loads.
-        local = [source for source in getattr(recipe.data, kind) if source.path is not None] if kind else []
-        if not local:
+        kind = STAGES[stage].dataset
+        given: list[Source] = (getattr(recipe.data, kind) or []) if kind else []
+        local = [source for source in given if source.path is not None]  # others are checked when they are loaded
+        if kind is None or not local:
             continue
         try:
-            counted[kind] = sources.count(local, kind, find=Path)
+            counts[kind] = sources.count(local, kind, find=Path)
         except DataError as error:
             issues += error.issues
             continue
-        is_all = len(local) == len(getattr(recipe.data, kind))
-        if is_all and measured.get(kind) and not counted[kind]["held out"] and not smoke:
-            issues.append(held_out.nothing(kind))
+        if len(local) == len(given) and kind in evaluated and not counts[kind]["held out"]:
+            issues.append(held_out.no_rows_issue(kind))
     if issues:
         raise DataError(issues)
-    return counted
+    return counts

@@ -1,159 +1,215 @@
-"""The runs and models that a stage refers to, and where each of them lies: a run, a checkpoint, a folder, the hub.
+"""Find the runs and models that a stage refers to: a run, a checkpoint, a folder, or a Hub model.
 
-Nothing is read but manifests: what a reference names is known in milliseconds, before anything is hashed or loaded.
+Only manifests are read, so a bad reference is reported in milliseconds, before anything is hashed or loaded.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_cli.errors import ModelError, RecipeError
-from rlhf_cli.recipe.schema import Recipe, is_run_reference
+from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
-from rlhf_cli.runs.layout import Entry
+from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import read_manifest
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import STAGES, DatasetKind, StageSpec
 
-POLICIES = ("sft", "ppo")
-MODEL_FILES = ("config.json", "adapter_config.json")  # a folder that holds a model, or an adapter, has one of them
+NOT_A_RUN = (None, "base", "scratch")  # values of a run field that refer to no run
+MODEL_FILES = ("config.json", "adapter_config.json")  # a folder that holds a model or an adapter has one of them
+
+Key = tuple[str | int, ...]  # of a value in the recipe, such as ("ppo", "reward", 0, "run")
 
 
-class Reference(NamedTuple):
-    """What a recipe's key refers to, and what may stand there."""
+@dataclass(frozen=True)
+class Reference:
+    """A recipe value that names a run or a model.
 
-    role: str  # as the manifest has it: base, start, of, ppo.reward.0, data.sft …
-    location: str  # the recipe's key
+    Attributes:
+        role: The input's name in the manifest: base, start, candidate, ppo.reward.0, data.sft, …
+        key: Where the value stands in the recipe.
+        ref: The value.
+        stages: Stages whose runs it accepts; empty: no run for a model, any run for a dataset.
+        revision: Revision of a Hub model.
+        revision_key: Where that revision stands in the recipe.
+    """
+
+    role: str
+    key: Key
     ref: str
-    stages: tuple[str, ...]  # whose runs may stand there; empty: of a model none, of rows any
-    revision: str = "main"  # of a hub model
+    stages: tuple[str, ...]
+    revision: str = "main"
+    revision_key: Key = ()
+
+    @property
+    def location(self) -> str:
+        """The recipe key that error messages name."""
+        if self.is_dataset:
+            return self.role
+        # A reward source is named as a whole: ppo.reward.0, not ppo.reward.0.run.
+        key = self.key[:-1] if isinstance(self.key[-2], int) else self.key
+        return ".".join(map(str, key))
 
     @property
     def is_dataset(self) -> bool:
-        """Whether a run is meant that wrote data."""
+        """Whether it names a run that wrote rows."""
         return self.role.startswith("data.")
 
 
-class Found(NamedTuple):
-    """What stands behind a reference: the run, or the place."""
+class ResolvedReference(NamedTuple):
+    """A reference and the run, folder or Hub model that it names."""
 
+    reference: Reference
     kind: Literal["run", "folder", "hub"]
-    path: str  # folder, or hub id
-    entry: Entry | None = None
+    path: str  # folder, or Hub id
+    entry: RunEntry | None = None
 
 
-def references(stage: str, recipe: Recipe) -> Iterator[Reference]:
-    """Each model that `stage` reads; then each run that it reads rows of."""
-    if STAGES[stage].adapts_base:
-        yield Reference("base", "base.model", recipe.base.model, ("pretrain",), recipe.base.revision)
-    section = getattr(recipe, STAGES[stage].section)
-    for field in STAGES[stage].runs:
+def find_references(stage: str, recipe: Recipe) -> Iterator[Reference]:
+    """Yield each model that `stage` reads, then each run that it reads rows from."""
+    spec = STAGES[stage]
+    revision = recipe.base.revision
+    if spec.adapts_base:
+        yield Reference("base", ("base", "model"), recipe.base.model, ("pretrain",), revision, ("base", "revision"))
+    section: Section = getattr(recipe, spec.section)
+    for field, stages in spec.accepts.items():
         ref = getattr(section, field)
-        if ref in (None, "base", "scratch"):
-            continue
-        wanted = ("reward",) if field == "reward" else ("sft", "reward") if stage == "reward" else POLICIES
-        yield Reference(field, f"{stage}.{field}", ref, ("pretrain",) if stage == "pretrain" else wanted)
-    if stage == "ppo":
-        for index, term in enumerate(recipe.ppo.reward):
-            role = f"ppo.reward.{index}"
-            if term.run is not None:
-                yield Reference(role, role, term.run, ("reward",))
-            elif term.model is not None:
-                yield Reference(role, role, term.model, (), term.revision or "main")
-    for kind in rows_of(stage, recipe):
-        for source in getattr(recipe.data, kind) or []:
+        if ref not in NOT_A_RUN:
+            yield Reference(field, (spec.section, field), ref, stages, revision, ("base", "revision"))
+    for key, source in reward_sources(section, (spec.section,)):
+        role = ".".join(map(str, key))
+        if source.run is not None:
+            yield Reference(role, (*key, "run"), source.run, ("reward",))
+        elif source.model is not None:
+            model_revision = source.revision or "main"
+            yield Reference(role, (*key, "model"), source.model, (), model_revision, (*key, "revision"))
+    for kind in datasets_of(stage, recipe):
+        for index, source in enumerate(getattr(recipe.data, kind) or []):
             if source.run is not None:
-                yield Reference(f"data.{kind}", f"data.{kind}", source.run, ())
+                yield Reference(f"data.{kind}", ("data", kind, index, "run"), source.run, ())
 
 
-def rows_of(stage: str, recipe: Recipe) -> tuple[str, ...]:
-    """The data that the stage reads. PPO reads demonstrations where it mixes them in."""
-    more = ("sft",) if stage == "ppo" and recipe.ppo.ptx_coef else ()
-    return STAGES[stage].rows + more
+def reward_sources(section: Section, key: Key = ()) -> Iterator[tuple[Key, RewardSource]]:
+    """Yield the reward sources of a section, each with its key below `key`."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, RewardSource):
+                    yield (*key, name, index), item
+
+
+def user_functions(section: Section, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Yield each `file.py:function` of a section, with its key below `key`. A reward source is named as a whole."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        is_function = any(isinstance(item, PathKind) and item.kind == "function" for item in field.metadata)
+        if is_function and isinstance(value, list):
+            yield from (((*key, name, index), spec) for index, spec in enumerate(value))
+    for source_key, source in reward_sources(section, key):
+        if source.python is not None:
+            yield source_key, source.python
+
+
+def datasets_of(stage: str, recipe: Recipe) -> tuple[DatasetKind, ...]:
+    """Return the datasets that `stage` reads with this recipe."""
+    spec: StageSpec = STAGES[stage]
+    section = getattr(recipe, spec.section)
+    switched = [kind for kind, field in spec.dataset_switches.items() if getattr(section, field)]
+    required = () if spec.dataset is None else (spec.dataset,)
+    return (*required, *spec.datasets, *switched)
 
 
 def producing_stage(reference: Reference, name: str) -> str | None:
-    """The stage whose newest run of this recipe, called `name`, is meant: one that a chain may have still to make."""
+    """Return the stage whose newest run in the recipe `name` is meant, or None for a specific run, folder or model.
+
+    A chain may still have to run that stage.
+    """
     if not is_run_reference(reference.ref):
         return None
-    meant = layout.parse(reference.ref, name)
-    return meant.stage if meant.name == name and meant.version is None else None
+    named = layout.parse(reference.ref, name)
+    return named.stage if named.name == name and named.version is None else None
 
 
-def find(reference: Reference, name: str, runs_dir: Path, *, smoke: bool) -> Found:
-    """What `reference`, in the recipe called `name`, stands for. The hub is not asked.
+def resolve_reference(reference: Reference, name: str, runs_dir: Path, *, smoke: bool) -> ResolvedReference:
+    """Return what `reference`, in the recipe `name`, refers to. Does not contact the Hub.
 
     Raises:
-        RecipeError: the run is absent, incomplete, a smoke run or of the wrong stage.
-        ModelError: a folder that holds no model, or a manifest that is damaged.
+        RecipeError: The run does not exist, is incomplete, is a smoke run or is of another stage.
+        ModelError: The folder holds no model, or a manifest is damaged.
     """
     ref, location = reference.ref, reference.location
     if reference.is_dataset or is_run_reference(ref):
-        return _run(reference, layout.find(runs_dir, ref, name, smoke=smoke, location=location))
+        return _resolve_run(reference, layout.find(runs_dir, ref, name, smoke=smoke, location=location))
     if not os.path.isabs(ref):
-        return Found("hub", ref)
-    folder = run_of_model_dir(Path(ref).resolve())  # `latest` is the version that it is now
+        return ResolvedReference(reference, "hub", ref)
+    folder = run_of_model_dir(Path(ref).resolve())  # resolves `latest`, so that the version is recorded
     manifest = read_manifest(folder)
     if manifest is not None and "stage" in manifest:
-        _refuse_smoke(reference, manifest["smoke"], smoke=smoke)
-        return _run(reference, Entry(manifest["name"], manifest["stage"], folder.name, folder, manifest))
+        _refuse_smoke_run(reference, manifest["smoke"], smoke=smoke)
+        return _resolve_run(reference, RunEntry(manifest["name"], manifest["stage"], folder.name, folder, manifest))
     if manifest is not None and is_checkpoint(folder):
-        return _checkpoint(reference, folder, smoke=smoke)
+        return _resolve_checkpoint(reference, folder, smoke=smoke)
     if not any((folder / file).is_file() for file in MODEL_FILES):
-        _refuse_folder(reference, folder)
-    return Found("folder", ref)
+        raise _no_model_error(reference, folder)
+    return ResolvedReference(reference, "folder", ref)
 
 
 def run_of_model_dir(folder: Path) -> Path:
-    """The run or checkpoint whose `model/` is `folder`; `folder` itself where it is not called so."""
-    above = folder.parent
-    is_theirs = folder.name == "model" and (is_checkpoint(above) or layout.VERSION.fullmatch(above.name))
-    return above if is_theirs else folder
+    """Return the run or checkpoint whose `model/` is `folder`, or `folder` itself if it is not one."""
+    parent = folder.parent
+    is_model_dir = folder.name == "model" and (is_checkpoint(parent) or layout.VERSION.fullmatch(parent.name))
+    return parent if is_model_dir else folder
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` lies where a run has its checkpoints."""
+    """Return whether `folder` has the path of a run's checkpoint."""
     return folder.parent.name == "checkpoints" and folder.name.startswith("step-")
 
 
 def check_stage(reference: Reference, stage: str) -> None:
-    """Raise RecipeError where a run of `stage` may not stand."""
+    """Raise RecipeError if `reference` does not accept a run of `stage`."""
     if reference.stages and stage not in reference.stages:
-        message = f"{reference.ref} is a {stage} run, expected {' or '.join(reference.stages)}."
-        raise RecipeError(message, location=reference.location, hint="Name another run.")
+        expected = " or ".join(reference.stages)
+        message = f"wrong kind of run; found {reference.ref}, a {stage} run, expected a run of {expected}."
+        raise RecipeError("recipe.wrong-stage", message, location=reference.location, hint="Name another run.")
 
 
-def _run(reference: Reference, entry: Entry) -> Found:
+def _resolve_run(reference: Reference, entry: RunEntry) -> ResolvedReference:
     check_stage(reference, entry.stage)
-    return Found("run", str(entry.path), entry)
+    return ResolvedReference(reference, "run", str(entry.path), entry)
 
 
-def _checkpoint(reference: Reference, folder: Path, *, smoke: bool) -> Found:
-    """Of a checkpoint the model is meant; its run must be one that may stand there."""
+def _resolve_checkpoint(reference: Reference, folder: Path, *, smoke: bool) -> ResolvedReference:
+    """Return the checkpoint's model folder. Its run must be one that the reference accepts."""
     run = folder.parents[1]
     manifest = read_manifest(run)
     check_stage(reference, run.parent.name)
-    _refuse_smoke(reference, bool(manifest and manifest["smoke"]), smoke=smoke)
-    return Found("folder", str(folder / "model"))
+    _refuse_smoke_run(reference, bool(manifest and manifest["smoke"]), smoke=smoke)
+    return ResolvedReference(reference, "folder", str(folder / "model"))
 
 
-def _refuse_smoke(reference: Reference, found: bool, *, smoke: bool) -> None:
-    if found and not smoke:
-        message = f"{reference.ref} is a smoke run, of random weights."
-        raise RecipeError(message, location=reference.location, hint="Name a real run.")
+def _refuse_smoke_run(reference: Reference, is_smoke: bool, *, smoke: bool) -> None:
+    if is_smoke and not smoke:
+        message = f"{reference.ref} is a smoke run with random weights; expected a real run."
+        raise RecipeError("recipe.smoke-run", message, location=reference.location, hint="Name a real run.")
 
 
-def _refuse_folder(reference: Reference, folder: Path) -> None:
-    """Say what a folder without a model is instead."""
+def _no_model_error(reference: Reference, folder: Path) -> RecipeError | ModelError:
+    """Return an error that says what a folder without a model holds instead."""
     if layout.VERSION.fullmatch(folder.name) and folder.parent.name in STAGES:
         saved = checkpoints(folder / "checkpoints")
         hint = f"Name another run, or its checkpoint {saved[-1]}." if saved else "Name another run."
-        raise RecipeError(f"the run {reference.ref} is incomplete.", location=reference.location, hint=hint)
+        message = f"the run {reference.ref} is incomplete."
+        return RecipeError("recipe.incomplete-run", message, location=reference.location, hint=hint)
     if folder.name in STAGES and any(layout.VERSION.fullmatch(path.name) for path in folder.iterdir()):
         hint = f"Write {folder / 'latest'}, or the folder of another version."
-        raise RecipeError(f"{reference.ref} holds runs, each in a folder.", location=reference.location, hint=hint)
-    message = f"{reference.ref} holds no model: there is neither {' nor '.join(MODEL_FILES)}."
-    raise ModelError(message, location=reference.location, hint="Name a transformers model, an adapter, or a run.")
+        message = f"{reference.ref} holds several runs; expected the folder of one run."
+        return RecipeError("recipe.ambiguous-run", message, location=reference.location, hint=hint)
+    message = f"no model in {reference.ref}; expected {' or '.join(MODEL_FILES)}."
+    hint = "Name a transformers model, an adapter, or a run."
+    return ModelError("model.not-found", message, location=reference.location, hint=hint)

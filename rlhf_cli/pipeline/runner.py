@@ -1,7 +1,7 @@
-"""Runs one stage, or a chain of them: inputs, folder, recipe, seed, the stage itself, manifest, gates.
+"""Run one stage, or a chain: resolve, open the run, call the stage, complete the run, evaluate its gates.
 
-The order is the contract: the resolved recipe is written before the stage is called, the manifest after, and a gate
-is judged on a run that is complete.
+The order is a contract: the resolved recipe is written before the stage is called, the manifest after it, and a failed
+gate is reported for a run that is complete.
 """
 
 from __future__ import annotations
@@ -9,54 +9,58 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import subprocess
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli import distributed
-from rlhf_cli.errors import DiskError, Issue, RecipeError, RlhfError, StoppedError
-from rlhf_cli.evaluation import gates
-from rlhf_cli.evaluation.gates import Verdict
-from rlhf_cli.pipeline import run_card
-from rlhf_cli.pipeline.inputs import Input, collect_inputs, fingerprint, pin_versions, referenced_models, verify_inputs
-from rlhf_cli.pipeline.provenance import collect_provenance, diff_settings, environment_changes
+from rlhf_cli.errors import Issue, RecipeError, StoppedError
+from rlhf_cli.evaluation.gates import format_verdict
+from rlhf_cli.pipeline import preflight
+from rlhf_cli.pipeline.failures import convert_errors
+from rlhf_cli.pipeline.inputs import verify_inputs
+from rlhf_cli.pipeline.provenance import collect_provenance, diff_settings, environment_changes, git_commit
+from rlhf_cli.pipeline.references import find_references
+from rlhf_cli.pipeline.resolve import ResolvedStage, find_all, resolve
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.loader import dump
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.recipe.validation import ROWS
 from rlhf_cli.runs import disk, layout, signals
 from rlhf_cli.runs import resume as resume_module
-from rlhf_cli.runs.checkpoint import RESUME_HINT
 from rlhf_cli.runs.manifest import Manifest, digest
-from rlhf_cli.runs.run import Reporter, Run
+from rlhf_cli.runs.run import Reporter, Run, StageMetrics
 from rlhf_cli.runs.worker_run import RunHandle, WorkerRun
 from rlhf_cli.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
-ALONE = ("eval", "export")  # stages that one process does, of several; the others wait
-KEEPS_CHECKPOINTS = ("ppo",)  # an earlier policy may be the better one; of the others the model is all that is of use
-
 
 class StageResult(NamedTuple):
-    """One stage's end: a run that is complete, made now or found up to date."""
+    """A complete run: new, or found up to date."""
 
     stage: str
     path: Path
     manifest: Manifest
     skipped: bool
     failed_gates: tuple[Issue, ...]
-    stopping: bool = False  # a signal came too late for a checkpoint: nothing may follow
+    stop_requested: bool = False  # a signal came too late for a checkpoint: no stage may follow
 
 
 class StageReporter(Reporter, Protocol):
-    """A reporter that is also told where stages begin and end."""
+    """A reporter that also shows the start and end of stages."""
 
     def stage(self, stage: str, run: Run) -> None: ...
-    def done(self, outcome: StageResult) -> None: ...
+    def done(self, result: StageResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A stage that is about to run, as the main process shares it with the others."""
+
+    stage: ResolvedStage
+    handle: RunHandle
 
 
 def run_chain(
@@ -68,30 +72,36 @@ def run_chain(
     reporter: StageReporter,
     resume: bool = False,
 ) -> Iterator[StageResult]:
-    """Run `stages` in order, skipping what is up to date. A failed gate ends the chain: what comes after it waits.
+    """Run `stages` in order, skipping those that are up to date. A failed gate ends the chain.
+
+    The caller has checked the chain with `preflight.check`.
 
     Raises:
-        RlhfError: as `run_stage`; with `resume` also where no stage has an incomplete run.
+        RlhfError: As `run_stage`; with `resume` also if no stage has an incomplete run.
     """
-    if resume and not any(
-        resume_module.incomplete_versions(runs_dir, recipe.name, stage, smoke=smoke) for stage in stages
-    ):
-        raise RecipeError(
-            "no stage has an incomplete run to resume.", location=str(runs_dir), hint=resume_module.START_OVER_HINT
-        )
+    name = recipe.name
+    if resume and not any(resume_module.incomplete_versions(runs_dir, name, stage, smoke=smoke) for stage in stages):
+        hint = resume_module.START_OVER_HINT
+        raise RecipeError("recipe.nothing-to-resume", "no incomplete run to resume.", location=str(runs_dir), hint=hint)
     for stage in stages:
-        go_on = (
-            resume
-            and distributed.is_main()
-            and resume_module.is_latest_resumable(runs_dir, recipe.name, stage, smoke=smoke)
+        is_main = distributed.is_main()
+        resumes = resume and is_main and resume_module.is_latest_resumable(runs_dir, name, stage, smoke=smoke)
+        result = run_stage(
+            stage,
+            recipe,
+            runs_dir,
+            smoke=smoke,
+            reporter=reporter,
+            skip_if_done=True,
+            resume=resumes,
+            check_rows=False,
         )
-        outcome = run_stage(stage, recipe, runs_dir, smoke=smoke, reporter=reporter, skip_if_done=True, resume=go_on)
-        yield outcome
-        if outcome.failed_gates:
+        yield result
+        if result.failed_gates:
             return
-        if outcome.stopping and stage != stages[-1]:
-            hint = "Run the same command to go on."
-            raise StoppedError(f"stopped by a signal; {stage} is complete.", location=stage, hint=hint)
+        if result.stop_requested and stage != stages[-1]:
+            hint = "Run the same command again to continue."
+            raise StoppedError("run.stopped", f"stopped by a signal; {stage} is complete.", location=stage, hint=hint)
 
 
 def run_stage(
@@ -103,234 +113,175 @@ def run_stage(
     reporter: StageReporter,
     skip_if_done: bool = False,
     resume: bool = False,
+    check_rows: bool = True,
 ) -> StageResult:
-    """Run `stage` into the next version of its folder, or with `resume` go on in the newest one that was stopped.
+    """Run `stage` into its next version, or with `resume` continue its newest incomplete version.
+
+    Args:
+        stage: Name of the stage.
+        recipe: The validated recipe.
+        runs_dir: The runs directory.
+        smoke: Run a tiny version on random weights, and first the stages that it needs.
+        reporter: Shows progress and messages.
+        skip_if_done: Return the newest run if its fingerprint matches.
+        resume: Resume the newest incomplete version that has a checkpoint.
+        check_rows: Check the rows of the local datasets before anything is hashed or loaded.
 
     Raises:
-        RlhfError: of every kind, see `rlhf_cli.errors`. A run that made nothing leaves no folder.
+        RlhfError: Of every kind, see `rlhf_cli.errors`. A run that wrote nothing leaves no folder.
     """
     distributed.init_process_group()
     if smoke:
         recipe = smoke_recipe.shrink(recipe)
-        _make_smoke_inputs(stage, recipe, runs_dir, reporter)
-    begun: StageResult | tuple[Recipe, RunHandle] | None = None
+        _run_smoke_inputs(stage, recipe, runs_dir, reporter)
+    opened: StageResult | _Opened | None = None
     run: Run | None = None
     facts: dict[str, Any] = {}
     if distributed.is_main():
-        inputs = collect_inputs(stage, recipe, runs_dir, smoke=smoke)
-        key = fingerprint(stage, recipe, inputs, smoke=smoke)
-        begun = _up_to_date(stage, recipe, runs_dir, key, smoke=smoke) if skip_if_done else None
-        if begun is None:
-            verify_inputs(inputs)
-            recipe = pin_versions(stage, recipe, inputs)
-            run, facts = _begun(stage, recipe, inputs, key, runs_dir, smoke=smoke, resume=resume, reporter=reporter)
-            begun = recipe, RunHandle.of(run)
-    begun = distributed.broadcast_object(begun)
-    assert begun is not None
-    if isinstance(begun, StageResult):
-        reporter.done(begun)
-        return begun
-    recipe, main = begun
-    run = run or WorkerRun.of(main, reporter)
-    with contextlib.closing(run), signals.graceful_shutdown(run), _told(run, recipe):
-        metrics = _call(stage, recipe, run)
-        manifest: Manifest | None = None
-        if distributed.is_main():
-            if stage in run_card.LOADS:
-                run_card.write(run, inputs, metrics, recipe.seed)
-            facts |= {"gates": [verdict.as_json() for verdict in _verdicts(stage, recipe, metrics)]}
-            manifest = run.complete(metrics, facts, keep_checkpoints=stage in KEEPS_CHECKPOINTS)
-        manifest = distributed.broadcast_object(manifest)
-    assert manifest is not None
-    failed = _failed_gates(stage, recipe, manifest["metrics"])
-    outcome = StageResult(stage, main.path, manifest, skipped=False, failed_gates=failed, stopping=run.stopping)
-    reporter.done(outcome)
-    return outcome
+        found = find_all(stage, recipe, runs_dir, smoke=smoke)
+        if check_rows:
+            preflight.check_rows(recipe, [stage], smoke=smoke)
+        resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
+        opened = _up_to_date(resolved) if skip_if_done else None
+        if opened is None:
+            verify_inputs(resolved.inputs)
+            run, facts = _open_run(resolved, resume=resume, reporter=reporter)
+            opened = _Opened(resolved, RunHandle.from_run(run))
+    opened = distributed.broadcast_object(opened)
+    assert opened is not None
+    if isinstance(opened, StageResult):
+        reporter.done(opened)
+        return opened
+    result = _execute(opened, run or WorkerRun.open(opened.handle, reporter), facts)
+    reporter.done(result)
+    return result
 
 
-def _up_to_date(stage: str, recipe: Recipe, runs_dir: Path, key: str, *, smoke: bool) -> StageResult | None:
-    """The newest run, where it was made of the same."""
-    entry = layout.newest(runs_dir, recipe.name, stage, smoke=smoke)
-    if entry is None or entry.manifest is None or entry.manifest["fingerprint"] != key:
+def _up_to_date(stage: ResolvedStage) -> StageResult | None:
+    """Return the latest complete run if its fingerprint matches, or None."""
+    entry = layout.newest(stage.runs_dir, stage.recipe.name, stage.name, smoke=stage.smoke)
+    if entry is None or entry.manifest is None or entry.manifest["fingerprint"] != stage.fingerprint:
         return None
-    failed = _failed_gates(stage, recipe, entry.manifest["metrics"])
-    return StageResult(stage, entry.path, entry.manifest, skipped=True, failed_gates=failed)
+    return StageResult(stage.name, entry.path, entry.manifest, skipped=True, failed_gates=_failed_gates(entry.manifest))
 
 
-def _begun(
-    stage: str,
-    recipe: Recipe,
-    inputs: Sequence[Input],
-    key: str,
-    runs_dir: Path,
-    *,
-    smoke: bool,
-    resume: bool,
-    reporter: StageReporter,
-) -> tuple[Run, dict[str, Any]]:
-    """The run, new or taken up again, with its recipe in its folder; and facts for its manifest."""
-    provenance = collect_provenance(stage, recipe, inputs)
-    base = _base(stage, inputs)
+def _open_run(stage: ResolvedStage, *, resume: bool, reporter: StageReporter) -> tuple[Run, dict[str, Any]]:
+    """Create or resume the run, write its recipe, and return it with fields for its manifest."""
+    provenance = collect_provenance(stage)
     notes: list[str] = []
     if resume:
-        with disk.told(runs_dir):
-            taken = resume_module.acquire_resumable(runs_dir, recipe.name, stage, smoke=smoke)
-            run, notes = _resumed(taken, provenance, base=base, reporter=reporter)
+        with disk.convert_disk_errors(stage.runs_dir):
+            incomplete = resume_module.acquire_resumable(
+                stage.runs_dir, stage.recipe.name, stage.name, smoke=stage.smoke
+            )
+            run, notes = _resume_run(incomplete, provenance, reporter=reporter)
     else:
         run = Run.create(
-            runs_dir, recipe.name, stage, smoke=smoke, base=base, reporter=reporter, origin={"made_of": provenance}
+            stage.runs_dir,
+            stage.recipe.name,
+            stage.name,
+            smoke=stage.smoke,
+            reporter=reporter,
+            provenance=provenance,
         )
-    with contextlib.ExitStack() as on_failure, _told(run, recipe):
+    with contextlib.ExitStack() as on_failure, convert_errors(run, stage):
         on_failure.callback(run.close)
-        resolved = dump(recipe, stage)
-        (run.path / "recipe.yaml").write_text(resolved, encoding="utf-8")
-        reporter.stage(stage, run)
-        if run.resumed is not None:
-            logger.info(f"goes on after step {run.resumed_step}")
+        text = dump(stage.recipe, stage.name)
+        (run.path / "recipe.yaml").write_text(text, encoding="utf-8")
+        reporter.stage(stage.name, run)
+        if run.resumed_from is not None:
+            logger.info(f"resuming from step {run.resumed_step}")
         for note in notes:
             logger.warning(note)
         on_failure.pop_all()
-    return run, _facts(provenance, resolved, key)
+    return run, {
+        "recipe_sha256": digest(text),
+        "fingerprint": stage.fingerprint,
+        **{name: provenance[name] for name in ("seed", "inputs", "device", "packages")},
+        "git_commit": git_commit(),
+    }
 
 
-def _resumed(
-    taken: resume_module.ResumableRun, provenance: dict[str, Any], *, base: str, reporter: StageReporter
+def _resume_run(
+    incomplete: resume_module.ResumableRun, provenance: dict[str, Any], *, reporter: StageReporter
 ) -> tuple[Run, list[str]]:
-    """The run that was stopped, where it is made of the same; and what there is to say of it.
+    """Resume a run if its settings and inputs are unchanged. Return it with warnings.
 
     Raises:
-        RecipeError: with one issue for each thing that changed since it began.
-        ModelError: none of its checkpoints is undamaged.
+        RecipeError: With one issue for each change since the run started.
+        ModelError: All of its checkpoints are damaged.
     """
     try:
-        then = taken.origin["made_of"]
+        then = incomplete.record.provenance
         issues = diff_settings(then, provenance)
         if issues:
-            first = Issue("it cannot go on, for it began with another recipe or other inputs:", str(taken.path))
-            raise RecipeError([first, *issues])
-        run, passed = Run.resume(taken, base=base, reporter=reporter)
+            message = "cannot resume: the recipe or its inputs changed since the run started:"
+            raise RecipeError([Issue("recipe.resume-changed", message, str(incomplete.path)), *issues])
+        run, skipped = Run.resume(incomplete, reporter=reporter)
     except BaseException:
-        taken.lock.release()
+        incomplete.lock.release()
         raise
-    different = [f"{difference}: not bit-exact" for difference in environment_changes(then, provenance)]
-    return run, [f"passed over: {text}" for text in passed] + different
+    different = [f"{change}: the result may not be bit-identical" for change in environment_changes(then, provenance)]
+    return run, [f"skipped: {text}" for text in skipped] + different
 
 
-def _base(stage: str, inputs: Sequence[Input]) -> str:
-    """Hub id or folder of the model that the stage adapts; pretrain's is the one that it goes on from, or none."""
-    base = next((item for item in inputs if item.role == ("start" if stage == "pretrain" else "base")), None)
-    if base is None:
-        return "scratch"
-    return str(Path(base.path) / "model") if base.kind == "run" else base.path
+def _execute(opened: _Opened, run: Run, facts: dict[str, Any]) -> StageResult:
+    """Call the stage, and in the main process complete its run."""
+    stage = opened.stage
+    with contextlib.closing(run), signals.graceful_shutdown(run), convert_errors(run, stage):
+        result = _call(stage, run)
+        manifest: Manifest | None = None
+        if distributed.is_main():
+            if stage.spec.model_class is not None:
+                from rlhf_cli.pipeline import cards  # huggingface_hub takes 0.5 s to import
+
+                cards.write_run_card(run, stage, result.metrics)
+            facts = {**facts, "gates": list(result.gates)}
+            manifest = run.complete(result.metrics, facts, keep_checkpoints=stage.spec.keep_checkpoints)
+        manifest = distributed.broadcast_object(manifest)
+    assert manifest is not None
+    return StageResult(
+        stage.name,
+        opened.handle.path,
+        manifest,
+        skipped=False,
+        failed_gates=_failed_gates(manifest),
+        stop_requested=run.stop_requested,
+    )
 
 
-def _call(stage: str, recipe: Recipe, run: Run) -> dict[str, float]:
+def _call(stage: ResolvedStage, run: Run) -> StageMetrics:
     from rlhf_cli.models.loading import silence_library_logging
 
     silence_library_logging()
-    module, _, function = STAGES[stage].function.partition(":")
+    module, _, function = stage.spec.entry_point.partition(":")
     stage_function = getattr(importlib.import_module(module), function)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
     import transformers
 
-    transformers.set_seed(recipe.seed)
-    if stage in ALONE and not distributed.is_main():
-        return {}
-    result = stage_function(recipe, run)
-    return dict(result.metrics)
+    transformers.set_seed(stage.recipe.seed)
+    if stage.spec.single_process and not distributed.is_main():
+        return StageMetrics({})
+    result: StageMetrics = stage_function(stage, run)
+    return result
 
 
-@contextlib.contextmanager
-def _told(run: Run, recipe: Recipe) -> Iterator[None]:
-    """A stage that fails says so in its log, and names what it left behind."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if run.discard_if_empty():
-            raise StoppedError("stopped by a signal; nothing was made.", location=run.stage) from None
-        logger.debug("stopped by a signal")
-        saved = run.checkpoints()
-        if not saved:
-            raise StoppedError(f"stopped by a signal; incomplete: {run.path}", location=run.stage) from None
-        raise StoppedError(
-            f"stopped by a signal; what was last saved is {layout.place(saved[-1])}.",
-            location=run.stage,
-            hint=RESUME_HINT,
-        ) from None
-    except StoppedError as error:
-        logger.debug(str(error))
-        raise
-    except RlhfError as error:
-        if not run.discard_if_empty():
-            _note_failure(run, str(error), error.__cause__)
-        raise
-    except Exception as error:
-        _note_failure(run, f"{type(error).__name__}: {error}", error)
-        ours = _of_the_machine(error, run, recipe)
-        if ours is not None:
-            raise ours from error
-        raise
-
-
-def _note_failure(run: Run, text: str, cause: BaseException | None) -> None:
-    """In the log, with the traceback of what a library or a reward function raised. The person is told at the end."""
-    with contextlib.suppress(OSError):  # the disk may be what failed
-        if cause is not None:
-            logger.debug("".join(traceback.format_exception(cause)).rstrip())
-        logger.debug(resume_module.FAILED + text.replace("\n", "; "))
-
-
-def _of_the_machine(error: Exception, run: Run, recipe: Recipe) -> RlhfError | None:
-    """What is no bug of ours: no memory, no disk, no permission."""
-    import torch
-
-    # On a CPU torch raises a plain RuntimeError.
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        from rlhf_cli.training import memory_check
-
-        return memory_check.exhausted(run, recipe)
-    failure = disk.failure(error)
-    if failure is not None:
-        place = str(getattr(error, "filename", None) or run.path)
-        hint = f"Free space. {RESUME_HINT}" if run.checkpoints() else disk.ELSEWHERE
-        return DiskError(f"{failure}; incomplete: {run.path}", location=place, hint=hint)
-    return None
-
-
-def _make_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: StageReporter) -> None:
-    """Smoke runs take smoke runs alone; those that are not there yet, or not up to date, are made first."""
-    for ref in referenced_models(stage, recipe):
-        if ref in STAGES:
-            if ref in ROWS and getattr(recipe.data, ROWS[ref]) is None:
-                message = f"--smoke makes its own {ref} run, and data.{ROWS[ref]} is missing."
-                raise RecipeError(message, location=stage, hint=f"Add data.{ROWS[ref]}: {{path: …}}.")
-            run_stage(ref, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True)
-
-
-def _facts(provenance: dict[str, Any], resolved: str, key: str) -> dict[str, Any]:
-    return {
-        "recipe_sha256": digest(resolved),
-        "fingerprint": key,
-        **{name: provenance[name] for name in ("seed", "inputs", "device", "packages")},
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the working folder, where it is a git checkout."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-        return found.stdout.strip() or None
-    return None
-
-
-def _verdicts(stage: str, recipe: Recipe, metrics: dict[str, float]) -> list[Verdict]:
-    return gates.judge(recipe.eval.gates, metrics) if stage == "eval" else []
-
-
-def _failed_gates(stage: str, recipe: Recipe, metrics: dict[str, float]) -> tuple[Issue, ...]:
+def _failed_gates(manifest: Manifest) -> tuple[Issue, ...]:
     return tuple(
-        Issue(f"gate failed: {gates.said(verdict.as_json())}", f"eval.gates.{index}")
-        for index, verdict in enumerate(_verdicts(stage, recipe, metrics))
-        if not verdict.passed
+        Issue("eval.gate-failed", f"gate failed: {format_verdict(verdict)}.", f"eval.gates.{index}")
+        for index, verdict in enumerate(manifest["gates"])
+        if not verdict["passed"]
     )
+
+
+def _run_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: StageReporter) -> None:
+    """Run the stages that a smoke run needs, unless their smoke runs are up to date."""
+    for reference in find_references(stage, recipe):
+        needed = reference.ref
+        if needed not in STAGES:
+            continue
+        kind = STAGES[needed].dataset
+        if kind is not None and getattr(recipe.data, kind) is None:
+            message = f"--smoke runs {needed} first; data.{kind} is missing."
+            raise RecipeError("recipe.missing-data", message, location=stage, hint=f"Add data.{kind}: {{path: …}}.")
+        run_stage(needed, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True)

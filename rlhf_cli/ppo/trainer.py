@@ -38,7 +38,7 @@ from rlhf_cli.ppo.rollout_scoring import Scorer
 from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.rewards import build
 from rlhf_cli.runs.run import Run
-from rlhf_cli.runs.training_state import generators, load_state, restore_generators, save_state
+from rlhf_cli.runs.training_state import generator_states, load_state, restore_generators, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class PPOTrainer:
         settings, run = self.settings, self.run
         run.begin(settings.iterations, "iterations", handles_signals=True)
         torch.manual_seed(self.seed + distributed.rank())  # each process samples answers of its own
-        history = self._resume() if run.resumed is not None else []
+        history = self._resume() if run.resumed_from is not None else []
         if not history:
             self._sample(0)
         try:
@@ -118,7 +118,7 @@ class PPOTrainer:
                 is_due = iteration % settings.save_every == 0
                 if is_due or iteration == settings.iterations:
                     self._sample(iteration)  # before it is saved: a resume goes on behind both
-                is_stopped = any(distributed.all_gather_object(run.stopping))
+                is_stopped = any(distributed.all_gather_object(run.stop_requested))
                 if is_due or is_stopped:
                     self._save(iteration, state=True)
                 if is_stopped:
@@ -285,7 +285,7 @@ class PPOTrainer:
             "weights": copied(self.cast),
             "optimizer": self.optimization.optimizer.state_dict(),
             "schedule": self.optimization.schedule.state_dict(),
-            "generators": distributed.all_gather_object(generators()),
+            "generators": distributed.all_gather_object(generator_states()),
             "prompts": self.order.served,
             "demonstrations": None if self.imitated is None else self.imitated.served,
             "kl_coef": self.coefficient,
@@ -294,7 +294,7 @@ class PPOTrainer:
 
     def _resume(self) -> list[dict[str, float]]:
         """Go back to the checkpoint that the run goes on from; gives the metrics of the iterations before it."""
-        folder = self.run.resumed
+        folder = self.run.resumed_from
         assert folder is not None
         if not (folder / "state").is_dir():
             hint = f"Set ppo.start: {folder / 'model'}, and what made it diverge, and start anew."

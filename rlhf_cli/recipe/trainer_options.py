@@ -1,63 +1,54 @@
-"""Which keys `trainer:` may hold, and values of which type, without importing TRL: read from the installed source's
-syntax tree, which takes 30 ms.
+"""Validate the keys and values of `trainer:` without importing TRL.
 
-Five kinds are refused: keys that do not exist, keys that a field of the recipe sets, keys that the run decides, keys
-that would have no effect because rows are tokenized here and not by TRL, and values that their field does not take.
+The fields of TRL's config classes are read from the installed source's syntax tree, which takes 30 ms; importing TRL
+takes 6 s. Five kinds of options are refused: those that do not exist, those that a field of the recipe sets, those
+that rlhf manages, those that have no effect because rlhf tokenizes the rows itself, and those with an invalid value.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-FILES: dict[
-    str, tuple[tuple[str, str, str], ...]
-] = {  # stage: where its config's fields are, as (package, file, class)
-    "sft": (
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("transformers", "training_args.py", "TrainingArguments"),
-    ),
-    "reward": (
-        ("trl", "trainer/reward_config.py", "RewardConfig"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("transformers", "training_args.py", "TrainingArguments"),
-    ),
-}
-FILES["pretrain"] = FILES["sft"]
-FILES["ppo"] = FILES["sft"][-1:]
-WORDS_IN = ("trainer_utils.py", "training_args.py")  # of transformers: the enumerations that fields are annotated with
-TYPES: dict[str, tuple[tuple[type, ...], str]] = {  # an annotation, what YAML makes of it, and how it is told
+from rlhf_cli.errors import Issue
+from rlhf_cli.formatting import did_you_mean
+from rlhf_cli.recipe.foreign_keys import foreign_key_hint
+from rlhf_cli.recipe.schema import Key
+from rlhf_cli.recipe.yaml_document import dotted, shorten
+from rlhf_cli.stages import STAGES
+
+TRANSFORMERS_CONFIG = "TrainingArguments"  # the class that all config classes of TRL inherit from
+ENUM_FILES = ("trainer_utils.py", "training_args.py")  # of transformers, with the enumerations that annotate fields
+TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {  # annotation: the types that YAML gives, and their description
     "bool": ((bool,), "true or false"),
-    "int": ((int,), "a whole number"),
+    "int": ((int,), "an integer"),
     "float": ((int, float), "a number"),
     "str": ((str,), "text"),
     "dict": ((dict,), "a mapping"),
     "list": ((list,), "a list"),
     "None": ((type(None),), "null"),
 }
-SET_BY = {  # a key, and what sets it
+SET_BY: Mapping[str, str] = {  # option: what sets it
     "output_dir": "--runs-dir",
     "seed": "seed",
     "data_seed": "seed",
-    "learning_rate": "learning_rate",
-    "num_train_epochs": "epochs",
-    "max_steps": "max_steps",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size and micro_batch_size",
-    "max_length": "max_length",
+    "learning_rate": "{section}.learning_rate",
+    "num_train_epochs": "{section}.epochs",
+    "max_steps": "{section}.max_steps",
+    "per_device_train_batch_size": "{section}.micro_batch_size",
+    "gradient_accumulation_steps": "{section}.batch_size",
+    "max_length": "{section}.max_length",
     "bf16": "base.dtype",
     "fp16": "base.dtype",
     "chat_template_path": "base.chat_template",
     "hub_token": "HF_TOKEN in the environment",
 }
-RUNS_OWN = (  # the run saves, logs and resumes
+MANAGED_OPTIONS = (  # saving, logging and resuming are done by the run
     "save_strategy",
     "save_steps",
     "save_total_limit",
@@ -76,7 +67,7 @@ RUNS_OWN = (  # the run saves, logs and resumes
     "disable_tqdm",
     "logging_nan_inf_filter",
 )
-WITHOUT_EFFECT = (  # rows come tokenized, with their labels
+OPTIONS_WITHOUT_EFFECT = (  # TRL receives tokenized rows with labels
     "packing",
     "packing_strategy",
     "eval_packing",
@@ -93,9 +84,7 @@ WITHOUT_EFFECT = (  # rows come tokenized, with their labels
     "model_init_kwargs",
     "trust_remote_code",
 )
-
-
-PPO_TAKES = (  # what our own loop acts on, in the words of transformers.TrainingArguments
+OWN_LOOP_OPTIONS = (  # options of transformers.TrainingArguments that rlhf's own training loops implement
     "optim",
     "optim_args",
     "adam_beta1",
@@ -112,87 +101,125 @@ PPO_TAKES = (  # what our own loop acts on, in the words of transformers.Trainin
 )
 
 
-class KeyIssue(NamedTuple):
-    """A key that cannot stand in `trainer:`, why, and what to do."""
-
-    name: str
-    message: str
-    hint: str
-
-
-def issues(stage: str, trainer: Mapping[str, Any]) -> Iterator[KeyIssue]:
-    """Every key of a stage's `trainer:` that is refused, and every value."""
+def trainer_issues(stage: str, trainer: Mapping[str, Any]) -> Iterator[tuple[Key, Issue]]:
+    """Yield an issue without location, and its key, for each option of a stage's `trainer:` that is refused."""
+    spec = STAGES[stage]
     for name, value in trainer.items():
-        refused = [*(_ppo_key(name) if stage == "ppo" else _key(stage, name))]
-        yield from refused or _value(name, value, known_keys(stage)[name])
+        key = (spec.section, "trainer", name)
+        issue = _name_issue(key, spec.trl_config)
+        if issue is None:
+            issue = _value_issue(key, value, config_fields(spec.trl_config or TRANSFORMERS_CONFIG)[name])
+        if issue is not None:
+            yield key, issue
 
 
-def _key(stage: str, name: str) -> Iterator[KeyIssue]:
-    if name in SET_BY:
-        yield KeyIssue(name, "the run owns this key.", f"Set {SET_BY[name]}.")
-    elif name in RUNS_OWN:
-        yield KeyIssue(name, "the run owns this key.", "Remove it.")
-    elif name in WITHOUT_EFFECT:
-        yield KeyIssue(name, "has no effect here: rows come to TRL tokenized.", "Remove it.")
-    elif name not in known_keys(stage):
-        near = difflib.get_close_matches(name, known_keys(stage), n=1)
-        hint = f"Did you mean {near[0]}?" if near else "See TRL's documentation for its keys."
-        yield KeyIssue(name, f"{FILES[stage][0][2]} has no such key.", hint)
+def accepts_trainer_option(section: str, name: str) -> bool:
+    """Return whether `trainer:` of the stage with this section accepts an option of this name."""
+    specs = [spec for spec in STAGES.values() if spec.section == section]
+    return any(_name_issue((section, "trainer", name), spec.trl_config) is None for spec in specs)
 
 
-def _ppo_key(name: str) -> Iterator[KeyIssue]:
-    if name not in PPO_TAKES:
-        near = difflib.get_close_matches(name, PPO_TAKES, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(PPO_TAKES)}."
-        yield KeyIssue(name, "PPO's loop has no use for this key.", hint)
+def _name_issue(key: tuple[str, str, str], config: str | None) -> Issue | None:
+    """Return what is wrong with the name of an option, or None. `config` is None for a training loop of rlhf."""
+    return _own_loop_issue(key) if config is None else _trl_issue(key, config)
 
 
-def _value(name: str, value: Any, annotation: str) -> Iterator[KeyIssue]:
-    """What is wrong with a value, by its field's annotation, such as `float | None` or `SchedulerType | str`."""
+def _trl_issue(key: tuple[str, str, str], config: str) -> Issue | None:
+    section, _, name = key
+    if name in SET_BY or name in MANAGED_OPTIONS:
+        hint = f"Set {SET_BY[name].format(section=section)} instead." if name in SET_BY else "Remove it."
+        return Issue("recipe.managed-key", f"{dotted(key)}: managed by rlhf and cannot be set here.", hint=hint)
+    if name in OPTIONS_WITHOUT_EFFECT:
+        message = f"{dotted(key)}: no effect, because rlhf tokenizes the rows before TRL receives them."
+        return Issue("recipe.no-effect", message, hint="Remove it.")
+    fields = config_fields(config)
+    if name in fields:
+        return None
+    hint = foreign_key_hint(name, (section,), relative=False)
+    hint = hint or did_you_mean(name, fields, otherwise=f"See the documentation of trl.{config} for its options.")
+    return Issue("recipe.unknown-key", f"{dotted(key)}: unknown option of trl.{config}.", hint=hint)
+
+
+def _own_loop_issue(key: tuple[str, str, str]) -> Issue | None:
+    section, _, name = key
+    if name in OWN_LOOP_OPTIONS:
+        return None
+    hint = foreign_key_hint(name, (section,), relative=False)
+    hint = hint or did_you_mean(name, OWN_LOOP_OPTIONS, otherwise=f"Choose from {', '.join(OWN_LOOP_OPTIONS)}.")
+    return Issue("recipe.unknown-key", f"{dotted(key)}: not an option of the {section} trainer.", hint=hint)
+
+
+def _value_issue(key: Key, value: Any, annotation: str) -> Issue | None:
+    """Return what is wrong with a value, or None. `annotation` is its field's, such as `SchedulerType | str`."""
     parts = [part.partition("[")[0] for part in annotation.split(" | ")]
-    words = next((_words()[part] for part in parts if part in _words()), None)
-    if words is not None:
-        if value not in words:
-            near = difflib.get_close_matches(str(value), words, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(words[:8])}{', …' * (len(words) > 8)}."
-            yield KeyIssue(name, f"found {value}, which is none of its words.", hint)
-        return
+    choices = next((_enumerations()[part] for part in parts if part in _enumerations()), None)
+    if choices is not None:
+        return None if value in choices else _choice_issue(key, value, choices)
     if not all(part in TYPES for part in parts):
-        return  # what it takes is the library's to tell
-    taken = [kind for part in parts for kind in TYPES[part][0]]
-    if type(value) not in taken or (isinstance(value, float) and not math.isfinite(value)):
-        shown = str(value) if len(str(value)) < 60 else f"{str(value)[:40]}…"
-        hint = "Write it without quotes." if isinstance(value, str) else ""
-        yield KeyIssue(name, f"found {shown}, expected {' or '.join(TYPES[part][1] for part in parts)}.", hint)
+        return None  # only the library can validate it
+    types = [kind for part in parts for kind in TYPES[part][0]]
+    if type(value) in types and not (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    expected = " or ".join(TYPES[part][1] for part in parts)
+    hint = "Write it without quotes." if isinstance(value, str) else ""
+    message = f"{dotted(key)}: invalid value; found {shorten(str(value))}, expected {expected}."
+    return Issue("recipe.invalid-value", message, hint=hint)
+
+
+def _choice_issue(key: Key, value: Any, choices: list[str]) -> Issue:
+    shown = [*choices[:8], "…"] if len(choices) > 8 else choices
+    message = f"{dotted(key)}: invalid value; found {shorten(str(value))}, expected one of {', '.join(shown)}."
+    return Issue("recipe.invalid-value", message, hint=did_you_mean(str(value), choices))
 
 
 @functools.cache
-def known_keys(stage: str) -> Mapping[str, str]:
-    """The fields of the stage's TRL config, those that it inherits included, each with its annotation."""
+def config_fields(config: str) -> Mapping[str, str]:
+    """Return the fields of a config class of TRL or transformers, including inherited ones, with their annotations."""
     fields: dict[str, str] = {}
-    for package, file, class_name in reversed(FILES[stage]):  # a class overrides those that it inherits from
-        body = next(n.body for n in _classes(package, file) if n.name == class_name)
-        for node in body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                fields[node.target.id] = ast.unparse(node.annotation)
+    for node in reversed(_class_hierarchy(config)):  # a class overrides the fields that it inherits
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                fields[item.target.id] = ast.unparse(item.annotation)
     return fields
 
 
+def _class_hierarchy(config: str) -> list[ast.ClassDef]:
+    """Return a config class and its bases, up to transformers.TrainingArguments."""
+    hierarchy: list[ast.ClassDef] = []
+    name = config
+    while name != TRANSFORMERS_CONFIG:
+        hierarchy.append(_find_class("trl", _trl_file(name), name))
+        name = ast.unparse(hierarchy[-1].bases[0])
+    return [*hierarchy, _find_class("transformers", "training_args.py", TRANSFORMERS_CONFIG)]
+
+
+def _trl_file(config: str) -> str:
+    """Return TRL's file with a config class, by TRL's naming: `_BaseConfig` is in trainer/base_config.py."""
+    return f"trainer/{config.removeprefix('_').removesuffix('Config').lower()}_config.py"
+
+
 @functools.cache
-def _words() -> Mapping[str, list[str]]:
-    """The words of transformers' enumerations."""
+def _enumerations() -> Mapping[str, list[str]]:
+    """Return the values of each enumeration of transformers."""
     return {
         node.name: [
-            str(n.value.value) for n in node.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)
+            str(item.value.value)
+            for item in node.body
+            if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
         ]
-        for file in WORDS_IN
+        for file in ENUM_FILES
         for node in _classes("transformers", file)
         if any(isinstance(base, ast.Name) and base.id == "ExplicitEnum" for base in node.bases)
     }
 
 
+def _find_class(package: str, file: str, name: str) -> ast.ClassDef:
+    return next(node for node in _classes(package, file) if node.name == name)
+
+
 @functools.cache
 def _classes(package: str, file: str) -> list[ast.ClassDef]:
+    """Return the classes of a file of an installed package, without importing it."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None

@@ -1,13 +1,12 @@
-"""YAML with positions: a file becomes plain values and the line and column of every key.
+"""Read YAML files with the position of every key.
 
-PyYAML's own constructor lets the last of two equal keys win and reads `1e-4` as text and `no` as a boolean. Here the
-core schema of YAML 1.2 holds (https://yaml.org/spec/1.2.2/#103-core-schema) and every issue is kept, so that all of
-them are told in one go.
+PyYAML's own constructor keeps the last of two equal keys and reads `1e-4` as text and `no` as a boolean. This module
+follows the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema) and collects all issues, so that
+they are reported at once.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,21 @@ from typing import Any, ClassVar
 import yaml
 
 from rlhf_cli.errors import Issue, RecipeError
+from rlhf_cli.formatting import format_path
+from rlhf_cli.recipe.schema import Key
 
-Key = tuple[str | int, ...]  # ("ppo", "reward", 0, "weight")
-
-MAX_NODES = 100_000  # an alias bomb unfolds beyond this
-MAX_DEPTH = 50  # an alias inside of what it names unfolds beyond this
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = [_TAG + kind for kind in ("null", "bool", "int", "float", "str", "map", "seq")]
+MAX_NODES = 100_000  # values after expanding aliases: the limit stops alias bombs
+MAX_DEPTH = 50  # levels after expanding aliases: the limit stops aliases inside their own anchor
+MAX_SHOWN_CHARACTERS = 40  # of a value that a message quotes
+_TAG_PREFIX = "tag:yaml.org,2002:"
+_PLAIN_TAGS = [_TAG_PREFIX + kind for kind in ("null", "bool", "int", "float", "str", "map", "seq")]
+_SCALARS = (  # type, pattern, first characters
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+)
 
 
 class _CoreLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -31,20 +38,25 @@ class _CoreLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
 
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-):
-    firsts = ["" if letter == "\0" else letter for letter in _first]
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), firsts)
+class Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text that this module would read as another type, such as the commit `12345e6`."""
+
+
+for _kind, _pattern, _characters in _SCALARS:
+    _regex = re.compile(f"^(?:{_pattern})$")
+    _firsts = ["" if character == "\0" else character for character in _characters]
+    _CoreLoader.add_implicit_resolver(_TAG_PREFIX + _kind, _regex, _firsts)
+    Dumper.add_implicit_resolver(_TAG_PREFIX + _kind, _regex, _firsts)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a key was written. `folder` is what its relative paths resolve against."""
+class Position:
+    """Where a key is written.
+
+    Attributes:
+        location: `file:line:column`, or the command-line option.
+        folder: The folder against which the key's relative paths are resolved.
+    """
 
     location: str
     folder: Path
@@ -52,171 +64,220 @@ class Place:
 
 @dataclass
 class Document:
-    """The values of a recipe file, and the place of each key."""
+    """The values of a recipe file and the position of each key.
+
+    Attributes:
+        path: The file.
+        values: The values, before validation.
+        positions: The position of each key.
+        issues: The issues found so far.
+        unreadable: Keys whose value could not be read. They have an issue and are not reported again.
+    """
 
     path: Path
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[Key, Place] = field(default_factory=dict)
+    positions: dict[Key, Position] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
-    unread: set[Key] = field(default_factory=set)  # keys whose value could not be read: one issue each is enough
+    unreadable: set[Key] = field(default_factory=set)
 
-    def place(self, key: Key) -> Place | None:
-        """Where `key` stands, or the nearest key around it."""
-        while key and key not in self.places:
+    def position(self, key: Key) -> Position | None:
+        """Return the position of `key` or of the closest key that contains it, or None if there is none."""
+        while key and key not in self.positions:
             key = key[:-1]
-        return self.places.get(key)
+        return self.positions.get(key)
+
+    def location(self, key: Key) -> str:
+        """Return the location of `key` or of the closest key that contains it, or else the file."""
+        position = self.position(key)
+        return format_path(self.path) if position is None else position.location
 
 
-def show(path: Path) -> str:
-    """`path` as a person would write it here: as it was given, or relative where it lies below the working folder."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") or not path.is_absolute() else relative
+def dotted(key: Key) -> str:
+    """Return a key as `ppo.reward.0.weight`."""
+    return ".".join(map(str, key))
 
 
-def read(path: Path) -> Document:
-    """Read one file. Raises RecipeError where it is no YAML mapping at all."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        hint = f"Recipes in {show(path.parent)}: {', '.join(beside)}." if beside else "Check the path."
-        raise RecipeError("no such recipe file.", location=show(path), hint=hint) from None
-    except IsADirectoryError:
-        inside = sorted(p.name for p in path.glob("*.y*ml"))
-        hint = f"Name a file in it: {', '.join(inside)}." if inside else "Name a recipe file."
-        raise RecipeError("this is a folder.", location=show(path), hint=hint) from None
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}.", location=show(path)) from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"cannot be read: {error}.", location=show(path), hint="Save it as UTF-8 text.") from None
+def shorten(text: str) -> str:
+    """Return `text` with its length in place of its end if it is too long for a message."""
+    if len(text) <= MAX_SHOWN_CHARACTERS:
+        return text
+    return f"{text[:MAX_SHOWN_CHARACTERS]}… ({len(text):,} characters)"
+
+
+def read_document(path: Path) -> Document:
+    """Read one file.
+
+    Raises:
+        RecipeError: The file cannot be read, or is not a YAML mapping. Further issues are in the document.
+    """
+    root = _compose(_read_text(path), path)
+    if not isinstance(root, yaml.MappingNode):
+        problem = "empty recipe" if root is None else "not a mapping of keys to values"
+        hint = "Start with `name:` and `base:`."
+        raise RecipeError("recipe.not-a-mapping", f"{problem}.", location=format_path(path), hint=hint)
     document = Document(path)
-    node = _compose(text, path)
-    reader = _Reader(document, path)
-    if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(
-            "the recipe is empty." if node is None else "the recipe is not a mapping of keys to values.",
-            location=show(path),
-            hint="Start with `name:` and `base:`.",
-        )
-    document.values = reader.mapping(node, ())
+    document.values = _Reader(document).mapping(root, ())
     return document
 
 
-def _compose(text: str, path: Path) -> yaml.Node | None:
-    control = yaml.reader.Reader.NON_PRINTABLE.search(text)
-    if control is not None:
-        before = text[: control.start()].split("\n")
-        location = f"{show(path)}:{len(before)}:{len(before[-1]) + 1}"
-        raise RecipeError(f"not YAML: the character U+{ord(control[0]):04X}.", location=location, hint="Remove it.")
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_CoreLoader):  # compose() recurses in C, and would take Python down
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise _too_deep(show(path))
-        return yaml.compose(text, Loader=_CoreLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        location = f"{show(path)}:{mark.line + 1}:{mark.column + 1}" if mark else show(path)
-        line = next(iter(text.splitlines()[mark.line : mark.line + 1]), "") if mark else ""
-        context = f" {error.context}" if error.context else ""
-        hint = "Indent with spaces, not tabs." if "\t" in line[: len(line) - len(line.lstrip())] else ""
-        raise RecipeError(f"not YAML: {error.problem}{context}.", location=location, hint=hint) from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not YAML: {error}.", location=show(path)) from None
+def parse_scalar(text: str) -> Any:
+    """Return the value of a `--set KEY=VALUE`, which is read as YAML.
 
-
-def _too_deep(location: str) -> RecipeError:
-    return RecipeError(
-        f"nests more than {MAX_DEPTH} levels deep.", location=location, hint="Use fewer levels, or no alias."
-    )
-
-
-def scalar(text: str) -> Any:
-    """The value of a `--set KEY=VALUE`, read as YAML. Raises RecipeError where it is none."""
+    Raises:
+        RecipeError: The text is not YAML.
+    """
     document = Document(Path("--set"))
     node = _compose(text, document.path)
-    value = _Reader(document, document.path).value(node, ()) if node is not None else None
+    value = None if node is None else _Reader(document).value(node, ())
     if document.issues:
         raise RecipeError(document.issues)
     return value
 
 
-class _Reader:
-    """Turns nodes into values, noting places and issues as it goes."""
+def _read_text(path: Path) -> str:
+    location = format_path(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        recipes = _recipes_in(path.parent)
+        hint = f"Choose one of {', '.join(recipes)} in {format_path(path.parent)}." if recipes else "Check the path."
+        raise RecipeError("recipe.not-found", "recipe file not found.", location=location, hint=hint) from None
+    except IsADirectoryError:
+        recipes = _recipes_in(path)
+        hint = f"Choose a file in it: {', '.join(recipes)}." if recipes else "Choose a recipe file."
+        message = "recipe file not found; found a folder."
+        raise RecipeError("recipe.not-found", message, location=location, hint=hint) from None
+    except OSError as error:
+        message = f"cannot read the recipe: {error.strerror}."
+        raise RecipeError("recipe.unreadable", message, location=location, hint="Check its permissions.") from None
+    except UnicodeDecodeError as error:
+        message = f"cannot read the recipe: {error}."
+        raise RecipeError("recipe.unreadable", message, location=location, hint="Save it as UTF-8 text.") from None
 
-    def __init__(self, document: Document, path: Path) -> None:
+
+def _recipes_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.y*ml")) if folder.is_dir() else []
+
+
+def _compose(text: str, path: Path) -> yaml.Node | None:
+    """Parse `text` into nodes. Return None if it is empty."""
+    control = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if control is not None:
+        lines = text[: control.start()].split("\n")
+        location = f"{format_path(path)}:{len(lines)}:{len(lines[-1]) + 1}"
+        message = f"invalid YAML: the character U+{ord(control[0]):04X} is not allowed."
+        raise RecipeError("recipe.invalid-yaml", message, location=location, hint="Remove it.")
+    try:
+        _check_depth(text, path)
+        return yaml.compose(text, Loader=_CoreLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _marked_error(error, text, path) from None
+    except yaml.YAMLError as error:
+        message = f"invalid YAML: {error}."
+        raise RecipeError("recipe.invalid-yaml", message, location=format_path(path)) from None
+
+
+def _check_depth(text: str, path: Path) -> None:
+    """Raise RecipeError if `text` nests too deeply. PyYAML's compose() recurses in C and would crash Python."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_CoreLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise _too_deep_error(format_path(path))
+
+
+def _too_deep_error(location: str) -> RecipeError:
+    message = f"nested too deeply; expected at most {MAX_DEPTH} levels."
+    return RecipeError("recipe.too-complex", message, location=location, hint="Use fewer levels or aliases.")
+
+
+def _marked_error(error: yaml.MarkedYAMLError, text: str, path: Path) -> RecipeError:
+    mark = error.problem_mark or error.context_mark
+    location = f"{format_path(path)}:{mark.line + 1}:{mark.column + 1}" if mark else format_path(path)
+    lines = text.splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    indentation = line[: len(line) - len(line.lstrip())]
+    hint = "Indent with spaces, not tabs." if "\t" in indentation else ""
+    context = f" {error.context}" if error.context else ""
+    return RecipeError("recipe.invalid-yaml", f"invalid YAML: {error.problem}{context}.", location=location, hint=hint)
+
+
+class _Reader:
+    """Converts nodes to values and records positions and issues in a document."""
+
+    def __init__(self, document: Document) -> None:
         self.document = document
-        self.path = path
-        self.folder = path.parent.absolute()
+        self.folder = document.path.parent.absolute()
         self.nodes = 0
 
-    def _where(self, node: yaml.Node) -> str:
-        return f"{show(self.path)}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-
-    def _fault(self, node: yaml.Node, message: str, hint: str) -> None:
-        self.document.issues.append(Issue(message, self._where(node), hint))
-
     def value(self, node: yaml.Node, key: Key) -> Any:
+        """Return the value of a node."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise RecipeError(
-                f"unfolds to more than {MAX_NODES:,} values.", location=self._where(node), hint="Use fewer aliases."
-            )
+            message = f"too many values after expanding aliases; expected at most {MAX_NODES:,}."
+            location = self._location(node)
+            raise RecipeError("recipe.too-complex", message, location=location, hint="Use fewer aliases.")
         if len(key) > MAX_DEPTH:
-            raise _too_deep(self._where(node))
-        if node.tag not in _PLAIN:
-            self.document.unread.add(key)
-            self._fault(node, f"{'.'.join(map(str, key))}: the tag {node.tag} is not allowed.", "Write a plain value.")
+            raise _too_deep_error(self._location(node))
+        if node.tag not in _PLAIN_TAGS:
+            self.document.unreadable.add(key)
+            message = f"{dotted(key)}: the tag {node.tag} is not allowed."
+            self._add_issue("recipe.invalid-yaml", node, message, "Write a plain value.")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
-            items = []
-            for index, item in enumerate(node.value):
-                self.document.places[(*key, index)] = Place(self._where(item), self.folder)
-                items.append(self.value(item, (*key, index)))
-            return items
+            return self._sequence(node, key)
         return self._scalar(node, key)
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        """Return the values of a mapping, whose keys are text. The first of two equal keys is kept."""
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            name = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if name is None:
-                self._fault(key_node, "a key must be plain text.", "Write `key: value`.")
+            if not isinstance(key_node, yaml.ScalarNode):
+                message = "invalid key; expected plain text."
+                self._add_issue("recipe.invalid-yaml", key_node, message, "Write `key: value`.")
                 continue
+            name = str(key_node.value)
             inner = (*key, name)
-            dotted = ".".join(map(str, inner))
             if name in values:
-                first = self.document.places[inner].location
-                self._fault(key_node, f"{dotted}: duplicate key, first at {first}.", "Keep one of them.")
+                first = self.document.positions[inner].location
+                message = f"{dotted(inner)}: duplicate key, first at {first}."
+                self._add_issue("recipe.duplicate-key", key_node, message, "Keep one of them.")
                 continue
-            self.document.places[inner] = Place(self._where(key_node), self.folder)
+            self.document.positions[inner] = Position(self._location(key_node), self.folder)
             values[name] = self.value(value_node, inner)
         return values
 
+    def _sequence(self, node: yaml.SequenceNode, key: Key) -> list[Any]:
+        items = []
+        for index, item in enumerate(node.value):
+            self.document.positions[(*key, index)] = Position(self._location(item), self.folder)
+            items.append(self.value(item, (*key, index)))
+        return items
+
     def _scalar(self, node: yaml.Node, key: Key) -> Any:
-        text, kind = str(node.value), node.tag.removeprefix(_TAG)
+        text, kind = str(node.value), node.tag.removeprefix(_TAG_PREFIX)
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
         try:
             if kind == "int":
-                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+                return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
             if kind == "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        except ValueError:  # more digits than Python reads, or a tag that the text belies
-            self.document.unread.add(key)
-            shown = text if len(text) < 40 else f"{text[:20]}… ({len(text):,} characters)"
-            self._fault(node, f"{'.'.join(map(str, key))}: {shown} cannot be read as a number.", "Write a number.")
+        except ValueError:  # more digits than Python reads, or a tag that does not fit the text
+            self.document.unreadable.add(key)
+            message = f"{dotted(key)}: invalid number; found {shorten(text)}."
+            self._add_issue("recipe.invalid-value", node, message, "Write a number.")
         return text
 
+    def _location(self, node: yaml.Node) -> str:
+        mark = node.start_mark
+        return f"{format_path(self.document.path)}:{mark.line + 1}:{mark.column + 1}"
 
-class Dumper(yaml.SafeDumper):
-    """SafeDumper that puts in quotes what this module would not read back as text, such as the commit `12345e6`."""
-
-
-for _letter, _resolvers in _CoreLoader.yaml_implicit_resolvers.items():
-    for _tag, _regex in _resolvers:
-        Dumper.add_implicit_resolver(_tag, _regex, [_letter])
+    def _add_issue(self, code: str, node: yaml.Node, message: str, hint: str) -> None:
+        self.document.issues.append(Issue(code, message, self._location(node), hint))

@@ -40,7 +40,7 @@ class ModelScorer:
 
     def __init__(self, source: str, revision: str, tell: Callable[[str], None]) -> None:
         self.source, self.revision, self._tell = source, revision, tell
-        self._config = loading.reward_model_config(source, revision)
+        self._config = loading.load_reward_model_config(source, revision)
         self.tokenizer = loading.load_tokenizer(source, revision)
         self.limit = max_length(self.tokenizer, self._config)
         self.too_long: list[bool] = []

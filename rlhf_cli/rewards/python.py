@@ -15,7 +15,8 @@ from typing import Any
 
 from rlhf_cli.data.rows import PromptRow, Text
 from rlhf_cli.errors import DivergedError, RecipeError
-from rlhf_cli.recipe.user_functions import Function, error_location, load_function, told
+from rlhf_cli.formatting import format_exception
+from rlhf_cli.recipe.user_functions import Function, error_location, load_function
 from rlhf_cli.rewards.base import Completions, content, short
 
 TOKENS = ("prompt_ids", "completion_ids")  # offered beside prompts, completions and the data's columns
@@ -66,7 +67,8 @@ def _judge(
         values = result.tolist() if hasattr(result, "tolist") else result
         values = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
     except (Exception, SystemExit) as error:
-        message = f"{_name(function)} raised {told(error)} (first completion: {short(content(completions[0]))})."
+        first = short(content(completions[0]))
+        message = f"{_name(function)} raised {format_exception(error)} (first completion: {first})."
         raise DivergedError(
             message, location=error_location(error, _file(function)), hint="Mend the function."
         ) from error

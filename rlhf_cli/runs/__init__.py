@@ -1,1 +1,1 @@
-"""Runs: numbered folders that are complete exactly when their manifest is there. Standard library alone."""
+"""Run folders: numbered versions that are complete once they have a manifest. Standard library only."""

@@ -1,4 +1,4 @@
-"""Checkpoints: a temporary folder, its manifest last, then one rename. What has the name is whole."""
+"""Write checkpoints atomically: a temporary folder, its manifest last, then one rename."""
 
 from __future__ import annotations
 
@@ -10,67 +10,81 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.errors import ModelError
+from rlhf_cli.formatting import format_path
 from rlhf_cli.runs import disk
-from rlhf_cli.runs.layout import place
-from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
+from rlhf_cli.runs.manifest import SCHEMA, Manifest, hash_files, read_manifest, sync, write_manifest
 
-RESUME_HINT = "Run the same command with --resume to go on."
-KEPT = 2  # the newest, so that one that is damaged has a predecessor
+RESUME_HINT = "Run the same command with --resume to continue."
+KEEP_LAST = 2  # checkpoints; if the newest one is damaged, a run resumes from the one before
 _NAME = re.compile(r"step-\d{6,}")
 
 
-def path_of(parent: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies."""
+def checkpoint_path(parent: Path, step: int) -> Path:
+    """Return the path of the checkpoint of `step`."""
     return parent / f"step-{step:06d}"
 
 
-def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name."""
+def checkpoint_step(folder: Path) -> int:
+    """Return the step in a checkpoint's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def checkpoints(parent: Path) -> list[Path]:
-    """The committed checkpoints below `parent`, oldest first; not verified."""
-    return sorted((p for p in parent.glob("step-*") if _NAME.fullmatch(p.name)), key=step_of)
+    """Return the committed checkpoints below `parent`, oldest first. Their files are not verified."""
+    return sorted((p for p in parent.glob("step-*") if _NAME.fullmatch(p.name)), key=checkpoint_step)
+
+
+def read_checkpoint_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        ModelError: It is missing or cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ModelError("model.damaged-manifest", "the checkpoint has no manifest.", location=str(folder))
+    return manifest
 
 
 @contextmanager
-def committed(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Iterator[Path]:
-    """Yield an empty folder; on a clean exit it becomes `target`, with a manifest of `content` and of its files.
+def write_checkpoint(target: Path, content: Mapping[str, Any], *, size: int = 0) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` on a clean exit. Then remove all but the last KEEP_LAST checkpoints.
 
-    Older ones than the newest KEPT go when this one is on the disk. `size`: bytes that it will take, where known;
-    never less than the newest one before it.
+    Args:
+        target: The path of the checkpoint.
+        content: What the manifest holds besides the list of files.
+        size: Expected size in bytes; 0 if unknown. The size of the last checkpoint is expected at least.
 
     Raises:
-        DiskError: before anything is written, where the disk has not that much left.
+        DiskError: Too little space is left. Nothing was written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(".tmp-*"):  # of a process that was killed: a run has one owner
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in target.parent.glob(".tmp-*"):  # of a killed process: only the process with the run's lock saves
+        shutil.rmtree(leftover, ignore_errors=True)
     last = next(reversed(checkpoints(target.parent)), None)
-    needed = size if last is None else max(size, sum(p.stat().st_size for p in last.rglob("*") if p.is_file()))
     disk.check_free(
         target.parent,
-        needed,
-        saved=place(last) if last else None,
-        hint=f"Free space. {RESUME_HINT}" if last else disk.ELSEWHERE,
+        size if last is None else max(size, sum(p.stat().st_size for p in last.rglob("*") if p.is_file())),
+        saved=None if last is None else format_path(last),
+        hint=disk.OTHER_DIR_HINT if last is None else f"Free space. {RESUME_HINT}",
     )
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
         yield temporary
-        write_manifest(temporary, {"schema": SCHEMA, **content, "files": files_of(temporary)})
-        temporary.rename(target)  # onto an empty folder this would succeed too: `target` is never made before
+        write_manifest(temporary, {"schema": SCHEMA, **content, "files": hash_files(temporary)})
+        temporary.rename(target)  # would also replace an empty folder, so `target` is never created before
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(target.parent)
-    for old in checkpoints(target.parent)[:-KEPT]:
+    for old in checkpoints(target.parent)[:-KEEP_LAST]:
         remove(old)
 
 
 def remove(folder: Path) -> None:
-    """Take a checkpoint, or all, away: the name first, so that no half is ever taken for a whole."""
-    gone = folder.with_name(f".tmp-{secrets.token_hex(4)}")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    """Remove a checkpoint, or the folder of all. Rename it first, so that a partly removed one has no valid name."""
+    renamed = folder.with_name(f".tmp-{secrets.token_hex(4)}")
+    folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)

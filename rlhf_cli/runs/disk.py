@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or closed to us: seen before a save where it can be, and told as what it is."""
+"""Check free space, and recognize errors of a disk that is full, read-only or not writable."""
 
 from __future__ import annotations
 
@@ -9,44 +9,68 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_cli.errors import DiskError
+from rlhf_cli.formatting import format_bytes
 
-KINDS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
-ELSEWHERE = "Free space, or choose another place with --runs-dir."
+OTHER_DIR_HINT = "Free space, or choose another directory with --runs-dir."
+DISK_ERRNOS = {  # errno: code of the issue
+    errno.ENOSPC: "disk.full",
+    errno.EDQUOT: "disk.full",
+    errno.EFBIG: "disk.full",
+    errno.EROFS: "disk.not-writable",
+    errno.EACCES: "disk.not-writable",
+    errno.EPERM: "disk.not-writable",
+    errno.EIO: "disk.not-writable",
+}
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # how Rust libraries such as safetensors write an errno
 
 
-def failure(error: Exception) -> str | None:
-    """What the disk had against it, in words; None where `error` is none of the disk's.
+class DiskProblem(NamedTuple):
+    """An error of the disk: the code of its issue, and the operating system's description."""
 
-    Libraries in Rust, such as safetensors, raise errors of their own that end in "(os error 28)".
-    """
-    said = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
-    return os.strerror(number) if number in KINDS else None
+    code: str
+    description: str
+
+
+def classify(error: BaseException) -> DiskProblem | None:
+    """Return which problem of the disk caused `error`, or None if another one did."""
+    rust_errno = _RUST_ERRNO.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(rust_errno[1]) if rust_errno is not None else None
+    if number is None or number not in DISK_ERRNOS:
+        return None
+    return DiskProblem(DISK_ERRNOS[number], os.strerror(number))
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Inside, what the disk refuses is a DiskError."""
+def convert_disk_errors(folder: Path) -> Iterator[None]:
+    """Convert errors of the disk to DiskError; other errors pass unchanged.
+
+    Args:
+        folder: The location of the issue if the error has no file name.
+    """
     try:
         yield
     except OSError as error:
-        text = failure(error)
-        if text is None:
+        problem = classify(error)
+        if problem is None:
             raise
-        raise DiskError(f"{text}.", location=str(error.filename or folder), hint=ELSEWHERE) from error
+        location = str(error.filename or folder)
+        raise DiskError(problem.code, f"{problem.description}.", location=location, hint=OTHER_DIR_HINT) from error
 
 
 def check_free(folder: Path, needed: int, *, saved: str | None, hint: str) -> None:
-    """Raise DiskError where fewer than `needed` bytes are free in `folder`; `saved` is what was saved before."""
+    """Raise DiskError if fewer than `needed` bytes are free in `folder`.
+
+    Args:
+        folder: A folder on the disk.
+        needed: The size of a checkpoint in bytes.
+        saved: Path of the last checkpoint, or None if there is none.
+        hint: What to do.
+    """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        message = f"a checkpoint takes {size(needed)}, and {size(free)} are free."
-        kept = f" What was saved before is whole: {saved}." if saved else ""
-        raise DiskError(message + kept, location=str(folder), hint=hint)
-
-
-def size(count: float) -> str:
-    """Bytes as 4.20 GB, or 310.0 MB."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+        message = f"too little space for a checkpoint; found {format_bytes(free)}, expected {format_bytes(needed)}."
+        kept = "" if saved is None else f" The last checkpoint is complete: {saved}."
+        raise DiskError("disk.full", message + kept, location=str(folder), hint=hint)

@@ -1,4 +1,4 @@
-"""Where runs lie: `<runs_dir>/<name>/<stage>/v0001`, how a version is claimed, and what a reference names."""
+"""Locate runs: `<runs_dir>/<name>/<stage>/v0001`. Claim versions, list runs, and resolve references to runs."""
 
 from __future__ import annotations
 
@@ -9,53 +9,47 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_cli.errors import DiskError, ModelError, RecipeError
+from rlhf_cli.run_reference import RunReference, parse_run_reference
 from rlhf_cli.runs.manifest import Manifest, read_manifest
 
 VERSION = re.compile(r"v\d{4,}")
-_NAME = r"[A-Za-z0-9][\w.-]*"  # one folder: neither `..` nor one with a `/`
-REFERENCE = re.compile(rf"(?:(?P<name>{_NAME})/)?(?P<stage>{_NAME})(?:@(?P<version>latest|v\d{{4,}}))?")
 
 
-class Reference(NamedTuple):
-    """A run by its place: `version` None is the newest complete one."""
+class RunEntry(NamedTuple):
+    """A run's folder and manifest.
 
-    name: str
-    stage: str
-    version: str | None
-
-
-class Entry(NamedTuple):
-    """A run folder; without a manifest it is incomplete."""
+    Attributes:
+        name: The name of the recipe.
+        stage: The stage that wrote the run.
+        version: Such as `v0003`.
+        path: The run's folder.
+        manifest: None if the run is incomplete, or if its manifest cannot be read.
+        manifest_error: The manifest's path and why it cannot be read; empty if it can, or if there is none.
+    """
 
     name: str
     stage: str
     version: str
     path: Path
     manifest: Manifest | None
-    damage: str = ""  # why the manifest, though it is there, cannot be read
+    manifest_error: str = ""
 
 
-def number(version: str) -> int:
-    """The number of a version's name."""
+def version_number(version: str) -> int:
+    """Return the number of a version such as `v0003`."""
     return int(version.removeprefix("v"))
 
 
-def place(path: Path) -> str:
-    """`path` relative to the working folder, where it lies below it."""
-    relative = os.path.relpath(path)
-    return relative if not relative.startswith("..") else str(path)
-
-
 def claim(runs_dir: Path, name: str, stage: str) -> Path:
-    """Make the next version's folder. `mkdir` is exclusive, so two writers get two numbers.
+    """Create the folder of the next version. `mkdir` is exclusive, so two writers get two numbers.
 
     Raises:
-        DiskError: where the folder cannot be made.
+        DiskError: The folder cannot be created.
     """
     parent = runs_dir / name / stage
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        last = max((number(p.name) for p in parent.iterdir() if VERSION.fullmatch(p.name)), default=0)
+        last = max((version_number(p.name) for p in parent.iterdir() if VERSION.fullmatch(p.name)), default=0)
         while True:
             last += 1
             path = parent / f"v{last:04d}"
@@ -65,93 +59,127 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
                 continue
             return path
     except OSError as error:
-        hint = "Choose another place with --runs-dir."
-        raise DiskError(f"a run folder cannot be made: {error.strerror}.", location=str(parent), hint=hint) from None
+        message = f"the run's folder cannot be created: {error.strerror}."
+        hint = "Choose another directory with --runs-dir."
+        raise DiskError("disk.not-writable", message, location=str(parent), hint=hint) from None
 
 
 def point_latest(stage_dir: Path) -> None:
-    """Move the `latest` link in `stage_dir` onto its newest complete run, in one step; never back to an older one.
+    """Point the link `latest` in `stage_dir` at its newest complete run, by rename. Never at an older one than before.
 
     Raises:
-        OSError: on a file system without links.
+        OSError: The file system has no links.
     """
     newest_run = newest(stage_dir.parents[1], stage_dir.parent.name, stage_dir.name, smoke=False)
     assert newest_run is not None
-    fresh = stage_dir / f".latest-{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(newest_run.version)
-    fresh.replace(stage_dir / "latest")
+    link = stage_dir / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(newest_run.version)
+    link.replace(stage_dir / "latest")
 
 
-def parse(text: str, name: str, *, location: str = "") -> Reference:
-    """`stage`, `stage@latest`, `stage@v0003` or `name/stage@v0003`; `name` is the recipe's own.
+def parse(text: str, name: str, *, location: str = "") -> RunReference:
+    """Parse a reference to a run. In the result, the name is filled in, and the version is None for the latest run.
+
+    Args:
+        text: The reference.
+        name: The name of the recipe that has the reference.
+        location: The location of the issue.
 
     Raises:
-        RecipeError: it is of another form, such as one that leads out of the runs folder.
+        RecipeError: `text` is not a reference to a run.
     """
-    match = REFERENCE.fullmatch(text)
-    if match is None:
-        hint = "Write stage, stage@v0003, name/stage@v0003, or its folder."
-        raise RecipeError(f"{text} names no run.", location=location, hint=hint)
-    owner, stage, version = match["name"], match["stage"], match["version"]
-    return Reference(owner or name, stage, None if version == "latest" else version)
+    reference = parse_run_reference(text)
+    if reference is None:
+        message = f"invalid reference to a run; found {text}, expected stage, stage@v0003 or name/stage@v0003."
+        hint = "Write one of these, or the run's folder."
+        raise RecipeError("recipe.invalid-run-reference", message, location=location, hint=hint)
+    version = None if reference.version == "latest" else reference.version
+    return RunReference(reference.name or name, reference.stage, version)
 
 
-def versions(runs_dir: Path, name: str, stage: str) -> list[Entry]:
-    """The versions of one stage, oldest first."""
+def versions(runs_dir: Path, name: str, stage: str) -> list[RunEntry]:
+    """Return the versions of one stage, oldest first."""
     parent = runs_dir / name / stage
-    found = sorted((p for p in parent.glob("v*") if VERSION.fullmatch(p.name)), key=lambda p: number(p.name))
-    return [_entry(name, stage, p) for p in found]
+    paths = sorted((p for p in parent.glob("v*") if VERSION.fullmatch(p.name)), key=lambda p: version_number(p.name))
+    return [read_entry(path) for path in paths]
 
 
-def _entry(name: str, stage: str, path: Path) -> Entry:
-    """One damaged manifest must not hide the runs beside it."""
+def read_entry(path: Path) -> RunEntry:
+    """Return the run in `path`. An unreadable manifest is not raised but recorded, so that it hides no other run."""
+    name, stage, version = path.parts[-3:]
     try:
-        return Entry(name, stage, path.name, path, read_manifest(path))
+        return RunEntry(name, stage, version, path, read_manifest(path))
     except ModelError as error:
-        return Entry(name, stage, path.name, path, None, str(error))
+        issue = error.issues[0]
+        return RunEntry(name, stage, version, path, None, f"{issue.location}: {issue.message}")
 
 
-def all_runs(runs_dir: Path) -> Iterator[Entry]:
-    """Every run below `runs_dir`, by name, stage and version."""
-    for stage_dir in sorted(p for p in runs_dir.glob("*/*") if p.is_dir()):
+def all_runs(runs_dir: Path, name: str = "*") -> Iterator[RunEntry]:
+    """Yield every run below `runs_dir`, or only those of the recipe `name`, sorted by name, stage and version."""
+    for stage_dir in sorted(p for p in runs_dir.glob(f"{name}/*") if p.is_dir()):
         yield from versions(runs_dir, stage_dir.parent.name, stage_dir.name)
 
 
-def newest(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> Entry | None:
-    """The newest complete version; a smoke run counts for smoke runs alone."""
+def newest(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> RunEntry | None:
+    """Return the newest complete version, or None if there is none. Of smoke and real runs, only one kind counts."""
     complete = [e for e in versions(runs_dir, name, stage) if e.manifest and e.manifest["smoke"] == smoke]
     return complete[-1] if complete else None
 
 
-def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "") -> Entry:
-    """The complete run that a reference names.
+def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "") -> RunEntry:
+    """Return the complete run that the reference `text` names.
+
+    Args:
+        runs_dir: The runs directory.
+        text: The reference, such as `sft` or `sft@v0003`.
+        name: The name of the recipe that has the reference.
+        smoke: Whether a smoke run has the reference. Only smoke runs may refer to smoke runs.
+        location: The location of an issue.
 
     Raises:
-        RecipeError: where there is none, it is incomplete, or a smoke run is asked of a real one.
+        RecipeError: The run does not exist, is incomplete, or is a smoke run that a real run refers to.
+        ModelError: Its manifest cannot be read.
     """
     reference = parse(text, name, location=location)
+    assert reference.name is not None
     if reference.version is None:
         entry = newest(runs_dir, reference.name, reference.stage, smoke=smoke)
-        if entry is not None:
-            return entry
-        begun = versions(runs_dir, reference.name, reference.stage)
-        damaged = next((e for e in reversed(begun) if e.damage), None)
-        if damaged is not None:
-            raise ModelError(damaged.damage, location=location, hint="Remove this version, and run the stage again.")
-        only = ", only smoke runs" if any(e.manifest for e in begun) else ", only incomplete ones" if begun else ""
-        message = f"there is no {reference.stage} run of {reference.name} in {runs_dir}{only}."
-        raise RecipeError(message, location=location, hint=f"Run `rlhf {reference.stage}` first.")
+        if entry is None:
+            raise _no_complete_run(runs_dir, reference.name, reference.stage, location)
+        return entry
     path = runs_dir / reference.name / reference.stage / reference.version
     manifest = read_manifest(path)
     if manifest is None:
-        found = versions(runs_dir, reference.name, reference.stage)
-        have = [e.version for e in found if e.manifest and e.manifest["smoke"] == smoke]
-        state = "is incomplete" if path.is_dir() else "does not exist"
-        hint = f"Complete are: {', '.join(have)}." if have else f"Run `rlhf {reference.stage}` first."
-        raise RecipeError(f"the run {text} {state}.", location=location, hint=hint)
+        complete = [
+            entry.version
+            for entry in versions(runs_dir, reference.name, reference.stage)
+            if entry.manifest is not None and entry.manifest["smoke"] == smoke
+        ]
+        hint = f"Complete versions: {', '.join(complete)}." if complete else f"Run `rlhf {reference.stage}` first."
+        if path.is_dir():
+            raise RecipeError("recipe.incomplete-run", f"the run {text} is incomplete.", location=location, hint=hint)
+        message = f"run not found: {text} in {runs_dir}."
+        raise RecipeError("recipe.run-not-found", message, location=location, hint=hint)
     if manifest["smoke"] and not smoke:
-        raise RecipeError(
-            f"the run {text} is a smoke run, of random weights.", location=location, hint="Name a real run."
-        )
-    return Entry(reference.name, reference.stage, reference.version, path, manifest)
+        message = f"{text} is a smoke run with random weights; expected a real run."
+        raise RecipeError("recipe.smoke-run", message, location=location, hint="Name a real run.")
+    return RunEntry(reference.name, reference.stage, reference.version, path, manifest)
+
+
+def _no_complete_run(runs_dir: Path, name: str, stage: str, location: str) -> RecipeError | ModelError:
+    """Return an error that says which runs of the stage exist, if any."""
+    found = versions(runs_dir, name, stage)
+    damaged = next((entry for entry in reversed(found) if entry.manifest_error), None)
+    if damaged is not None:
+        hint = "Remove this version, and run the stage again."
+        return ModelError("model.damaged-manifest", damaged.manifest_error, location=location, hint=hint)
+    hint = f"Run `rlhf {stage}` first."
+    if any(entry.manifest for entry in found):
+        message = f"the {stage} runs of {name} in {runs_dir} are smoke runs; expected a real run."
+        return RecipeError("recipe.smoke-run", message, location=location, hint=hint)
+    if found:
+        message = f"the {stage} runs of {name} in {runs_dir} are incomplete."
+        return RecipeError("recipe.incomplete-run", message, location=location, hint=hint)
+    message = f"run not found: {stage} of {name} in {runs_dir}."
+    return RecipeError("recipe.run-not-found", message, location=location, hint=hint)

@@ -1,8 +1,7 @@
-"""What runs are made of, and what is made of them; whether their files still are as they were written."""
+"""Trace runs through their inputs: ancestors, dependents, evaluations. Verify, compare and remove runs."""
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,14 +10,22 @@ from typing import Any, NamedTuple
 
 from rlhf_cli.errors import DiskError, Issue, ModelError, RecipeError
 from rlhf_cli.runs import layout
-from rlhf_cli.runs.checkpoint import checkpoints
-from rlhf_cli.runs.layout import Entry
+from rlhf_cli.runs.checkpoint import checkpoints, read_checkpoint_manifest
+from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.lock import lock_holder, read_started
-from rlhf_cli.runs.manifest import damage, read_manifest
+from rlhf_cli.runs.manifest import verify_files
+
+CANDIDATE = "candidate"  # role of the input that an evaluation evaluates
 
 
-class Verdict(NamedTuple):
-    """What reading every byte of a run found."""
+class Verification(NamedTuple):
+    """The result of reading every byte of a run.
+
+    Attributes:
+        files: How many files the manifests list.
+        bytes: Their total size.
+        issues: One for each file that is missing or differs.
+    """
 
     files: int
     bytes: int
@@ -26,66 +33,115 @@ class Verdict(NamedTuple):
 
 
 class Ancestor(NamedTuple):
-    """An input of a run, or of one of its inputs, `depth` steps away."""
+    """An input of a run, or of one of its inputs.
+
+    Attributes:
+        depth: Number of runs between: 0 for the run's own inputs.
+        role: The input's role, such as `base`, `start` or `data.sft`.
+        name: `name/stage@version` of a run; else as written in the recipe.
+        content: SHA-256 or commit; empty if it was not known.
+        missing: Whether it was a run that does not exist any more.
+    """
 
     depth: int
     role: str
-    what: str
-    content: str  # sha256 or commit; empty where it was not known
-    missing: bool  # it was a run, and is not there any more
+    name: str
+    content: str
+    missing: bool
 
 
-def name_of(entry: Entry) -> str:
-    """A run's full name."""
+def name_of(entry: RunEntry) -> str:
+    """Return the full name of a run: `name/stage@version`."""
     return f"{entry.name}/{entry.stage}@{entry.version}"
 
 
-def verify(entry: Entry) -> Verdict:
-    """Hold the model of a complete run, and every checkpoint, against their manifests."""
-    files, size, issues = 0, 0, [Issue(entry.damage)] if entry.damage else []
+def verify(entry: RunEntry) -> Verification:
+    """Compare the model of a complete run, and every checkpoint, with their manifests.
+
+    The checkpoints of a run that a process is writing are not read.
+    """
+    issues = [Issue("model.damaged-manifest", entry.manifest_error)] if entry.manifest_error else []
     folders = [] if entry.manifest is None else [(entry.path / "model", entry.manifest)]
     for folder in [] if lock_holder(entry.path) else checkpoints(entry.path / "checkpoints"):
         try:
-            manifest = read_manifest(folder)
+            folders.append((folder, read_checkpoint_manifest(folder)))
         except ModelError as error:
             issues += error.issues
-            continue
-        if manifest is None:
-            issues.append(Issue("it has no manifest.", str(folder)))
-        else:
-            folders.append((folder, manifest))
+    files = size = 0
     for folder, manifest in folders:
         files += len(manifest["files"])
         size += sum(file["size"] for file in manifest["files"].values())
-        issues += damage(folder, manifest)
-    return Verdict(files, size, issues)
+        issues += verify_files(folder, manifest)
+    return Verification(files, size, issues)
 
 
-def inputs(entry: Entry) -> list[Mapping[str, Any]]:
-    """What a run is made of; of an incomplete one as it was written down when it began."""
+def inputs(entry: RunEntry) -> list[Mapping[str, Any]]:
+    """Return the inputs of a run; of an incomplete one, as recorded when it was started."""
     if entry.manifest is not None:
-        return entry.manifest["inputs"]
-    return (read_started(entry.path) or {}).get("made_of", {}).get("inputs", [])
+        return list(entry.manifest["inputs"])
+    record = read_started(entry.path)
+    return [] if record is None else list(record.provenance.get("inputs", []))
 
 
-def ancestors(entry: Entry, depth: int = 0) -> Iterator[Ancestor]:
-    """Every input, and under each run that is one its own, to the base and the data."""
+def ancestors(entry: RunEntry, depth: int = 0) -> Iterator[Ancestor]:
+    """Yield every input of a run, each followed by its own inputs if it is a run, back to the base model and the data.
+
+    A run that is an input twice is yielded twice.
+    """
     for item in inputs(entry):
         content = str(item["sha256"] or "")
         if item["kind"] != "run":
             yield Ancestor(depth, item["role"], str(item["ref"]), content, missing=False)
             continue
-        name, stage, version = Path(item["path"]).parts[-3:]
-        manifest = None
-        with contextlib.suppress(ModelError):
-            manifest = read_manifest(Path(item["path"]))
-        parent = Entry(name, stage, version, Path(item["path"]), manifest)
-        yield Ancestor(depth, item["role"], name_of(parent), content, missing=manifest is None)
+        parent = layout.read_entry(Path(item["path"]))
+        yield Ancestor(depth, item["role"], name_of(parent), content, missing=parent.manifest is None)
         yield from ancestors(parent, depth + 1)
 
 
-def provenance(runs_dir: Path, entry: Entry) -> list[Entry]:
-    """The runs that have `entry` as an input."""
+def ancestor_runs(entry: RunEntry) -> list[RunEntry]:
+    """Return the complete runs that `entry` was made from and then itself, each once and after its own inputs."""
+    found: dict[Path, RunEntry] = {}
+
+    def visit(run: RunEntry) -> None:
+        if run.manifest is None or run.path in found:
+            return
+        for item in inputs(run):
+            if item["kind"] == "run":
+                visit(layout.read_entry(Path(item["path"])))
+        found[run.path] = run
+
+    visit(entry)
+    return list(found.values())
+
+
+def newest_evaluation(runs_dir: Path, name: str, run: Path, *, smoke: bool) -> RunEntry | None:
+    """Return the newest complete evaluation in which `run` was the candidate, or None if there is none.
+
+    Args:
+        runs_dir: The runs directory.
+        name: The name of the recipe whose evaluations are searched.
+        run: The folder of a run, of a checkpoint or of a model. Links are resolved; the `model/` in a run or a
+            checkpoint stands for that run or checkpoint.
+        smoke: Whether smoke evaluations or real ones are searched.
+    """
+    wanted = _resolve_model(run)
+    found = [
+        entry
+        for entry in layout.all_runs(runs_dir, name)
+        if entry.manifest is not None and entry.manifest["smoke"] == smoke
+        for item in inputs(entry)
+        if item["role"] == CANDIDATE and _resolve_model(Path(item["path"])) == wanted
+    ]
+    return found[-1] if found else None
+
+
+def _resolve_model(path: Path) -> Path:
+    resolved = path.resolve()
+    return resolved.parent if resolved.name == "model" else resolved
+
+
+def dependents(runs_dir: Path, entry: RunEntry) -> list[RunEntry]:
+    """Return the runs that have `entry` as an input."""
     own = entry.path.parts[-3:]
     return [
         other
@@ -94,28 +150,36 @@ def provenance(runs_dir: Path, entry: Entry) -> list[Entry]:
     ]
 
 
-def remove(runs_dir: Path, entry: Entry, *, force: bool) -> None:
-    """Take a run away, and move `latest`.
+def remove(runs_dir: Path, entry: RunEntry, *, force: bool) -> None:
+    """Remove a run, and update the link `latest`.
+
+    Args:
+        runs_dir: The runs directory.
+        entry: The run.
+        force: Whether to remove it even if other runs have it as an input.
 
     Raises:
-        DiskError: a living process works on it, or it lies outside of `runs_dir`.
-        RecipeError: other runs are made of it, and not `force`.
+        DiskError: A running process uses the run, or it is not in `runs_dir`.
+        RecipeError: Other runs have it as an input, and `force` is False.
     """
+    location = str(entry.path)
     if entry.path.resolve().parents[2] != runs_dir.resolve():
-        hint = f"Say --runs-dir {entry.path.resolve().parents[2]}, if that is where runs lie."
-        raise DiskError(f"{entry.path} is not in the runs folder {runs_dir}.", location=str(entry.path), hint=hint)
-    who = lock_holder(entry.path)
-    if who:
-        raise DiskError(f"{name_of(entry)} is under way, by {who}.", location=str(entry.path), hint="Stop it first.")
-    needed = provenance(runs_dir, entry)
-    if needed and not force:
-        names = ", ".join(map(name_of, needed))
-        hint = "Remove those first, or add --force: their lineage then ends here."
-        raise RecipeError(f"{names} is made of {name_of(entry)}.", location=str(entry.path), hint=hint)
+        message = f"the run is not in the runs directory {runs_dir}."
+        hint = f"Add --runs-dir {entry.path.resolve().parents[2]} if that is the runs directory."
+        raise DiskError("disk.outside-runs-dir", message, location=location, hint=hint)
+    holder = lock_holder(entry.path)
+    if holder:
+        message = f"{name_of(entry)} is in use by {holder}."
+        raise DiskError("disk.locked", message, location=location, hint="Stop that process first.")
+    users = dependents(runs_dir, entry)
+    if users and not force:
+        message = f"{name_of(entry)} is an input of {', '.join(map(name_of, users))}."
+        hint = "Remove those first, or add --force; their lineage then ends here."
+        raise RecipeError("recipe.run-in-use", message, location=location, hint=hint)
     stage_dir = entry.path.parent
-    gone = stage_dir / f".removed-{secrets.token_hex(4)}"
-    entry.path.rename(gone)  # at once, so that no half of it is left with the name
-    shutil.rmtree(gone)
+    renamed = stage_dir / f".removed-{secrets.token_hex(4)}"
+    entry.path.rename(renamed)  # first, so that a partly removed run has no valid name
+    shutil.rmtree(renamed)
     link = stage_dir / "latest"
     if link.is_symlink() and not link.exists():
         link.unlink()
@@ -123,10 +187,10 @@ def remove(runs_dir: Path, entry: Entry, *, force: bool) -> None:
             layout.point_latest(stage_dir)
 
 
-def facts(entry: Entry, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What can differ between two runs, flat: the recipe's keys, inputs, packages, device, figures."""
+def comparable_values(entry: RunEntry, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that can differ between two runs: recipe keys, inputs, packages, device and metrics."""
     manifest = entry.manifest or {}
-    found = dict(_flat("", {name: value for name, value in recipe.items() if name != "data"}))
+    found = dict(_flatten("", {name: value for name, value in recipe.items() if name != "data"}))
     for item in inputs(entry):
         found[f"input {item['role']}"] = f"{item['ref']} {item['version'] or ''} {str(item['sha256'] or '')[:12]}"
     found |= {f"package {name}": version for name, version in manifest.get("packages", {}).items()}
@@ -135,13 +199,13 @@ def facts(entry: Entry, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Name: both values, where they are not the same; null for what one has not."""
+    """Return both values of each name whose values differ; None stands for a missing one."""
     return {name: [a.get(name), b.get(name)] for name in dict.fromkeys((*a, *b)) if a.get(name) != b.get(name)}
 
 
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flatten(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for name, item in value.items():
-            yield from _flat(f"{key}.{name}".strip("."), item)
+            yield from _flatten(f"{key}.{name}".strip("."), item)
     else:
         yield key, value

@@ -1,4 +1,4 @@
-"""What a finished folder says of itself: files, sizes, sha256. Written last: its presence is completion."""
+"""Write, read and verify manifests: the sizes and SHA-256 of a folder's files. A folder with one is complete."""
 
 from __future__ import annotations
 
@@ -11,84 +11,98 @@ from typing import Any
 
 from rlhf_cli.errors import Issue, ModelError
 
-FILE = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
 
 Manifest = dict[str, Any]
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of one file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:
-    """Hex sha256 of a JSON value, independent of key order."""
+    """Return the hex SHA-256 of a JSON value. The order of keys does not change it."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def files_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Each file below `folder`, by relative path: size in bytes and sha256."""
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the size in bytes and the SHA-256 of each file below `folder`, by relative path."""
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != FILE
+        if path.is_file() and path.name != MANIFEST_FILE
     }
 
 
-def damage(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Issue]:
-    """What of the files below `folder` is not as their manifest has it; every byte is read."""
+def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Issue]:
+    """Return one issue for each file below `folder` that is missing or differs from `manifest`.
+
+    Args:
+        folder: The folder that the paths in the manifest are relative to.
+        manifest: The manifest to compare with.
+        hash_of: Returns a file's SHA-256. By default every byte is read.
+    """
     issues = []
     for name, file in manifest["files"].items():
         path = folder / name
         try:
             size = path.stat().st_size
             if size != file["size"]:
-                issues.append(Issue(f"has {size:,} bytes, and had {file['size']:,} when it was written.", str(path)))
+                problem = f"its size differs from the manifest; found {size:,} bytes, expected {file['size']:,}."
             elif hash_of(path) != file["sha256"]:
-                issues.append(Issue("has another content than when it was written.", str(path)))
+                problem = "its SHA-256 differs from the manifest."
+            else:
+                continue
         except OSError as error:
-            issues.append(Issue(f"cannot be read: {error.strerror}.", str(path)))
+            problem = f"it cannot be read: {error.strerror}."
+        issues.append(Issue("model.damaged-file", problem, str(path)))
     return issues
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write `manifest.json` by rename, after everything else in `folder` is on the disk."""
+    """Write `manifest.json` by rename, after everything else in `folder` has been flushed to the disk."""
     for path in folder.rglob("*"):
         if path.is_file() or path.is_dir():
             sync(path)
-    temporary = folder / f".{FILE}.tmp"
+    temporary = folder / f".{MANIFEST_FILE}.tmp"
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     sync(temporary)
-    temporary.replace(folder / FILE)
+    temporary.replace(folder / MANIFEST_FILE)
     sync(folder)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, or None where it is not complete.
+    """Return the manifest of `folder`, or None if it has none.
 
     Raises:
-        ModelError: where there is one that cannot be read.
+        ModelError: The manifest cannot be read, or another version of rlhf wrote it.
     """
-    path = folder / FILE
+    path = folder / MANIFEST_FILE
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the manifest is damaged: {error}.", location=str(path), hint="Remove this version."
-        ) from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        hint = "It was written by another version of rlhf." if isinstance(content, dict) else "Remove this version."
-        raise ModelError(f"manifest schema is {found}, expected {SCHEMA}.", location=str(path), hint=hint)
+        raise _damaged(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, f"found {type(content).__name__}, expected an object")
+    if content.get("schema") != SCHEMA:
+        message = f"unsupported manifest schema; found {content.get('schema')}, expected {SCHEMA}."
+        hint = "Use the version of rlhf that wrote it."
+        raise ModelError("model.manifest-schema", message, location=str(path), hint=hint)
     return content
 
 
+def _damaged(path: Path, problem: str) -> ModelError:
+    message = f"the manifest cannot be read: {problem}."
+    return ModelError("model.damaged-manifest", message, location=str(path), hint="Remove this version.")
+
+
 def sync(path: Path) -> None:
-    """Have a file, or a folder's names, on the disk before going on."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Runs that are not complete: in which state they are, and how one is taken up again where its checkpoint stands."""
+"""Find incomplete runs, and prepare one to resume from its newest undamaged checkpoint."""
 
 from __future__ import annotations
 
@@ -6,121 +6,140 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlhf_cli.errors import DiskError, Issue, ModelError, RecipeError
 from rlhf_cli.runs import layout
-from rlhf_cli.runs.checkpoint import checkpoints, remove, step_of
-from rlhf_cli.runs.layout import Entry
-from rlhf_cli.runs.lock import Lock, acquire_lock, lock_holder, read_started
-from rlhf_cli.runs.manifest import Manifest, damage, read_manifest, sync
+from rlhf_cli.runs.checkpoint import checkpoint_step, checkpoints, read_checkpoint_manifest, remove
+from rlhf_cli.runs.layout import RunEntry
+from rlhf_cli.runs.lock import Lock, StartRecord, acquire_lock, lock_holder, read_started
+from rlhf_cli.runs.manifest import Manifest, sync, verify_files
 
-JOURNALS = ("metrics.jsonl", "samples.jsonl")  # a line a step, or some, by its key "step"
+STEP_LOGS = ("metrics.jsonl", "samples.jsonl")  # JSON lines with the key "step"
 START_OVER_HINT = "Run the same command without --resume."
-FAILED = "warning: failed: "  # how the last line of a failed run's log begins
+FAILURE_PREFIX = "failed: "  # how the last message in the log of a failed run begins
 
 
 class ResumableRun(NamedTuple):
-    """A run that was stopped or killed, owned by this process now."""
+    """An incomplete run with a checkpoint, locked by this process.
+
+    Attributes:
+        path: The run's folder.
+        lock: The lock, to be released if the run is not resumed.
+        record: What the run was started with.
+        skipped: Newer versions that cannot be resumed, and why.
+    """
 
     path: Path
     lock: Lock
-    origin: dict[str, Any]
-    passed: list[str]  # newer versions that cannot be resumed, and why
+    record: StartRecord
+    skipped: list[str]
 
 
 class ResumePoint(NamedTuple):
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from.
+
+    Attributes:
+        path: The checkpoint's folder.
+        manifest: Its manifest.
+        skipped: Newer checkpoints that are damaged, and how.
+    """
 
     path: Path
     manifest: Manifest
-    passed: list[str]  # newer ones that are damaged, and how
+    skipped: list[str]
 
 
-def incomplete_versions(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> list[Entry]:
-    """The versions without a manifest, newest first; smoke runs alone where `smoke`."""
-    entries = [e for e in layout.versions(runs_dir, name, stage) if e.manifest is None and not e.damage]
-    return [e for e in reversed(entries) if (read_started(e.path) or {}).get("smoke", smoke) == smoke]
+def incomplete_versions(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> list[RunEntry]:
+    """Return the versions without a manifest, newest first: smoke runs or real ones. Unknown ones count as both."""
+    found = []
+    for entry in reversed(layout.versions(runs_dir, name, stage)):
+        if entry.manifest is None and not entry.manifest_error:
+            record = read_started(entry.path)
+            if record is None or record.smoke == smoke:
+                found.append(entry)
+    return found
 
 
 def is_latest_resumable(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> bool:
-    """Whether the newest version was stopped after it had saved, or is under way."""
+    """Return whether the newest version is incomplete and has a checkpoint or a running process."""
     found = incomplete_versions(runs_dir, name, stage, smoke=smoke)[:1]
-    done = layout.newest(runs_dir, name, stage, smoke=smoke)
-    if not found or (done is not None and layout.number(done.version) > layout.number(found[0].version)):
+    complete = layout.newest(runs_dir, name, stage, smoke=smoke)
+    if not found:
+        return False
+    if complete is not None and layout.version_number(complete.version) > layout.version_number(found[0].version):
         return False
     return bool(checkpoints(found[0].path / "checkpoints") or lock_holder(found[0].path))
 
 
 def acquire_resumable(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> ResumableRun:
-    """The newest incomplete version that has a checkpoint and no living owner.
+    """Lock and return the newest incomplete version that has a checkpoint and no running process.
 
     Raises:
-        RecipeError: there is none.
-        DiskError: there is, and a living process works on it.
+        RecipeError: No such version exists.
+        DiskError: No such version exists, but a running process uses an incomplete one.
     """
-    passed: list[str] = []
-    alive = False
+    skipped: list[str] = []
+    is_locked = False
     for entry in incomplete_versions(runs_dir, name, stage, smoke=smoke):
         try:
             lock = acquire_lock(entry.path)
         except BlockingIOError:
-            alive = True
-            passed.append(f"{entry.version} is under way, by {lock_holder(entry.path)}")
+            is_locked = True
+            skipped.append(f"{entry.version} is in use by {lock_holder(entry.path)}")
             continue
-        origin = read_started(entry.path)
-        if origin is not None and checkpoints(entry.path / "checkpoints"):
-            return ResumableRun(entry.path, lock, origin, passed)
+        record = read_started(entry.path)
+        if record is not None and checkpoints(entry.path / "checkpoints"):
+            return ResumableRun(entry.path, lock, record, skipped)
         lock.release()
-        passed.append(f"{entry.version} has no checkpoint: it ended before its first one")
+        skipped.append(f"{entry.version} ended before its first checkpoint")
     location = str(runs_dir / name / stage)
-    if not passed:
-        raise RecipeError("there is no incomplete run to resume.", location=location, hint=START_OVER_HINT)
-    message = f"nothing can be resumed: {'; '.join(passed)}."
-    if alive:
-        raise DiskError(message, location=location, hint=f"Wait for it to end. {START_OVER_HINT}")
-    raise RecipeError(message, location=location, hint=START_OVER_HINT)
+    reasons = f": {'; '.join(skipped)}" if skipped else ""
+    message = f"no incomplete run to resume{reasons}."
+    if is_locked:
+        raise DiskError("disk.locked", message, location=location, hint=f"Wait for it to end. {START_OVER_HINT}")
+    raise RecipeError("recipe.nothing-to-resume", message, location=location, hint=START_OVER_HINT)
 
 
 def newest_checkpoint(path: Path) -> ResumePoint:
-    """The newest checkpoint of the run in `path` whose files are as its manifest has them.
+    """Return the newest checkpoint of the run in `path` whose files all match its manifest.
 
     Raises:
-        ModelError: none is.
+        ModelError: Every checkpoint is damaged.
     """
-    passed: list[Issue] = []
+    skipped: list[Issue] = []
     for folder in reversed(checkpoints(path / "checkpoints")):
         try:
-            manifest = read_manifest(folder)
+            manifest = read_checkpoint_manifest(folder)
         except ModelError as error:
-            passed += error.issues
+            skipped += error.issues
             continue
-        issues = [Issue("it has no manifest.", str(folder))] if manifest is None else damage(folder, manifest)
-        if manifest is not None and not issues:
-            return ResumePoint(folder, manifest, [str(issue) for issue in passed])
-        passed += issues
-    raise ModelError([Issue(f.message, f.location, START_OVER_HINT) for f in passed])
+        issues = verify_files(folder, manifest)
+        if not issues:
+            return ResumePoint(folder, manifest, [f"{issue.location}: {issue.message}" for issue in skipped])
+        skipped += issues
+    raise ModelError([Issue(issue.code, issue.message, issue.location, START_OVER_HINT) for issue in skipped])
 
 
 def rewind(path: Path, checkpoint: Path) -> None:
-    """Take away what the run made after `checkpoint`: it will make it again."""
+    """Remove what the run in `path` wrote after `checkpoint`: later checkpoints, the model and logged steps."""
     for folder in checkpoints(path / "checkpoints"):
-        if step_of(folder) > step_of(checkpoint):
+        if checkpoint_step(folder) > checkpoint_step(checkpoint):
             remove(folder)
     if (path / "model").is_dir():
         shutil.rmtree(path / "model")
-    for name in JOURNALS:
+    for name in STEP_LOGS:
         if (path / name).exists():
-            kept = "".join(_lines_until(path / name, step_of(checkpoint)))
+            kept = "".join(_lines_until(path / name, checkpoint_step(checkpoint)))
             temporary = path / f".{name}.tmp"
             temporary.write_text(kept, encoding="utf-8")
             sync(temporary)
             temporary.replace(path / name)
 
 
-def _lines_until(journal: Path, step: int) -> Iterator[str]:
-    """The whole lines of `journal` up to `step`; a killed process leaves half a one."""
-    with journal.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+def _lines_until(log: Path, step: int) -> Iterator[str]:
+    """Yield the complete lines of `log` up to `step`. A killed process may leave a partial one."""
+    with log.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for line in lines:
             try:
                 row = json.loads(line)
@@ -131,12 +150,12 @@ def _lines_until(journal: Path, step: int) -> Iterator[str]:
 
 
 def describe_incomplete(path: Path) -> str:
-    """How the incomplete run in `path` stands, in a few words."""
-    who = lock_holder(path)
-    if who:
-        return f"running, {who}"
+    """Return the state of the incomplete run in `path`, such as `stopped, saved at step 20`."""
+    holder = lock_holder(path)
+    if holder:
+        return f"running, {holder}"
     log = path / "log.txt"
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
-    ended = "failed" if last and last[0].partition(" ")[2].startswith(FAILED) else "stopped"
+    state = "failed" if last and last[0].partition(" ")[2].startswith(FAILURE_PREFIX) else "stopped"
     saved = checkpoints(path / "checkpoints")
-    return f"{ended}, saved at step {step_of(saved[-1])}" if saved else ended
+    return f"{state}, saved at step {checkpoint_step(saved[-1])}" if saved else state

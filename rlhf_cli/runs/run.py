@@ -1,11 +1,10 @@
-"""A run under way: its folder, what it tells as it goes, and the manifest that completes it."""
+"""An open run: its folder, its logs and checkpoints, and the manifest that completes it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -17,50 +16,88 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from rlhf_cli.errors import StoppedError
+from rlhf_cli.formatting import format_path
 from rlhf_cli.runs import disk, layout
-from rlhf_cli.runs.checkpoint import RESUME_HINT, checkpoints, committed, path_of, remove, step_of
-from rlhf_cli.runs.lock import STARTED, Lock, acquire_lock, remove_lock, write_started
-from rlhf_cli.runs.manifest import SCHEMA, files_of, sync, write_manifest
-from rlhf_cli.runs.resume import JOURNALS, ResumableRun, newest_checkpoint, rewind
+from rlhf_cli.runs.checkpoint import (
+    RESUME_HINT,
+    checkpoint_path,
+    checkpoint_step,
+    checkpoints,
+    remove,
+    write_checkpoint,
+)
+from rlhf_cli.runs.lock import STARTED_FILE, Lock, StartRecord, acquire_lock, remove_lock, write_started
+from rlhf_cli.runs.manifest import MANIFEST_FILE, SCHEMA, hash_files, sync, write_manifest
+from rlhf_cli.runs.resume import STEP_LOGS, ResumableRun, newest_checkpoint, rewind
 from rlhf_cli.runs.run_log import RunLogHandler
 
 logger = logging.getLogger(__name__)
 
 
 class StageMetrics(NamedTuple):
-    """What a stage gives back: one flat map, name to number."""
+    """The result of a stage.
+
+    Attributes:
+        metrics: The final metrics, name to number. `evaluation.metrics.all_metrics` describes them.
+        gates: One verdict for each gate, as the manifest has it; only a stage that evaluates has any.
+    """
 
     metrics: dict[str, float]
+    gates: tuple[dict[str, Any], ...] = ()
 
 
 class Reporter(Protocol):
-    """Whoever shows a run to a person."""
+    """Shows the progress of a run to the user."""
 
-    def begin(self, total: int, unit: str) -> None: ...
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def info(self, text: str) -> None: ...
-    def warning(self, text: str) -> None: ...
+    def begin(self, total: int, unit: str) -> None:
+        """Show that training starts, with its number of steps and what they are called."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a logged step."""
+
+    def info(self, text: str) -> None:
+        """Show a message."""
+
+    def warning(self, text: str) -> None:
+        """Show a warning."""
 
 
 @dataclass
 class Run:
-    """Handed to every stage. Owns the folder; the stage builds no path of its own outside it."""
+    """An open run, passed to its stage, which writes nowhere else.
+
+    Attributes:
+        stage: The stage.
+        name: The name of the recipe.
+        path: The run's folder.
+        runs_dir: The runs directory.
+        smoke: Whether it is a smoke run.
+        reporter: Shows progress.
+        lock: This process's lock of the run.
+        started: When the run was started, in seconds since 1970; possibly by another process.
+        resumed_from: The verified checkpoint that this process resumes from, or None for a new run.
+        started_training: Whether `begin` was called.
+        handles_signals: Whether the stage checks `stop_requested` after each step.
+        stop_requested: Whether a signal was received: save after this step, and raise `stopped(step)`.
+        elapsed_before_resume: Seconds of work up to the checkpoint `resumed_from`.
+        base_path: Folder or Hub id of the base model, for stages that still ask the run for it.
+    """
 
     stage: str
     name: str
     path: Path
     runs_dir: Path
     smoke: bool
-    base: str  # hub id, or folder, of the recipe's base, already resolved
     reporter: Reporter
     lock: Lock
-    started: float = field(default_factory=time.time)  # of the run, which may have been another process
-    resumed: Path | None = None  # the checkpoint, verified, that this run goes on from; None: it is new
-    begun: bool = False
-    handles_signals: bool = False  # see `begin`
-    stopping: bool = False  # a signal came: save after this step, and raise `stopped(step)`
-    spent: float = 0.0  # seconds that led to the checkpoint `resumed`
-    _since: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.time)
+    resumed_from: Path | None = None
+    started_training: bool = False
+    handles_signals: bool = False
+    stop_requested: bool = False
+    elapsed_before_resume: float = 0.0
+    base_path: str = ""
+    _opened: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._log = RunLogHandler(self.path / "log.txt", self.reporter)
@@ -74,87 +111,120 @@ class Run:
         stage: str,
         *,
         smoke: bool,
-        base: str,
         reporter: Reporter,
-        origin: Mapping[str, Any] = MappingProxyType({}),
+        provenance: Mapping[str, Any] = MappingProxyType({}),
+        base_path: str = "",
     ) -> Run:
-        """Claim the next version and own it. `origin`: what it is made of, for a resume to compare.
+        """Claim the next version and lock it.
+
+        Args:
+            runs_dir: The runs directory.
+            name: The name of the recipe.
+            stage: The stage.
+            smoke: Whether it is a smoke run.
+            reporter: Shows progress.
+            provenance: Settings, inputs and versions, which a resume compares with its own.
+            base_path: Folder or Hub id of the base model.
 
         Raises:
-            DiskError: where its folder cannot be made.
+            DiskError: The folder cannot be created.
         """
         path = layout.claim(runs_dir, name, stage)
         try:
-            with disk.told(path):
-                run = cls(stage, name, path, runs_dir, smoke, base, reporter, acquire_lock(path, new=True))
-                write_started(path, {"started": run.started, "smoke": smoke, **origin})
+            with disk.convert_disk_errors(path):
+                lock = acquire_lock(path, new=True)
+                run = cls(stage, name, path, runs_dir, smoke, reporter, lock, base_path=base_path)
+                write_started(path, StartRecord(run.started, smoke, dict(provenance)))
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
         return run
 
     @classmethod
-    def resume(cls, taken: ResumableRun, *, base: str, reporter: Reporter) -> tuple[Run, list[str]]:
-        """Go on with a run after its newest checkpoint; what it made later is taken away. Also what was passed over.
+    def resume(cls, found: ResumableRun, *, reporter: Reporter, base_path: str = "") -> tuple[Run, list[str]]:
+        """Resume a run from its newest undamaged checkpoint, and remove what it wrote later.
+
+        Returns:
+            The run, and why newer versions or checkpoints were skipped.
 
         Raises:
-            ModelError: no checkpoint is undamaged.
+            ModelError: Every checkpoint is damaged.
         """
-        kept = newest_checkpoint(taken.path)
-        name, stage = taken.path.parts[-3:-1]
-        run = cls(stage, name, taken.path, taken.path.parents[2], taken.origin["smoke"], base, reporter, taken.lock)
-        run.started, run.spent, run.resumed = taken.origin["started"], kept.manifest["seconds"], kept.path
-        rewind(run.path, kept.path)
-        return run, [*taken.passed, *kept.passed]
+        point = newest_checkpoint(found.path)
+        name, stage = found.path.parts[-3:-1]
+        run = cls(
+            stage,
+            name,
+            found.path,
+            found.path.parents[2],
+            found.record.smoke,
+            reporter,
+            found.lock,
+            base_path=base_path,
+            started=found.record.started,
+            resumed_from=point.path,
+            elapsed_before_resume=point.manifest["seconds"],
+        )
+        rewind(run.path, point.path)
+        return run, [*found.skipped, *point.skipped]
 
     @property
     def version(self) -> str:
+        """The version, such as `v0003`."""
         return self.path.name
 
     @property
     def model_dir(self) -> Path:
-        """The folder of what later stages load."""
+        """The folder that later stages load, created if it does not exist."""
         folder = self.path / "model"
         folder.mkdir(exist_ok=True)
         return folder
 
-    def find(self, ref: str) -> Path:
-        """The folder of the complete run that `ref` names, or `ref` itself where it is a folder."""
-        if os.path.isabs(ref):
+    def resolve(self, ref: str) -> Path:
+        """Return the folder of the complete run that `ref` names, or `ref` itself if it is an absolute path."""
+        if Path(ref).is_absolute():
             return Path(ref)
         return layout.find(self.runs_dir, ref, self.name, smoke=self.smoke).path
 
-    def model_of(self, ref: str) -> Path:
-        """The model folder behind `ref`: a run's `model/`, or a plain folder."""
-        folder = self.find(ref)
-        return folder / "model" if (folder / "manifest.json").exists() and (folder / "model").is_dir() else folder
+    def model_path(self, ref: str) -> Path:
+        """Return the model folder that `ref` names: the `model/` of a run, or a folder that is not a run."""
+        folder = self.resolve(ref)
+        is_run = (folder / MANIFEST_FILE).exists() and (folder / "model").is_dir()
+        return folder / "model" if is_run else folder
+
+    # Former names, until every stage uses the new ones.
+    find = resolve
+    model_of = model_path
 
     def base_source(self) -> str:
-        """Hub id or folder of the base model."""
-        return self.base
+        """Return `base_path`."""
+        return self.base_path
 
     @property
     def resumed_step(self) -> int:
-        """The last step that is done already; 0 in a new run."""
-        return 0 if self.resumed is None else step_of(self.resumed)
+        """The step of the checkpoint that the run resumed from; 0 for a new run."""
+        return 0 if self.resumed_from is None else checkpoint_step(self.resumed_from)
 
     def begin(self, total: int, unit: str, *, handles_signals: bool = False) -> None:
-        """Training is about to start: `total` steps or iterations, named by `unit`.
+        """Report that training starts.
 
-        With `heeds_signals` the stage looks at `stopping` after each step, and a first signal waits for that. Without,
-        and before this, it ends the run at once.
+        Args:
+            total: How many steps it has.
+            unit: What a step is called, in the plural.
+            handles_signals: Whether the stage checks `stop_requested` after each step, so that a first signal only
+                sets it. Otherwise, and before `begin`, a signal stops the run at once.
         """
-        self.begun = True
+        self.started_training = True
         self.handles_signals = handles_signals
         self.reporter.begin(total, unit)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A line in `metrics.jsonl`, and on the console. A number that is not finite is written as null."""
+        """Append a line to `metrics.jsonl`, and report the step. A number that is not finite is written as null."""
         self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **metrics})
         self.reporter.step(step, metrics)
 
     def logged(self) -> list[dict[str, float]]:
-        """What `log` was given so far, in its order: a resumed stage knows of the steps before it by this."""
+        """Return the metrics of every step logged so far, including those before a resume."""
         file = self.path / "metrics.jsonl"
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
         return [
@@ -163,44 +233,57 @@ class Run:
         ]
 
     def sample(self, row: Mapping[str, object]) -> None:
-        """A line in `samples.jsonl`. A number that is not finite is written as null."""
+        """Append a line to `samples.jsonl`. A number that is not finite is written as null."""
         self._append("samples.jsonl", row)
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies once it is committed."""
-        return path_of(self.path / "checkpoints", step)
+        """Return the path that the checkpoint of `step` has once it is committed."""
+        return checkpoint_path(self.path / "checkpoints", step)
 
     @contextmanager
     def checkpoint(self, step: int, *, size: int = 0) -> Iterator[Path]:
-        """A folder to save into; on a clean exit it becomes `checkpoint_path(step)`, whole or not at all.
+        """Yield a folder that becomes `checkpoint_path(step)` on a clean exit, and keep the newest two checkpoints.
 
-        What was logged of the steps until then, by `log` and `sample`, is kept with it. `size`: bytes that it will
-        take at most, where known. Of all checkpoints the newest two are kept.
+        The lines that `log` and `sample` wrote are flushed to the disk with it.
+
+        Args:
+            step: The step after which it is saved.
+            size: Expected size in bytes; 0 if unknown.
 
         Raises:
-            DiskError: where the disk has not as much space left.
+            DiskError: Too little space is left.
         """
-        with committed(self.checkpoint_path(step), {"step": step, "seconds": self._seconds()}, size=size) as folder:
+        content = {"step": step, "seconds": self._seconds()}
+        with write_checkpoint(self.checkpoint_path(step), content, size=size) as folder:
             yield folder
-            for journal in JOURNALS:
-                if (self.path / journal).exists():
-                    sync(self.path / journal)
+            for name in STEP_LOGS:
+                if (self.path / name).exists():
+                    sync(self.path / name)
 
     def stopped(self, step: int) -> StoppedError:
-        """What to raise when `stopping` was seen and the checkpoint of `step` is committed."""
-        message = f"stopped by a signal after step {step}; saved in {layout.place(self.checkpoint_path(step))}."
-        return StoppedError(message, location=self.stage, hint=RESUME_HINT)
+        """Return the error to raise if `stop_requested` is set and the checkpoint of `step` is committed."""
+        message = f"stopped by a signal after step {step}; saved in {format_path(self.checkpoint_path(step))}."
+        return StoppedError("run.stopped", message, location=self.stage, hint=RESUME_HINT)
 
     def checkpoints(self) -> list[Path]:
-        """Those that are committed, oldest first."""
+        """Return the committed checkpoints, oldest first."""
         return checkpoints(self.path / "checkpoints")
 
     def complete(
         self, metrics: Mapping[str, float], facts: Mapping[str, Any], *, keep_checkpoints: bool = True
     ) -> dict[str, Any]:
-        """Write the manifest, which completes the run, and move `latest`; a smoke run leaves `latest` alone."""
+        """Write the manifest, which completes the run, and point `latest` at it unless it is a smoke run.
+
+        Args:
+            metrics: The final metrics.
+            facts: Further keys of the manifest.
+            keep_checkpoints: Whether the checkpoints stay.
+
+        Returns:
+            The manifest.
+        """
         model = self.path / "model"
-        self._open_to_readers()
+        self._apply_umask()
         content = {
             "schema": SCHEMA,
             "stage": self.stage,
@@ -214,7 +297,7 @@ class Run:
             "metrics": _jsonable(metrics),
             "warnings": self._log.warnings,
             **facts,
-            "files": files_of(model) if model.is_dir() else {},
+            "files": hash_files(model) if model.is_dir() else {},
         }
         write_manifest(self.path, content)
         remove_lock(self.path)
@@ -223,40 +306,40 @@ class Run:
         if not self.smoke:
             try:
                 layout.point_latest(self.path.parent)
-            except OSError as error:  # the run is complete all the same; references need no link
-                logger.warning(f"the link `latest` cannot be moved: {error.strerror}")
+            except OSError as error:  # the run is complete; references do not need the link
+                logger.warning(f"The link `latest` cannot be updated: {error.strerror}.")
         return content
 
-    def _open_to_readers(self) -> None:
-        """Give every file the mode of one of ours: safetensors are for their owner alone, whatever the umask."""
-        mode = (self.path / STARTED).stat().st_mode
+    def _apply_umask(self) -> None:
+        """Give every file the mode of `started.json`. safetensors ignores the umask and writes files of mode 600."""
+        mode = (self.path / STARTED_FILE).stat().st_mode
         for path in self.path.rglob("*"):
             if path.is_file():
                 path.chmod(mode)
 
     def discard_if_empty(self) -> bool:
-        """Remove the folder of a run that failed before it made anything. True where it is gone."""
-        if self.begun or self.resumed is not None or (self.path / "metrics.jsonl").exists():
+        """Remove the folder of a new run that failed before training started. Return whether it was removed."""
+        if self.started_training or self.resumed_from is not None or (self.path / "metrics.jsonl").exists():
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True
 
     def close(self) -> None:
-        """Own it no longer: it is complete, or ended before. Without this the end of the process does it."""
+        """Detach the log and release the lock. The end of the process does the same."""
         self._log.detach()
         self.lock.release()
 
     def _seconds(self) -> float:
-        """Seconds of work in this run as it stands, those before a resume included."""
-        return self.spent + time.monotonic() - self._since
+        """Return the seconds of work so far, including those before a resume that led to its checkpoint."""
+        return self.elapsed_before_resume + time.monotonic() - self._opened
 
-    def _append(self, file: str, row: Mapping[str, object]) -> None:
-        with (self.path / file).open("a", encoding="utf-8") as out:
+    def _append(self, name: str, row: Mapping[str, object]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as out:
             out.write(json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _jsonable(value: Any) -> Any:
-    """`value` with null for each number that JSON cannot hold."""
+    """Return `value` with None in place of each number that is not finite."""
     if isinstance(value, Mapping):
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

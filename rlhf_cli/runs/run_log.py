@@ -16,8 +16,11 @@ LOGGER.addHandler(logging.NullHandler())  # outside a run, records are dropped u
 class MessageSink(Protocol):
     """The part of a reporter that shows messages."""
 
-    def info(self, text: str) -> None: ...
-    def warning(self, text: str) -> None: ...
+    def info(self, text: str) -> None:
+        """Show a message."""
+
+    def warning(self, text: str) -> None:
+        """Show a warning."""
 
 
 class RunLogHandler(logging.Handler):
@@ -41,7 +44,7 @@ class RunLogHandler(logging.Handler):
         LOGGER.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record. A file error is raised, as any other error of the disk is."""
+        """Write one record. Unlike the handlers of `logging`, raise OSError if log.txt cannot be written."""
         text = redact(record.getMessage())
         is_warning = record.levelno >= logging.WARNING
         with self.path.open("a", encoding="utf-8") as out:

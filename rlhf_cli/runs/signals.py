@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run is under way: a stage that saves stops at its next step, any other one at once."""
+"""Stop a run on Ctrl-C or SIGTERM: after the current step if its stage saves checkpoints, else at once."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from types import FrameType
 
 from rlhf_cli.runs.run import Run
 
-SAME = 0.3  # seconds in which a second signal is the first one again: `timeout` sends to a process and to its group
-TOLD = b"\nstopping at the next step; Ctrl-C again stops at once\n"
+# Seconds in which a second signal counts as the first one: `timeout` sends it to the process and to its group.
+DUPLICATE_SIGNAL_WINDOW_S = 0.3
+STOPPING_MESSAGE = b"\nstopping after this step; press Ctrl-C again to stop at once\n"
 
 
 @contextmanager
 def graceful_shutdown(run: Run) -> Iterator[None]:
-    """Inside, the first signal sets `run.stopping` where the stage has said that it looks at it; else, and the second
-    time, KeyboardInterrupt is raised. A signal that is ignored (nohup) stays so."""
-    owner, first = os.getpid(), 0.0
+    """Set `run.stop_requested` on the first signal if the stage handles signals, and raise KeyboardInterrupt otherwise.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if os.getpid() != owner:  # a data loader's worker, which a Ctrl-C reaches too: it ends with its owner
+    A second signal always raises KeyboardInterrupt. A signal that the process ignores, as under nohup, stays ignored.
+    """
+    main_process = os.getpid()
+    first_signal = 0.0
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal first_signal
+        if os.getpid() != main_process:  # a data loader's worker: Ctrl-C reaches it too, but its parent ends it
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if run.stopping and time.monotonic() - first < SAME:
+        if run.stop_requested and time.monotonic() - first_signal < DUPLICATE_SIGNAL_WINDOW_S:
             return
-        if run.stopping or not run.handles_signals:
+        if run.stop_requested or not run.handles_signals:
             raise KeyboardInterrupt
-        run.stopping, first = True, time.monotonic()
-        os.write(2, TOLD)  # a handler may stand inside a print: no buffer, no lock
+        run.stop_requested = True
+        first_signal = time.monotonic()
+        os.write(2, STOPPING_MESSAGE)  # not print: the handler may have interrupted one, which holds a lock
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}

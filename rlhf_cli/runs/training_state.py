@@ -1,6 +1,6 @@
-"""A training's state as safetensors and JSON: any tree of plain values and tensors, read back bit by bit. No pickles.
+"""Save and load training state bit for bit: a tree of plain values and tensors, as safetensors and JSON, no pickles.
 
-Needs torch, numpy and safetensors, and is for the stages alone; the rest of this package does without.
+Needs torch, numpy and safetensors, unlike the other modules of this package. Only stages import it.
 """
 
 from __future__ import annotations
@@ -17,71 +17,74 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-TREE, TENSORS = "state.json", "state.safetensors"
+TREE_FILE, TENSORS_FILE = "state.json", "state.safetensors"
 
 
 def save_state(folder: Path, tree: Any) -> None:
-    """Write `tree` into `folder`, which is made where it is not there.
+    """Write `tree` into `folder`, which is created if it does not exist.
 
-    A tree is dict (with keys of any kind below), list, tuple, str, bytes, int, float, bool, None and tensors.
+    Args:
+        folder: The folder.
+        tree: Nested dict, list, tuple, str, bytes, int, float, bool, None and tensors. A dict's keys may be any of
+            them but tensors, list and dict.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: The tree holds another type. Nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_packed(tree, tensors), allow_nan=False)
-    save_file(tensors, folder / TENSORS)
-    (folder / TREE).write_text(text, encoding="utf-8")
+    text = json.dumps(_pack(tree, tensors), allow_nan=False)
+    save_file(tensors, folder / TENSORS_FILE)
+    (folder / TREE_FILE).write_text(text, encoding="utf-8")
 
 
 def load_state(folder: Path) -> Any:
-    """The tree that `save_state` wrote; its tensors lie in main memory, each with a storage of its own."""
-    tensors = load_file(folder / TENSORS)
-    return _unpacked(json.loads((folder / TREE).read_text(encoding="utf-8")), tensors)
+    """Return the tree that `save_state` wrote. Its tensors are on the CPU and share no storage."""
+    tensors = load_file(folder / TENSORS_FILE)
+    return _unpack(json.loads((folder / TREE_FILE).read_text(encoding="utf-8")), tensors)
 
 
-def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON. What JSON has no word for becomes an object of one key, the kind; so does every dict."""
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return `value` as JSON. Types that JSON lacks, and dicts, become an object with the type as its only key."""
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": value.hex()}
     if type(value) is list:
-        return [_packed(item, tensors) for item in value]
+        return [_pack(item, tensors) for item in value]
     if type(value) is tuple:
-        return {"tuple": [_packed(item, tensors) for item in value]}
-    if isinstance(value, dict):  # an OrderedDict, a defaultdict: their order is kept
-        return {"dict": [[_packed(key, tensors), _packed(item, tensors)] for key, item in value.items()]}
+        return {"tuple": [_pack(item, tensors) for item in value]}
+    if isinstance(value, dict):  # also OrderedDict and defaultdict; the order is kept
+        return {"dict": [[_pack(key, tensors), _pack(item, tensors)] for key, item in value.items()]}
     if type(value) is bytes:
         return {"bytes": base64.b64encode(value).decode()}
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # A copy, because tensors that share storage (a view, a tie) are refused by safetensors.
+        # A copy: safetensors refuses tensors that share storage, such as views and tied weights.
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
-    raise TypeError(f"a state cannot hold {type(value).__name__}")
+    raise TypeError(f"unsupported type in a training state: {type(value).__name__}")
 
 
-def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
-        return [_unpacked(item, tensors) for item in value]
+        return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "float":
         return float.fromhex(content)
     if kind == "tuple":
-        return tuple(_unpacked(item, tensors) for item in content)
+        return tuple(_unpack(item, tensors) for item in content)
     if kind == "dict":
-        return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in content}
+        return {_unpack(key, tensors): _unpack(item, tensors) for key, item in content}
     if kind == "bytes":
         return base64.b64decode(content)
     return tensors[content]
 
 
-def generators() -> dict[str, Any]:
-    """The states of the random generators that training draws from: Python's, numpy's, torch's on every device."""
+def generator_states() -> dict[str, Any]:
+    """Return the states of Python's, numpy's and torch's random generators, the latter on every device."""
     numpy: Any = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -91,11 +94,11 @@ def generators() -> dict[str, Any]:
     }
 
 
-def restore_generators(tree: dict[str, Any]) -> None:
-    """Put the generators where `generators` found them; devices that this machine lacks are left out."""
-    random.setstate(tree["python"])
-    name, keys, *rest = tree["numpy"]
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set the random generators to the states of `generator_states`. Devices that this machine lacks are skipped."""
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(tree["torch"])
-    for device, state in enumerate(tree["cuda"][: torch.cuda.device_count()]):
+    torch.set_rng_state(states["torch"])
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)

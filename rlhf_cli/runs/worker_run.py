@@ -1,4 +1,4 @@
-"""A run as its other processes see it: what they write goes into a folder of their own, which is gone at the end."""
+"""The run of a worker process: it reads the main process's run, and writes only to a temporary folder."""
 
 from __future__ import annotations
 
@@ -14,33 +14,42 @@ from rlhf_cli.runs.run import Reporter, Run
 
 
 class RunHandle(NamedTuple):
-    """What the main process tells the others of its run."""
+    """What the main process sends to the worker processes about its run. The fields are those of `Run`."""
 
     stage: str
     name: str
     path: Path
     runs_dir: Path
     smoke: bool
-    base: str
-    resumed: Path | None
-    spent: float
+    base_path: str
+    resumed_from: Path | None
+    elapsed_before_resume: float
 
     @classmethod
-    def of(cls, run: Run) -> RunHandle:
-        """What `Follower.of` takes."""
-        return cls(run.stage, run.name, run.path, run.runs_dir, run.smoke, run.base, run.resumed, run.spent)
+    def from_run(cls, run: Run) -> RunHandle:
+        """Return the handle of `run`."""
+        return cls(
+            run.stage,
+            run.name,
+            run.path,
+            run.runs_dir,
+            run.smoke,
+            run.base_path,
+            run.resumed_from,
+            run.elapsed_before_resume,
+        )
 
 
 class WorkerRun(Run):
-    """Reads and computes as the main process's run does, and leaves no trace."""
+    """A run whose log, metrics and checkpoints are discarded: the main process writes them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._log.detach()  # the main process logs
+        self._log.detach()
 
     @classmethod
-    def of(cls, main: RunHandle, reporter: Reporter) -> WorkerRun:
-        """Follow `main` in a temporary folder, with the figures that a resumed run has logged so far."""
+    def open(cls, main: RunHandle, reporter: Reporter) -> WorkerRun:
+        """Open a worker's run of `main`. If `main` was resumed, it starts with the metrics logged so far."""
         folder = Path(tempfile.mkdtemp(prefix="rlhf-process-"))
         run = cls(
             main.stage,
@@ -48,24 +57,24 @@ class WorkerRun(Run):
             folder,
             main.runs_dir,
             main.smoke,
-            main.base,
             reporter,
             acquire_lock(folder, new=True),
-            resumed=main.resumed,
-            spent=main.spent,
+            base_path=main.base_path,
+            resumed_from=main.resumed_from,
+            elapsed_before_resume=main.elapsed_before_resume,
         )
-        journal = main.path / "metrics.jsonl"
-        if main.resumed is not None and journal.exists():
-            shutil.copy(journal, folder)
+        metrics_log = main.path / "metrics.jsonl"
+        if main.resumed_from is not None and metrics_log.exists():
+            shutil.copy(metrics_log, folder)
         return run
 
     @contextmanager
-    def checkpoint(self, step: int, *, size: int = 0) -> Iterator[Path]:
-        """A folder to save into, as every process does; it is not kept."""
+    def checkpoint(self, step: int, *, size: int = 0) -> Iterator[Path]:  # noqa: ARG002 - the signature of Run's
+        """Yield a temporary folder, which is removed on exit: sharded models are saved by all processes together."""
         with tempfile.TemporaryDirectory(dir=self.path) as folder:
             yield Path(folder)
 
     def close(self) -> None:
-        """Let go, and leave nothing behind."""
+        """Close the run and remove its folder."""
         super().close()
         shutil.rmtree(self.path, ignore_errors=True)

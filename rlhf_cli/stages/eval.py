@@ -153,7 +153,7 @@ def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -
     prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
     answer = bench.recipe.eval.max_new_tokens or bench.recipe.ppo.max_new_tokens
     warnings = length_checks.check_positions(
-        loading.sizes(bench.run.base_source(), bench.recipe.base.revision).positions,
+        loading.read_model_sizes(bench.run.base_source(), bench.recipe.base.revision).positions,
         max(map(len, ids)) + answer,
         limit + answer,
         "eval.max_new_tokens",

@@ -1,8 +1,8 @@
-"""The finished model as one folder that others load: written, loaded again, compared, and only then called done.
+"""Export a model as one folder that other tools load: written, loaded again, and compared with the trained model.
 
 A quantized base is dequantized before the merge: merging into 4-bit weights rounds the adapter away (mean KL 2e-2
-against 2e-4), and merging into the original weights gives a model that was never trained. One model is in memory at a
-time. Left out: pushing to a hub, and other formats than transformers' own.
+instead of 2e-4), and merging into the original weights gives a model that was never trained. One model is in memory at
+a time. Not included: pushing to the Hub, and formats other than transformers' own.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_cli.data import chat_template, sources
+from rlhf_cli.data import chat_template
 from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import adapters, loading
-from rlhf_cli.pipeline import model_card
-from rlhf_cli.recipe import smoke
-from rlhf_cli.recipe.schema import Base, Recipe
+from rlhf_cli.models.generation_config import repair_generation_config
+from rlhf_cli.pipeline import cards
+from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.training.prepared_data import load_rows, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = 16  # compared on, at most
+MAX_PROMPTS = 16  # that the exported model is compared on
 PROMPT_TOKENS = 96  # the last of each prompt; all logits of the comparison are held in memory at once
 NEW_TOKENS = 32  # continued greedily by the model before the export
-MAX_KL = 1e-3  # nats a token, where weights are rounded to 16 bits or were quantized
-MAX_KL_EXACT = 1e-6  # nats a token, float32 all the way
-SHARD = "5GB"
-TEXTS = (  # where the recipe has no prompts
+MAX_KL = 1e-3  # nats per token, if weights are rounded to 16 bits or were quantized
+MAX_KL_EXACT = 1e-6  # nats per token, if all computation is in float32
+MAX_SHARD_SIZE = "5GB"
+FALLBACK_TEXTS = (  # if the recipe has no prompts
     "Once upon a time",
     "Question: What is water made of?\nAnswer:",
     "The most important thing about",
@@ -47,81 +48,69 @@ Digests = dict[str, str]
 
 
 class Expected(NamedTuple):
-    """What the exported model has to say: token ids, and the logits (T, V) before the export, on the CPU."""
+    """Token ids, and the logits (T, V) that the model gives for each before the export, on the CPU."""
 
     sequences: list[list[int]]
     logits: list[Tensor]
 
 
 class Written(NamedTuple):
-    """What lies in the folder: a digest of every tensor, and how many numbers they hold."""
+    """A digest of every tensor that was written, and the number of parameters."""
 
     digests: Digests
     parameters: int
 
 
-def run(recipe: Recipe, run: Run) -> StageMetrics:
-    """Write `export.of` to the run's model folder in the form that the recipe asks for, verified."""
-    start = run.model_of(recipe.export.of)
-    adapters.check_form(start, recipe.adapter)
-    if recipe.adapter is None and recipe.export.format == "adapter":
-        raise ModelError(
-            "there is no adapter to export: the recipe says `adapter: null`",
-            location="export.format",
-            hint="Set `export.format: merged`.",
-        )
-    tokenizer = loading.load_tokenizer(run.base_source(), recipe.base.revision)
-    own_template = tokenizer.chat_template is not None
-    chat_template.prepare(tokenizer, recipe.base.chat_template)
-    prompts = _prompts(recipe, run)
-    expected = _expected(recipe, run, start, tokenizer, prompts)
-    conversational = isinstance(prompts[0], list) if prompts else own_template
+def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    """Write `export.of` to the run's model folder in `export.format`, and verify it."""
+    start = stage.model_path("of")
+    assert start is not None, "validation refuses export.of: base"
+    adapters.check_kind(start, stage.recipe.adapter)
+    if stage.recipe.adapter is None and stage.section.format == "adapter":
+        message = "export.format: no adapter to export, because the recipe has `adapter: null`."
+        hint = "Set export.format: merged."
+        raise ModelError("model.wrong-kind", message, location="export.format", hint=hint)
+    tokenizer = loading.load_tokenizer(stage.base_path, stage.recipe.base.revision)
+    has_own_template = tokenizer.chat_template is not None
+    tokenizer = load_tokenizer(stage)
+    prompts = comparison_prompts(stage)
+    expected = compute_expected(stage, start, tokenizer, prompts)
+    conversational = isinstance(prompts[0], list) if prompts else has_own_template
     folder = run.path / ".unverified"  # beside the model folder, so that the last step is one rename
     folder.mkdir()
     try:
-        logger.info(f"writing {recipe.export.of}, {_form(recipe)}")
-        written = _write(recipe, run, start, folder, tokenizer)
-        kl = _verify(recipe, run, folder, written.digests, expected)
-        model_card.write(recipe, run, folder, tokenizer, kl=kl, conversational=conversational)
+        logger.info(f"writing {stage.section.of} ({_describe(stage)})")
+        written = _write(stage, start, folder, tokenizer)
+        kl = verify(stage, folder, written.digests, expected)
+        cards.write_model_card(stage, folder, tokenizer, kl=kl, conversational=conversational)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         run.model_dir.rmdir()
         folder.replace(run.path / "model")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    logger.info(f"verified: all tensors as saved, KL {kl:.1e} nats a token")
-    logger.info(f"the model, {_form(recipe)}, lies in {run.model_dir}")
+    logger.info(f"verified: all tensors as saved, KL {kl:.1e} nats per token")
+    logger.info(f"exported {_describe(stage)} to {run.model_dir}")
     return StageMetrics({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
 
 
-def _form(recipe: Recipe) -> str:
-    """What is written, in words; the dtype of training where it is not kept."""
-    if recipe.export.format == "adapter":
-        return "the adapter alone"
-    trained_in = str(loading.compute_dtype(recipe.base, loading.default_device())).removeprefix("torch.")
-    dtype = recipe.export.dtype
-    return f"merged, {dtype}" + (f" (export.dtype; it was trained in {trained_in})" if dtype != trained_in else "")
-
-
-def _prompts(recipe: Recipe, run: Run) -> list[Text]:
-    """Held-out prompts of the recipe; none where it has no data for them."""
-    limit = smoke.ROWS if run.smoke else None
-    if recipe.data.prompts is not None:
-        rows = sources.load(recipe.data.prompts, "prompts", seed=recipe.seed, find=run.find, limit=limit)
-        return [row.prompt for row in (rows.held_out or rows.train)[:PROMPTS]]
-    if recipe.data.sft is not None:
-        pairs = sources.load(recipe.data.sft, "sft", seed=recipe.seed, find=run.find, limit=limit)
-        return [row.prompt for row in (pairs.held_out or pairs.train)[:PROMPTS]]
+def comparison_prompts(stage: ResolvedStage) -> list[Text]:
+    """Return held-out prompts of the recipe to compare the models on; empty if it has no data for them."""
+    for kind in ("prompts", "sft"):
+        if getattr(stage.recipe.data, kind) is not None:
+            split = load_rows(stage, kind)
+            return [row.prompt for row in (split.held_out or split.train)[:MAX_PROMPTS]]
     return []
 
 
-def _expected(
-    recipe: Recipe, run: Run, start: Path, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text]
+def compute_expected(
+    stage: ResolvedStage, start: Path, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text]
 ) -> Expected:
-    """The model as it was trained: the adapter on its (quantized) base, on prompts and its own continuations."""
+    """Run the model as it was trained, the adapter on its (quantized) base, on prompts and its own continuations."""
     ids = [row[-PROMPT_TOKENS:] for row in chat_template.encode_prompts(tokenizer, prompts)]
-    ids = [row for row in ids if row] or chat_template.encode_prompts(tokenizer, TEXTS)
+    ids = [row for row in ids if row] or chat_template.encode_prompts(tokenizer, FALLBACK_TEXTS)
+    recipe = stage.recipe
     model = adapters.load_policy(
-        recipe.base, recipe.adapter, run.base_source(), start, smoke=run.smoke, trainable=False
+        recipe.base, recipe.adapter, stage.base_path, start, smoke=stage.smoke, trainable=False
     ).eval()
     greedy = GenerationConfig(
         do_sample=False,
@@ -137,8 +126,58 @@ def _expected(
     return Expected(sequences, _logits(model, sequences))
 
 
+def verify(stage: ResolvedStage, folder: Path, digests: Digests, expected: Expected) -> float:
+    """Load the exported files as any user would, and compare them with the saved tensors and the trained model.
+
+    Logits are computed in the data type of training on both sides: bfloat16 arithmetic alone costs 4e-4 nats per token
+    on a small model, and shows nothing about the weights.
+
+    Returns:
+        The mean KL divergence in nats per token.
+
+    Raises:
+        ModelError: A tensor differs, or the KL divergence is too large.
+    """
+    trained_in = loading.compute_dtype(stage.recipe.base, loading.default_device())
+    if stage.section.format == "adapter":
+        base = loading.load_causal_lm(stage.recipe.base, stage.base_path, smoke=stage.smoke)
+        model = PeftModel.from_pretrained(base, folder).eval()
+        found = _digests(adapters.adapter_weights(model, "default"))
+    else:
+        model = _reload(stage, folder, "auto")
+        dtype = getattr(torch, stage.section.dtype)
+        # transformers loads a few layers of some architectures in float32, whatever they are stored in.
+        found = _digests({name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()})
+        if dtype != trained_in:  # from the folder again: casting a model would cast its rotary frequencies too
+            del model
+            model = _reload(stage, folder, trained_in)
+    changed = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
+    if changed:
+        message = f"exported files differ from the saved tensors; found {len(changed)}, such as {changed[0]}."
+        raise ModelError("model.export-differs", message, location="export", hint="Check the disk, then export again.")
+    kl, limit = _mean_kl(expected, _logits(model, expected.sequences)), _max_kl(stage)
+    if not kl <= limit:  # written so that NaN fails
+        message = (
+            "the exported model differs from the trained one; "
+            f"found a mean KL of {kl:.2e} nats per token, expected at most {limit:.0e}."
+        )
+        hint = "Set export.dtype: float32, or export.format: adapter."
+        raise ModelError("model.export-differs", message, location="export", hint=hint)
+    return kl
+
+
+def _describe(stage: ResolvedStage) -> str:
+    """Return what is written, with the data type of training if it is not kept."""
+    if stage.section.format == "adapter":
+        return "LoRA adapter"
+    trained_in = str(loading.compute_dtype(stage.recipe.base, loading.default_device())).removeprefix("torch.")
+    dtype = stage.section.dtype
+    note = "" if dtype == trained_in else f", trained in {trained_in}"
+    return f"merged {dtype} model{note}"
+
+
 def _logits(model: PreTrainedModel | PeftModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """One row at a time, so that no padding can differ: a (T, V) float32 tensor on the CPU for each."""
+    """Return a (T, V) float32 tensor on the CPU for each sequence, one at a time, so that padding cannot differ."""
     with torch.no_grad():
         return [
             model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0].float().cpu()
@@ -146,64 +185,57 @@ def _logits(model: PreTrainedModel | PeftModel, sequences: Sequence[Sequence[int
         ]
 
 
-def _write(recipe: Recipe, run: Run, start: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Written:
-    source = run.base_source()
-    if recipe.export.format == "adapter":
-        policy = adapters.load_policy(recipe.base, recipe.adapter, source, start, smoke=run.smoke, trainable=False)
+def _write(stage: ResolvedStage, start: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Written:
+    recipe, source = stage.recipe, stage.base_path
+    if stage.section.format == "adapter":
+        policy = adapters.load_policy(recipe.base, recipe.adapter, source, start, smoke=stage.smoke, trainable=False)
         adapters.write(policy, folder, revision=None if Path(source).is_dir() else recipe.base.revision)
         tensors = adapters.adapter_weights(policy, "default")
         written = Written(_digests(tensors), sum(tensor.numel() for tensor in tensors.values()))
     else:
-        model = _merged(recipe, source, start, smoke=run.smoke).to(getattr(torch, recipe.export.dtype))
-        _check_finite(model, recipe.export.dtype)
+        model = _merge(stage, start).to(getattr(torch, stage.section.dtype))
+        _check_finite(model, stage.section.dtype)
         _set_special_tokens(model, tokenizer)
-        model.save_pretrained(folder, max_shard_size=SHARD)
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         written = Written(_digests(model.state_dict()), sum(p.numel() for p in model.parameters()))
     _save_tokenizer(tokenizer, folder)
     return written
 
 
-def _merged(recipe: Recipe, source: str, start: Path, *, smoke: bool) -> PreTrainedModel:
+def _merge(stage: ResolvedStage, start: Path) -> PreTrainedModel:
+    recipe = stage.recipe
     if recipe.adapter is None:
         return loading.load_causal_lm(recipe.base, str(start))
-    model = loading.load_causal_lm(recipe.base, source, smoke=smoke)
+    model = loading.load_causal_lm(recipe.base, stage.base_path, smoke=stage.smoke)
     if recipe.base.quantize != "none":
         model = model.dequantize()
     policy = adapters.attach(model, recipe.adapter, task="CAUSAL_LM", start=start, trainable=False)
     try:
         return policy.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # not finite
-        raise ModelError(
-            f"the adapter cannot be merged: {error}", location=str(start), hint="Train it again."
-        ) from error
+    except ValueError as error:  # weights that are not finite
+        message = f"the adapter cannot be merged: {error}"
+        raise ModelError("model.non-finite", message, location=str(start), hint="Train the adapter again.") from error
 
 
 def _check_finite(model: PreTrainedModel, dtype: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"{name} holds numbers that {dtype} cannot", location="export.dtype", hint="Take bfloat16 or float32."
-            )
+            message = f"{name} has values outside the range of {dtype}."
+            hint = "Set export.dtype to bfloat16 or float32."
+            raise ModelError("model.non-finite", message, location="export.dtype", hint=hint)
 
 
 def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """One end of an answer everywhere: a model whose files disagree about it never stops in some servers."""
+    """Set the same end tokens in every config: a model whose files disagree never stops in some servers."""
     stops = chat_template.stop_ids(tokenizer)
     for config in (model.config, model.generation_config):
         config.eos_token_id = stops[0] if len(stops) == 1 else list(stops)
         config.pad_token_id = tokenizer.pad_token_id
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError:  # such as a temperature without sampling, which save_pretrained refuses
-        model.generation_config = GenerationConfig(
-            bos_token_id=model.config.bos_token_id,
-            eos_token_id=model.config.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    repair_generation_config(model)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """With the chat template in both places: older readers look into tokenizer_config.json alone."""
+    """Save the tokenizer with its chat template in both places: older readers only look into tokenizer_config.json."""
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
     embedded = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
@@ -213,68 +245,34 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _verify(recipe: Recipe, run: Run, folder: Path, digests: Digests, expected: Expected) -> float:
-    """Load what was written as anyone would, and hold it against what was saved and what was trained: mean KL.
-
-    Logits are computed in the dtype of training, on both sides: bfloat16 arithmetic alone is worth 4e-4 nats a token
-    on a small model, and says nothing about the weights.
-    """
-    trained_in = loading.compute_dtype(recipe.base, loading.default_device())
-    if recipe.export.format == "adapter":
-        plain = loading.load_causal_lm(recipe.base, run.base_source(), smoke=run.smoke)
-        model = PeftModel.from_pretrained(plain, folder).eval()
-        found = _digests(adapters.adapter_weights(model, "default"))
-    else:
-        model = _reload(folder, "auto", recipe.base)
-        dtype = getattr(torch, recipe.export.dtype)
-        # transformers loads a few layers of some architectures in float32, whatever they are stored in
-        found = _digests({name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()})
-        if dtype != trained_in:  # again from the folder: casting a model would cast its rotary frequencies too
-            del model
-            model = _reload(folder, trained_in, recipe.base)
-    changed = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
-    if changed:
-        raise ModelError(
-            f"{len(changed)} tensors read back otherwise than they were saved, such as {changed[0]}",
-            location="export",
-            hint="Look at the disk, then export again.",
-        )
-    kl, bound = _mean_kl(expected, _logits(model, expected.sequences)), _bound(recipe)
-    if not kl <= bound:  # written so that NaN fails
-        raise ModelError(
-            f"the exported model differs from the trained one: mean KL {kl:.2e} nats a token, at most {bound:.0e}",
-            location="export",
-            hint="Set `export.dtype: float32`, or `export.format: adapter`.",
-        )
-    return kl
-
-
-def _reload(folder: Path, dtype: torch.dtype | Literal["auto"], base_section: Base) -> PreTrainedModel:
-    kwargs = {} if base_section.attention == "auto" else {"attn_implementation": base_section.attention}
+def _reload(stage: ResolvedStage, folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    attention = stage.recipe.base.attention
+    options = {} if attention == "auto" else {"attn_implementation": attention}
     device = loading.default_device()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **kwargs).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options).eval()
 
 
-def _bound(recipe: Recipe) -> float:
-    """Exact where nothing is rounded: a float32 base that is not quantized, and float32 weights written."""
-    dtype = loading.compute_dtype(recipe.base, loading.default_device())
-    keeps = recipe.export.format == "adapter" or recipe.export.dtype == "float32"
-    exact = dtype == torch.float32 and recipe.base.quantize == "none" and keeps
-    return MAX_KL_EXACT if exact else MAX_KL
+def _max_kl(stage: ResolvedStage) -> float:
+    """Return the limit on the KL divergence: the exact one if neither base nor export rounds float32 weights."""
+    base = stage.recipe.base
+    keeps_weights = stage.section.format == "adapter" or stage.section.dtype == "float32"
+    trained_exactly = loading.compute_dtype(base, loading.default_device()) == torch.float32 and base.quantize == "none"
+    return MAX_KL_EXACT if keeps_weights and trained_exactly else MAX_KL
 
 
 def _mean_kl(expected: Expected, logits: Sequence[Tensor]) -> float:
-    """KL(trained ‖ exported) over the whole vocabulary, in nats, a mean over all tokens of all sequences."""
+    """Return KL(trained ‖ exported) over the whole vocabulary in nats, averaged over all tokens of all sequences."""
     total, tokens = 0.0, 0
     for before, after in zip(expected.logits, logits, strict=True):
-        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)  # (T, V); float32 sums err by 1e-6
+        # In double precision, because float32 sums err by 1e-6.
+        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)  # (T, V)
         total += float((p.exp() * (p - q)).sum())
         tokens += len(before)
     return total / tokens
 
 
 def _digests(tensors: Mapping[str, Any]) -> Digests:
-    """SHA-256 of every tensor's dtype, shape and bytes: they are compared without holding two models in memory."""
+    """Return the SHA-256 of every tensor's dtype, shape and bytes: a comparison that needs one model in memory."""
     found = {}
     for name, tensor in tensors.items():
         data = tensor.detach().cpu().contiguous()

@@ -1,87 +1,104 @@
-"""A base of one's own: a BPE tokenizer and a small Llama from the recipe's text, or a given base trained on.
+"""Pretrain a base model: a BPE tokenizer and a small Llama from text, or an existing base model.
 
-Documents are packed end to end into sequences of `max_length` tokens, with an end token between them and no mask
-at the borders: the plainest recipe that works for a small base.
+Documents are packed end to end into sequences of `max_length` tokens, with an end token after each and no attention
+mask at the boundaries: the simplest recipe that works for a small base model.
 """
 
 from __future__ import annotations
 
 import logging
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from trl import SFTConfig, SFTTrainer
-
-from rlhf_cli.data import sources
+from rlhf_cli.data.chat_template import Encoded
+from rlhf_cli.data.tokenization import TokenColumns
 from rlhf_cli.errors import DataError
-from rlhf_cli.models import loading
-from rlhf_cli.recipe import smoke
-from rlhf_cli.recipe.schema import Architecture, Recipe
+from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.recipe.schema import Architecture
 from rlhf_cli.runs.run import Run, StageMetrics
-from rlhf_cli.training import checkpointing, length_checks, trl
+from rlhf_cli.training import length_checks
+from rlhf_cli.training.prepared_data import PreparedData, load_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 logger = logging.getLogger(__name__)
 
 END, PAD = "<|end|>", "<|pad|>"
+DOCUMENTS_PER_ROW = 16  # documents are shorter than the rows of other datasets, and a smoke run needs a few sequences
 
 
-def run(recipe: Recipe, run: Run) -> StageMetrics:
-    """Train all weights to predict the text's next token."""
-    section = recipe.pretrain
-    assert recipe.data.pretrain is not None  # the recipe was checked for this stage
-    rows = sources.load(
-        recipe.data.pretrain, "pretrain", seed=recipe.seed, find=run.find, limit=smoke.ROWS * 16 if run.smoke else None
-    )
-    trl.log_row_counts(run, "text", rows, {})
-    texts = [row.text for row in rows.train]
-    if section.start == "scratch":
-        tokenizer = make_tokenizer(texts, section.architecture.vocab_size)
-        model = make_model(section.architecture, tokenizer)
+def prepare(stage: ResolvedStage) -> PreparedData:
+    """Load the text, train or load the tokenizer, and pack the documents into sequences."""
+    from rlhf_cli.models import loading
+
+    limit = None if stage.row_limit is None else DOCUMENTS_PER_ROW * stage.row_limit
+    split = load_rows(stage, "pretrain", limit)
+    texts = [row.text for row in split.train]
+    if _is_from_scratch(stage):
+        tokenizer, warnings = train_tokenizer(texts, stage.section.architecture.vocab_size), []
     else:
-        start = recipe.base.model_copy(update={"model": section.start, "quantize": "none"})
-        tokenizer = loading.load_tokenizer(run.base_source(), start.revision)
-        positions, length = loading.sizes(run.base_source(), start.revision).positions, section.max_length
-        for warning in length_checks.check_positions(
-            positions, length, length, "pretrain.max_length", what="a sequence"
-        ):
-            logger.warning(warning)
-        model = loading.load_causal_lm(start, run.base_source(), smoke=run.smoke)
-    logger.info(f"base: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
+        revision, length = stage.recipe.base.revision, stage.max_length
+        tokenizer = loading.load_tokenizer(stage.base_path, revision)
+        positions = loading.read_model_sizes(stage.base_path, revision).positions
+        key = "pretrain.max_length"
+        warnings = length_checks.check_positions(positions, length, length, key, noun="a sequence")
+    train = pack(tokenizer, texts, stage.max_length)
+    held_out = pack(tokenizer, [row.text for row in split.held_out], stage.max_length)
+    if not train.kept:
+        message, hint = "not enough text to train on; expected at least 2 tokens.", "Add more text."
+        raise DataError("data.no-training-rows", message, location="data.pretrain", hint=hint)
+    example = Encoded([], train.parts[0]["input_ids"][0])
+    return PreparedData(tokenizer, split, train, held_out, example, warnings)
 
-    journal = trl.MetricsCallback(run)
-    trainer = SFTTrainer(
+
+def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    """Train all weights to predict the next token of the text."""
+    from trl import SFTConfig, SFTTrainer
+
+    from rlhf_cli.models import loading
+    from rlhf_cli.training import supervised, trl
+
+    data = prepare(stage)
+    data.log("text")
+    if _is_from_scratch(stage):
+        model = make_model(stage.section.architecture, data.tokenizer)
+    else:
+        start = stage.recipe.base.model_copy(update={"model": stage.section.start, "quantize": "none"})
+        model = loading.load_causal_lm(start, stage.base_path, smoke=stage.smoke)
+    logger.info(f"base: {model.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
+
+    def evaluate(trainer: Trainer) -> dict[str, float]:
+        if not data.held_out.kept:
+            return {}
+        return {"pretrain.nll": trainer.evaluate(trl.dataset(data.held_out.parts))["eval_loss"]}
+
+    return supervised.train_with_trl(
+        stage,
+        run,
+        trainer_class=SFTTrainer,
+        config_class=SFTConfig,
+        config={"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}},
         model=model,
-        args=trl.config(
-            SFTConfig,
-            "pretrain",
-            {
-                **trl.arguments(section, run, recipe.seed, dtype=model.dtype),
-                "max_length": section.max_length,
-                "dataset_kwargs": {"skip_prepare_dataset": True},
-            },
-        ),
-        train_dataset=pack(tokenizer, texts, section.max_length),
-        processing_class=tokenizer,
-        callbacks=[journal],
+        dtype=model.dtype,
+        tokenizer=data.tokenizer,
+        dataset=trl.dataset(data.train.parts),
+        evaluate=evaluate,
     )
-    metrics = checkpointing.train(trainer, journal, run, section.save_every)
-    if rows.held_out:
-        held_out = pack(tokenizer, [row.text for row in rows.held_out], section.max_length)
-        metrics["pretrain.nll"] = trainer.evaluate(held_out)["eval_loss"]
-    trl.save(trainer, tokenizer, run)
-    return StageMetrics(metrics)
 
 
-def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer (Radford et al. 2019, section 2.2); one token a digit, so that sums can be learned."""
+def _is_from_scratch(stage: ResolvedStage) -> bool:
+    return bool(stage.section.start == "scratch")
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer (Radford et al. 2019, section 2.2) with one token per digit.
+
+    Single digits let a small model learn sums.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -98,7 +115,9 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerBase
 
 
 def make_model(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A Llama of the recipe's shape with random weights and tied embeddings, in float32."""
+    """Create a Llama of the recipe's shape with random float32 weights and tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -115,12 +134,14 @@ def make_model(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return LlamaForCausalLM(config)
 
 
-def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> Dataset:
-    """Documents end to end, an end token after each, cut into sequences of `length` tokens; the last may be shorter."""
+def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> TokenColumns:
+    """Concatenate documents, each followed by an end token, and cut them into sequences of `length` tokens.
+
+    The last sequence may be shorter; one of a single token is dropped, because it predicts nothing.
+    """
     end = tokenizer.eos_token_id
-    ids = [*chain.from_iterable([*row, end] for row in tokenizer(texts, add_special_tokens=False)["input_ids"])]
-    if len(ids) < 2:
-        raise DataError("the text is too short to train on.", location="data.pretrain", hint="Give it more text.")
-    blocks = [ids[i : i + length] for i in range(0, len(ids), length)]
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    ids = [*chain.from_iterable([*row, end] for row in encoded)]
+    blocks: list[Any] = [ids[i : i + length] for i in range(0, len(ids), length)]
     blocks = [block for block in blocks if len(block) > 1]
-    return Dataset.from_dict({"input_ids": blocks, "labels": blocks})
+    return TokenColumns([{"input_ids": blocks, "labels": blocks}], {})

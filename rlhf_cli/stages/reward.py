@@ -1,81 +1,70 @@
-"""A reward model from pairwise preferences, with trl.RewardTrainer; the score head is trained and saved with it."""
+"""Train a reward model on pairwise preferences with trl.RewardTrainer; its score head is trained and saved with it."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-from trl import RewardConfig, RewardTrainer
-
-from rlhf_cli import distributed
-from rlhf_cli.data import chat_template, sources, tokenization
+from rlhf_cli.data import tokenization
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.models import adapters, fsdp, loading
-from rlhf_cli.recipe import smoke
-from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.runs.run import Run, StageMetrics
-from rlhf_cli.training import checkpointing, held_out_metrics, length_checks, memory_check, trl
+from rlhf_cli.training.prepared_data import PreparedData, prepare_rows
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def run(recipe: Recipe, run: Run) -> StageMetrics:
-    """Train a sequence classifier of one label to score the chosen answer above the rejected one."""
-    section = recipe.reward
-    tokenizer = loading.load_tokenizer(run.base_source(), recipe.base.revision)
-    chat_template.prepare(tokenizer, recipe.base.chat_template)
-    assert recipe.data.preferences is not None  # the recipe was checked for this stage
-    rows = sources.load(
-        recipe.data.preferences, "preferences", seed=recipe.seed, find=run.find, limit=smoke.ROWS if run.smoke else None
+def prepare(stage: ResolvedStage) -> PreparedData:
+    """Load and tokenize the preference pairs."""
+    return prepare_rows(stage, tokenization.preference_columns, tokenization.first_example)
+
+
+def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    """Train a sequence classifier with one label to score the chosen completion above the rejected one."""
+    from trl import RewardConfig, RewardTrainer
+
+    from rlhf_cli.models import loading
+    from rlhf_cli.training import held_out_metrics, memory_check, supervised, trl
+
+    data = prepare(stage)
+    data.log("preferences")
+    memory_check.check(run, stage, data.train.lengths(), data.held_out.lengths())
+    max_tokens = 2 * stage.section.micro_batch_size * max(data.train.lengths())
+    return supervised.train_with_trl(
+        stage,
+        run,
+        trainer_class=RewardTrainer,
+        config_class=RewardConfig,
+        config={"max_length": None},  # pairs that are too long are already dropped
+        model=load_model(stage, data.tokenizer),
+        dtype=loading.compute_dtype(stage.recipe.base, loading.default_device()),
+        tokenizer=data.tokenizer,
+        dataset=trl.dataset(data.train.parts),
+        evaluate=partial(held_out_metrics.ranking, columns=data.held_out, max_tokens=max_tokens),
     )
-    columns = tokenization.preference_columns(tokenizer, rows.train, section.max_length)
-    trl.log_row_counts(run, "preferences", rows, columns.counts)
-    held_out = tokenization.preference_columns(tokenizer, rows.held_out, section.max_length)
-    for warning in length_checks.check_all("reward", recipe, run.base_source(), tokenizer, columns, held_out):
-        logger.warning(warning)
-    memory_check.check(run, recipe, columns.lengths(), held_out.lengths())
-
-    model = load(recipe, run, tokenizer)
-    dtype = loading.compute_dtype(recipe.base, loading.default_device())
-    sharded = recipe.launch.strategy == "fsdp"
-    if sharded:
-        fsdp.ignore_in_ddp(model)
-    journal = trl.MetricsCallback(run)
-    trainer = RewardTrainer(
-        model=model,
-        args=trl.config(
-            RewardConfig,
-            "reward",
-            {
-                **trl.arguments(section, run, recipe.seed, dtype=dtype),
-                "max_length": None,  # what is too long is already out
-            },
-        ),
-        train_dataset=trl.dataset(columns.parts),
-        processing_class=tokenizer,
-        callbacks=[journal],
-    )
-    metrics = checkpointing.train(trainer, journal, run, section.save_every)
-    trl.save(trainer, tokenizer, run)
-    if distributed.is_main() or sharded:  # a split base is called by all or none
-        metrics |= held_out_metrics.ranking(trainer, held_out, 2 * section.micro_batch_size * max(columns.lengths()))
-    return StageMetrics(metrics)
 
 
-def load(recipe: Recipe, run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The scorer on the base: a new adapter and head, or the start's weights; whole where `adapter` is null."""
-    start = None if recipe.reward.start == "base" else run.model_of(recipe.reward.start)
-    if recipe.adapter is None:
-        source = run.base_source() if start is None else str(start)
-        if start is not None and adapters.is_adapter(start):
-            hint = "Give the recipe an adapter, or start from base."
-            raise RecipeError("reward.start is an adapter, and adapter is null.", location="reward.start", hint=hint)
-        model = loading.load_scorer(recipe.base, source, smoke=run.smoke and start is None)
-    else:
-        sharded = recipe.launch.strategy == "fsdp"
-        model = loading.load_scorer(recipe.base, run.base_source(), smoke=run.smoke, sharded=sharded)
+def load_model(stage: ResolvedStage, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load the base with a score head, and attach a new adapter or that of `reward.start`.
+
+    With `adapter: null`, load the whole model of `reward.start`.
+
+    Raises:
+        RecipeError: `reward.start` is an adapter although the recipe trains whole models.
+    """
+    from rlhf_cli.models import adapters, loading
+
+    recipe, start = stage.recipe, stage.model_path("start")
+    if recipe.adapter is not None:
+        model = loading.load_scorer(recipe.base, stage.base_path, smoke=stage.smoke, sharded=stage.sharded)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return adapters.attach(model, recipe.adapter, task="SEQ_CLS", start=start)
+    if start is not None and adapters.is_adapter(start):
+        message = "reward.start: must be a whole model, because the recipe has `adapter: null`; found an adapter."
+        hint = "Give the recipe an adapter, or start from base."
+        raise RecipeError("recipe.conflicting-keys", message, location="reward.start", hint=hint)
+    source = stage.base_path if start is None else str(start)
+    model = loading.load_scorer(recipe.base, source, smoke=stage.smoke and start is None)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if recipe.adapter is None:
-        return model
-    return adapters.attach(model, recipe.adapter, task="SEQ_CLS", start=start)
+    return model

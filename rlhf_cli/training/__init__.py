@@ -1,0 +1,1 @@
+"""What stages that train around a transformers Trainer share."""

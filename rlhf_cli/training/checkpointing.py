@@ -1,8 +1,7 @@
-"""Checkpoints of a trainer, and the way back: a run that was stopped or killed goes on as if it had not been.
+"""Save and restore the state of a transformers Trainer, so that a resumed run is bit-identical to an unbroken one.
 
-transformers' own checkpoints are written in place and hold pickles; these are written by the run, whole or not at all.
-Trainer finds in them what it must see itself, the weights and its step count, from which it skips the rows that are
-done; the rest is put back by the callback below.
+The Trainer's own checkpoints are written in place and hold pickles; ours are committed by the run, atomically. The
+Trainer reads the weights and its step count from them, and skips the rows of earlier steps; the rest is restored here.
 """
 
 from __future__ import annotations
@@ -13,158 +12,96 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import (
-    GenerationConfig,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerState
 
 from rlhf_cli import distributed
 from rlhf_cli.runs.run import Run
-from rlhf_cli.runs.training_state import generators, load_state, restore_generators, save_state
-from rlhf_cli.training.trl import MetricsCallback
+from rlhf_cli.runs.training_state import generator_states, load_state, restore_generators, save_state
 
 MODEL, STATE, TRAINER_STATE = "model", "state", "trainer_state.json"
 
 
-class Checkpoints(TrainerCallback):
-    """Saves after each `save_every` steps, and after the step in which a signal came; to be called after `journal`.
+class TrainerCheckpoints:
+    """Checkpoints of one Trainer.
 
-    A step is saved once it is logged: then the weights, the optimizer and the generators are all at rest.
+    Attributes:
+        save_every: Optimizer steps between checkpoints.
+        metrics_state: State of the metrics at the checkpoint that the run resumes from, or None if it is new.
     """
 
-    def __init__(self, run: Run, journal: MetricsCallback, trainer: Trainer, save_every: int) -> None:
-        self.run, self.journal, self.every = run, journal, save_every
-        self.scaler = trainer.accelerator.scaler  # of float16 on a GPU; else None
-        self.epoch_start: dict[str, Any] = {}  # the generators then: some samplers draw their order from them
-        self.tree: dict[str, Any] | None = None
-        if run.resumed is not None:
-            self.tree = load_state(run.resumed / STATE)
-            journal.restore(self.tree["journal"])
+    def __init__(self, run: Run, trainer: Trainer, save_every: int) -> None:
+        self.run, self.save_every = run, save_every
+        self.scaler = trainer.accelerator.scaler  # of float16 on a GPU; otherwise None
+        self.epoch_start: dict[str, Any] = {}  # generators then: some samplers draw their order from them
+        self.restored: dict[str, Any] | None = (
+            None if run.resumed_from is None else load_state(run.resumed_from / STATE)
+        )
+        self.metrics_state: Mapping[str, float] | None = None if self.restored is None else self.restored["metrics"]
 
     @property
     def resume_from(self) -> str | None:
-        """What `Trainer.train` takes as `resume_from_checkpoint`."""
-        return None if self.run.resumed is None else str(self.run.resumed / MODEL)
+        """The value of `resume_from_checkpoint` for `Trainer.train`."""
+        return None if self.run.resumed_from is None else str(self.run.resumed_from / MODEL)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Trainer has loaded the weights and made a new optimizer and schedule."""
-        if self.tree is not None:
-            optimizer.load_state_dict(self.tree["optimizer"])
-            lr_scheduler.load_state_dict(self.tree["schedule"])
+    def restore_optimizer(self, optimizer: Any, schedule: Any) -> None:
+        """Restore the optimizer, the schedule and the scaler of a resumed run. No-op for a new run."""
+        if self.restored is not None:
+            optimizer.load_state_dict(self.restored["optimizer"])
+            schedule.load_state_dict(self.restored["schedule"])
             if self.scaler is not None:
-                self.scaler.load_state_dict(self.tree["scaler"])
+                self.scaler.load_state_dict(self.restored["scaler"])
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The epoch's order is about to be drawn."""
-        if self.tree is not None:
-            # Of a step that ended its epoch, "epoch_start" belongs to the epoch before.
-            self._restore("generators" if self.tree["epoch_ended"] else "epoch_start")
-        self.epoch_start = generators()
+    def begin_epoch(self) -> None:
+        """Restore the generators from which the epoch's order is drawn, and remember them."""
+        if self.restored is not None:
+            # If the checkpoint ended its epoch, "epoch_start" belongs to the epoch before.
+            self._restore_generators("generators" if self.restored["epoch_ended"] else "epoch_start")
+        self.epoch_start = generator_states()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The first step's rows are drawn, after those that were skipped."""
-        if self.tree is not None:
-            if not self.tree["epoch_ended"]:
-                self._restore("generators")
-            self.tree = None
+    def begin_step(self) -> None:
+        """Restore the generators of the checkpoint in the first step: the skipped rows have drawn from them."""
+        if self.restored is not None:
+            if not self.restored["epoch_ended"]:
+                self._restore_generators("generators")
+            self.restored = None
 
-    def _restore(self, name: str) -> None:
-        """This process's generators, as they were; of another number of processes, some process's."""
-        assert self.tree is not None
-        saved = self.tree[name]
-        restore_generators(saved[distributed.rank() % len(saved)])
-
-    def on_log(
+    def save(
         self,
-        args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        model: Any = None,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
-        **kwargs: Any,
+        metrics: Mapping[str, float],
+        *,
+        model: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        **unused: Any,
     ) -> None:
-        """After a step: save where it is due. The last one is not saved, for what follows is the model itself.
-
-        Raises:
-            StoppedError: a signal came; the step is saved.
-        """
-        step = state.global_step
-        if not logs or "loss" not in logs or step >= state.max_steps:
-            return
-        is_stopped = any(distributed.all_gather_object(self.run.stopping))
-        if step % self.every and not is_stopped:
-            return
+        """Commit a checkpoint of the current step. Every process must call this."""
         tree = {
             "optimizer": optimizer.state_dict(),
             "schedule": lr_scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "generators": distributed.all_gather_object(generators()),
+            "generators": distributed.all_gather_object(generator_states()),
             "epoch_start": distributed.all_gather_object(self.epoch_start),
             "epoch_ended": float(state.epoch).is_integer(),
-            "journal": self.journal.state(),
+            "metrics": metrics,
         }
         weights = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        with self.run.checkpoint(step, size=3 * weights) as folder:  # Adam's two moments are as large
+        with self.run.checkpoint(state.global_step, size=3 * weights) as folder:  # Adam keeps two moments of that size
             model.save_pretrained(folder / MODEL)
             dataclasses.replace(state, log_history=[]).save_to_json(str(folder / MODEL / TRAINER_STATE))
             save_state(folder / STATE, tree)
-        distributed.all_gather_object(None)  # no process may end before it is saved
-        if is_stopped:
-            raise self.run.stopped(step)
+        distributed.all_gather_object(None)  # no process may exit before the checkpoint is committed
 
-
-def train(trainer: Trainer, journal: MetricsCallback, run: Run, save_every: int) -> dict[str, float]:
-    """Train, from the start or from where the run was stopped; gives the figures for the manifest."""
-    trainer.remove_callback(PrinterCallback)  # TRL's own printing of its log
-    # What is trained is float32, also where the base is 16 bits wide: in bfloat16 most of Adam's small steps would be
-    # rounded away. TRL casts it to bfloat16 on a quantized base. The optimizer is made after this.
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    _make_savable(trainer.model)
-    checkpoints = Checkpoints(run, journal, trainer, save_every)
-    trainer.add_callback(checkpoints)
-    journal.watch(trainer)
-    with _silent() if run.resumed is not None else contextlib.nullcontext():
-        trainer.train(resume_from_checkpoint=checkpoints.resume_from)
-    return journal.summary(run.stage, trainer.state.global_step)
-
-
-def _make_savable(model: Any) -> None:
-    """A whole model is saved with its generation_config, and save_pretrained refuses one such as a temperature without
-    sampling: found at the end of a training that is lost. It is for whoever generates, and no part of the training."""
-    own = getattr(model, "generation_config", None)
-    if own is None:
-        return
-    try:
-        own.validate(strict=True)
-    except ValueError:
-        tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**tokens)
+    def _restore_generators(self, name: str) -> None:
+        """Restore this process's generators; with another number of processes, those of some process."""
+        assert self.restored is not None
+        saved = self.restored[name]
+        restore_generators(saved[distributed.rank() % len(saved)])
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Trainer warns of each tied weight that a checkpoint has under one name alone. Ours are held against hashes."""
+def silence_tied_weights_warning() -> Iterator[None]:
+    """Silence the Trainer's warning about tied weights; checkpoint files are verified by hash instead."""
     logger = logging.getLogger("transformers.trainer")
     before = logger.level
     logger.setLevel(logging.ERROR)

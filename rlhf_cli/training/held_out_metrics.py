@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
-from rlhf_cli.data.tokenization import IGNORED, Columns
+from rlhf_cli.data.tokenization import IGNORE_INDEX, TokenColumns
 from rlhf_cli.evaluation import comparison
 from rlhf_cli.evaluation.comparison import Metrics
 from rlhf_cli.inference.scoring import pack
@@ -18,7 +18,7 @@ from rlhf_cli.inference.scoring import pack
 LOGITS = 2**27  # of held-out rows at a time: 0.5 GB in float32. Longer rows are read once for each such part of them
 
 
-def loss(trainer: Trainer, columns: Columns, max_tokens: int) -> Metrics:
+def loss(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> Metrics:
     """`sft.nll`: nats a completion token, over all of them; nothing where no row is left."""
     rows = [ids for part in columns.parts for ids in part["input_ids"]]
     labels = [ids for part in columns.parts for ids in part["labels"]]
@@ -26,19 +26,19 @@ def loss(trainer: Trainer, columns: Columns, max_tokens: int) -> Metrics:
     total, count = 0.0, 0
     for chosen, inputs in _batches(trainer, rows, max_tokens):
         wide, width = len(chosen), inputs["input_ids"].shape[1]
-        targets = torch.tensor([labels[i][1:] + [IGNORED] * (width + 1 - len(labels[i])) for i in chosen])  # (b, T)
+        targets = torch.tensor([labels[i][1:] + [IGNORE_INDEX] * (width + 1 - len(labels[i])) for i in chosen])  # (b, T)
         parts = torch.arange(width).split(max(1, LOGITS // (wide * vocab_size)))
         for part in parts:
             some = targets[:, part].to(inputs["input_ids"].device)
             kept = {"logits_to_keep": part.to(some.device)} if len(parts) > 1 else {}
             logits = _call(trainer, **inputs, **kept)  # (b, t, V)
             scores = logits.flatten(0, 1).float()
-            total += float(cross_entropy(scores, some.flatten(), ignore_index=IGNORED, reduction="sum"))
-            count += int((some != IGNORED).sum())
+            total += float(cross_entropy(scores, some.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
+            count += int((some != IGNORE_INDEX).sum())
     return {"sft.nll": total / count} if count else {}
 
 
-def ranking(trainer: Trainer, columns: Columns, max_tokens: int) -> Metrics:
+def ranking(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> Metrics:
     """`reward.accuracy` and what belongs to it; nothing where no pair is left."""
     chosen = [ids for part in columns.parts for ids in part["chosen_ids"]]
     rejected = [ids for part in columns.parts for ids in part["rejected_ids"]]

@@ -1,112 +1,143 @@
-"""Rows against the recipe's limits on their length, and against the base's: the same words in --dry-run and stage."""
+"""Validate row lengths against the recipe's limits and the base model's context. Shared by stages and `--dry-run`."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_cli.errors import DataError, ModelError, RecipeError
-from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.pipeline.resolve import ResolvedStage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlhf_cli.data.tokenization import Columns, FittingPrompts
+    from rlhf_cli.training.prepared_data import TokenizedRows
+
+
+class LengthLimit(NamedTuple):
+    """The recipe's limit on the tokens of a row.
+
+    Attributes:
+        key: The recipe key.
+        tokens: Its value.
+        sequences_per_row: Token sequences per row; 2 for pairs.
+        new_tokens: Tokens that are generated after a prompt.
+        new_tokens_key: The recipe key of `new_tokens`, or "" if nothing is generated.
+    """
+
+    key: str
+    tokens: int
+    sequences_per_row: int = 1
+    new_tokens: int = 0
+    new_tokens_key: str = ""
+
+    @classmethod
+    def of_stage(cls, stage: ResolvedStage) -> LengthLimit:
+        """Return the limit of a stage on its dataset."""
+        spec = stage.spec
+        new_tokens = stage.section.max_new_tokens if spec.generates else 0
+        new_tokens_key = f"{spec.section}.max_new_tokens" if spec.generates else ""
+        key = f"{spec.section}.{spec.max_length_key}"
+        return cls(key, stage.max_length, spec.sequences_per_row, new_tokens, new_tokens_key)
 
 
 def check_all(
-    stage: str,
-    recipe: Recipe,
-    source: str,
+    stage: ResolvedStage,
+    limit: LengthLimit,
     tokenizer: PreTrainedTokenizerBase,
-    train: Columns | FittingPrompts,
-    held_out: Columns | FittingPrompts,
+    train: TokenizedRows,
+    held_out: TokenizedRows,
 ) -> list[str]:
-    """Hold a stage's encoded rows, of both sides, against its limits and against the base at `source`.
+    """Check a stage's tokenized rows against a limit and against the base model. Return warnings.
 
-    Raises as `check` and `check_ids`.
+    Raises:
+        DataError: As `check_lengths`.
+        RecipeError: As `check_lengths`.
+        ModelError: As `check_ids`.
     """
     from rlhf_cli.models import loading
 
-    size = loading.sizes(source, recipe.base.revision)
-    longest = max(held_out.lengths(), default=0)
-    warnings = check(stage, recipe, train.lengths(), train.counts, positions=size.positions, held_out=longest)
+    size = loading.read_model_sizes(stage.base_path, stage.recipe.base.revision)
+    check_overlong(limit, train.lengths(), train.counts, stage.recipe.data.max_overlong)
+    longest = max([*train.lengths(), *held_out.lengths()]) + limit.new_tokens
+    noun = "a prompt with its completion" if limit.new_tokens_key else "a row"
+    key = limit.new_tokens_key or limit.key
+    warnings = check_positions(size.positions, longest, limit.tokens + limit.new_tokens, key, noun=noun)
     sequences = itertools.chain(train.sequences(), held_out.sequences())
-    check_ids(tokenizer, sequences, size.embeddings, source)
+    check_ids(tokenizer, sequences, size.embeddings, stage.base_path)
     return warnings
 
 
-def check(
-    stage: str,
-    recipe: Recipe,
-    lengths: Sequence[int],
-    counts: Mapping[str, int],
-    *,
-    positions: int | None,
-    held_out: int = 0,
-) -> list[str]:
-    """Hold the rows of sft, reward or ppo that were kept, by their `lengths` in tokens, against the limits.
+def check_overlong(limit: LengthLimit, lengths: Sequence[int], counts: Mapping[str, int], max_overlong: float) -> None:
+    """Check how many rows were over a limit.
 
-    `counts`: rows that were dropped or cut, by reason; `positions`: as in `check_positions`; `held_out`: tokens of the
-    longest row that is held out.
+    Args:
+        limit: The limit.
+        lengths: Tokens of each sequence that was kept.
+        counts: Rows that were dropped or truncated, by reason.
+        max_overlong: The allowed fraction of such rows.
 
     Raises:
-        DataError: none was kept, or more are over the limit than `data.max_overlong` allows.
-        RecipeError: one goes beyond the base's positions.
+        DataError: No row was kept, or more than the allowed fraction was over the limit.
     """
-    if stage == "ppo":
-        key, allowed, answer = "ppo.max_prompt_length", recipe.ppo.max_prompt_length, recipe.ppo.max_new_tokens
-    else:
-        allowed, answer = recipe.sft.max_length if stage == "sft" else recipe.reward.max_length, 0
-        key = f"{stage}.max_length"
     if not lengths:
-        why = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items() if count)
-        raise DataError(f"no row is left to train on ({why}).", location=key, hint="Raise it, or hint the data.")
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items() if count)
+        hint = f"Raise {limit.key}, or fix the data."
+        raise DataError("data.no-training-rows", f"no rows left to train on ({reasons}).", location=limit.key, hint=hint)
     over = sum(counts.values())
-    kept = len(lengths) // 2 if stage == "reward" else len(lengths)  # a pair has two
+    kept = len(lengths) // limit.sequences_per_row
     rows = kept + sum(count for reason, count in counts.items() if reason.startswith("dropped"))
-    if over > recipe.data.max_overlong * rows:
-        message = f"{over:,} of {rows:,} rows are over {allowed:,} tokens, and data.max_overlong is "
-        hint = f"Raise {key} or data.max_overlong, or shorten the rows."
-        raise DataError(f"{message}{recipe.data.max_overlong:g}.", location=key, hint=hint)
-    location, what = ("ppo.max_new_tokens", "a prompt with its answer") if answer else (key, "a row")
-    longest = max(max(lengths), held_out)
-    return check_positions(positions, longest + answer, allowed + answer, location, what=what)
+    if over > max_overlong * rows:
+        message = (
+            f"too many long rows; found {over:,} of {rows:,} rows over {limit.tokens:,} tokens, "
+            f"expected at most {max_overlong:.1%}."
+        )
+        hint = f"Raise {limit.key} or data.max_overlong, or shorten the rows."
+        raise DataError("data.too-many-long-rows", message, location=limit.key, hint=hint)
 
 
 def check_ids(
-    tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Sequence[int]], embeddings: int | None, source: str
+    tokenizer: PreTrainedTokenizerBase, sequences: Iterable[Sequence[int]], embeddings: int | None, base_path: str
 ) -> None:
-    """Hold the token ids that are used against the embeddings that the model at `source` has: torch would crash.
+    """Check that each token id that occurs has an embedding: torch would crash otherwise.
 
     Raises:
-        ModelError: one is beyond them. A token that is never used may be.
+        ModelError: An id is too large. A token that never occurs may be.
     """
     if embeddings is None or max(tokenizer.get_vocab().values()) < embeddings:
         return
     largest = max(max(map(max, sequences)), tokenizer.pad_token_id or 0)
     if largest >= embeddings:
         token = tokenizer.convert_ids_to_tokens(largest)
-        message = f"the tokenizer gives {token} the id {largest:,}, and the model has {embeddings:,} embeddings."
-        hint = "Take the tokenizer that belongs to the model; where tokens were added to it, resize the model."
-        raise ModelError(message, location=source, hint=hint)
+        message = (
+            f"the tokenizer does not fit the model; found id {largest:,} for {token}, expected an id below "
+            f"{embeddings:,}, the number of embeddings."
+        )
+        hint = "Use the tokenizer that belongs to the model; if tokens were added, resize the model's embeddings."
+        raise ModelError("model.tokenizer-mismatch", message, location=base_path, hint=hint)
 
 
-def check_positions(positions: int | None, longest: int, allowed: int, location: str, *, what: str) -> list[str]:
-    """Hold lengths, in tokens, against the positions that the base has; None: it has no such bound.
+def check_positions(positions: int | None, longest: int, limit: int, key: str, *, noun: str) -> list[str]:
+    """Check lengths, in tokens, against the base model's positions. Return warnings.
 
-    `longest` is what there is, `allowed` by the recipe: a base gives nonsense beyond its positions, or crashes.
+    Args:
+        positions: Positions of the base model, or None if it has no limit.
+        longest: The longest sequence in the data.
+        limit: The longest sequence that the recipe allows.
+        key: The recipe key that limits it.
+        noun: What has that length.
 
     Raises:
-        RecipeError: `what` goes beyond them. Where it only might, with other data, that is told.
+        RecipeError: A sequence exceeds the positions: the model would give nonsense or crash.
     """
-    if positions is None or allowed <= positions:
+    if positions is None or limit <= positions:
         return []
     if longest > positions:
-        message = f"{what} has {longest:,} tokens, and the base has {positions:,} positions."
-        raise RecipeError(
-            message, location=location, hint=f"Lower it by {longest - positions:,}, or take another base."
-        )
-    has = f"the base has {positions:,} positions; the longest here has {longest:,} tokens"
-    return [f"{location}: {what} may have {allowed:,} tokens, and {has}"]
+        message = f"{noun} exceeds the base model's context; found {longest:,} tokens, expected at most {positions:,}."
+        hint = f"Lower it by {longest - positions:,}, or use another base model."
+        raise RecipeError("recipe.context-exceeded", message, location=key, hint=hint)
+    return [
+        f"{key}: {noun} may have {limit:,} tokens, but the base model has {positions:,} positions "
+        f"(longest here: {longest:,} tokens)"
+    ]

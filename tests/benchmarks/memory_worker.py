@@ -16,9 +16,9 @@ import torch
 import trl  # noqa: F401 - likewise
 import yaml
 
-from rlhf_cli.models import footprint as model_memory
+from rlhf_cli.models import device_memory
 from rlhf_cli.pipeline.runner import run_stage
-from rlhf_cli.recipe.loader import load
+from rlhf_cli.recipe.loader import read_recipe
 from rlhf_cli.training import memory_check
 from tests.benchmarks import ppo_world
 from tests.benchmarks.ppo_world import World
@@ -119,7 +119,7 @@ def run(case: Case, folder: Path) -> float:
     """Run the case; the estimate, in bytes, from before."""
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe(case, folder)))
-    loaded = load(file)
+    loaded = read_recipe(file).recipe
     width = case.world.prompt_tokens + (case.world.response_tokens if case.stage != "ppo" else 0)
     estimate = memory_check.estimate(case.stage, loaded, str(folder / "base"), width)
     assert estimate is not None
@@ -138,7 +138,7 @@ def main() -> None:
     words, world, folder, default_malloc = json.loads(sys.argv[1])
     case = Case(tuple(words), World(**world))
     if not default_malloc:  # as the stages themselves do where memory is short
-        model_memory.release_freed_memory()
+        device_memory.release_freed_memory()
     run(replace(case, world=TINY), Path(folder) / "tiny")  # so that everything is imported
     gc.collect()
     if torch.cuda.is_available():

@@ -13,8 +13,8 @@ import yaml
 
 import rlhf_cli.stages.ppo  # noqa: F401 - with torch, transformers and peft
 from rlhf_cli.pipeline.runner import run_stage
-from rlhf_cli.recipe.loader import load
 from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK, Iteration, Job, Memory, Result, asked
+from tests.support.recipe_files import load_recipe
 
 
 class Stopwatch:
@@ -75,7 +75,7 @@ def main() -> None:
     file = path.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe(job)))
     watch = Stopwatch()
-    outcome = run_stage("ppo", load(file), path.parent / "runs", smoke=False, reporter=watch)
+    outcome = run_stage("ppo", load_recipe(file), path.parent / "runs", smoke=False, reporter=watch)
     peak = memory.above()
     if job.policy is not None:
         shutil.copytree(outcome.path / "model", Path(job.policy))

@@ -17,9 +17,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli.pipeline.runner import run_stage
-from rlhf_cli.recipe.loader import load
 from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK
 from tests.benchmarks.ppo_rlhf import Stopwatch
+from tests.support.recipe_files import load_recipe
 
 STORIES, HELD_OUT = 2048, 256
 STORY_TOKENS, PROMPT_TOKENS, ANSWER_TOKENS = 96, 48, 48
@@ -95,7 +95,7 @@ def _stage(stage: str, folder: Path, settings: dict) -> Path:
     """The model that `rlhf <stage>` makes."""
     file = folder / f"{stage}.yaml"
     file.write_text(yaml.safe_dump({"name": "stories", **settings}))
-    outcome = run_stage(stage, load(file), folder / "runs", smoke=False, reporter=Stopwatch())
+    outcome = run_stage(stage, load_recipe(file), folder / "runs", smoke=False, reporter=Stopwatch())
     print(json.dumps(outcome.manifest["metrics"]), flush=True)
     return outcome.path / "model"
 

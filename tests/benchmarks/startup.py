@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_cli.runs.manifest import FILE, SCHEMA
+from rlhf_cli.runs.manifest import MANIFEST_FILE, SCHEMA
 from tests.benchmarks.timing import compare
 
 FAULTY = "name: x\nbase: {modell: y}\nsft: {learnig_rate: 1e-4, epochs: 1, max_steps: 2, batch_size: 0}\n"
@@ -79,7 +79,7 @@ def make_runs(runs_dir: Path) -> None:
             "inputs": inputs,
             "files": {f"file-{i}": {"size": 1000, "sha256": "0" * 64} for i in range(8)},
         }
-        (folder / FILE).write_text(json.dumps(content, indent=2))
+        (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2))
 
 
 def _shown(command: list[str], folder: Path) -> str:

@@ -59,9 +59,9 @@ def _make_world(folder: Path) -> None:
 def _ours(folder: Path, stage: str) -> Callable[[], float]:
     from rlhf_cli.cli import progress
     from rlhf_cli.pipeline.runner import run_stage
-    from rlhf_cli.recipe.loader import load
+    from tests.support.recipe_files import load_recipe
 
-    recipe = load(folder / "recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml")
 
     def once() -> float:
         with progress.reporter(json=True, quiet=True) as reporter:

@@ -205,13 +205,13 @@ def test_a_run_on_another_base_is_named_before_a_run_is_made(rlhf: Rlhf, base: P
 def test_a_run_that_is_damaged_is_not_built_on(
     rlhf: Rlhf, base: Path, harm: Callable[[Path], object], says: str
 ) -> None:
-    from rlhf_cli.runs.manifest import files_of
+    from rlhf_cli.runs.manifest import hash_files
 
     run = base.parent / "runs/bot/sft/v0001"
     trained(base, run / "model")
     made = make_run(base.parent / "elsewhere", "sft")
     shutil.copy(made / "manifest.json", run / "manifest.json")
-    edit(run / "manifest.json", files=files_of(run / "model"))
+    edit(run / "manifest.json", files=hash_files(run / "model"))
     harm(run / "model" / "adapter_model.safetensors")
     ended = rlhf("export", "-r", "r.yaml", "--json")
     (issue,) = ended.json["issues"]

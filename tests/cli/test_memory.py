@@ -12,8 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_cli.models import adapters
-from rlhf_cli.models import footprint as model_memory
+from rlhf_cli.models import adapters, device_memory
 from tests.support.command import Rlhf
 
 Capacity = Callable[[float], None]
@@ -32,10 +31,10 @@ def project(recipe_file: Path, tiny_base: Path) -> Path:
 @pytest.fixture
 def capacity(monkeypatch: pytest.MonkeyPatch) -> Capacity:
     """Sets how many bytes the device has; no row is short of memory for the C library's sake."""
-    monkeypatch.setattr(model_memory, "return_what_is_freed", lambda: None)
+    monkeypatch.setattr(device_memory, "release_freed_memory", lambda: None)
 
     def is_set(size: float) -> None:
-        monkeypatch.setattr(model_memory, "capacity", lambda device: size)
+        monkeypatch.setattr(device_memory, "memory_capacity", lambda device: size)
 
     return is_set
 

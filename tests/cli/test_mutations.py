@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.command import Ended, Rlhf
+from tests.support.command import CommandResult, Rlhf
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ROWS = 12  # of each file of the demo
@@ -28,7 +28,7 @@ REQUIRED = [  # keys of the demo's recipe without which it cannot be followed
     ("name",), ("base",), ("base", "model"), ("data",), ("data", "sft"), ("data", "preferences", "path"),
     ("data", "prompts"), ("ppo", "reward", 0, "run"), ("eval", "gates", 0, "metric"), ("eval", "gates", 1, "min"),
 ]  # fmt: skip
-Check = Callable[..., Ended]
+Check = Callable[..., CommandResult]
 Path_ = tuple[str | int, ...]
 
 
@@ -49,7 +49,7 @@ def check(rlhf: Rlhf, tmp_path: Path) -> Check:
     stories = world / "demo" / "data" / "pretrain.txt"
     stories.write_text(stories.read_text()[:2000])
 
-    def run(file: str, content: str | bytes, recipe: str = "demo/recipe.yaml") -> Ended:
+    def run(file: str, content: str | bytes, recipe: str = "demo/recipe.yaml") -> CommandResult:
         path = world / file
         before = path.read_bytes()
         path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)

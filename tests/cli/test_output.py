@@ -1,20 +1,100 @@
-"""Tables and lists for people."""
+"""Tests of cli/output.py: text mode, JSON mode, and what reaches stdout."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+
 import pytest
+from rich.console import Console
 
-from rlhf_cli.cli.dry_run import print_preview
+from rlhf_cli.cli.output import Output, real_stdout, reserve_stdout
+from rlhf_cli.errors import Issue
+
+ISSUE = Issue("recipe.unknown-key", "sft.bogus: unknown key.", "r.yaml:3:1", "Did you mean [bonus]?")
+LINE = "error  r.yaml:3:1  sft.bogus: unknown key. Did you mean [bonus]? [recipe.unknown-key]\n"
 
 
-def test_a_previews_figures_stand_in_one_column_with_their_thousands_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = {"rows read": 4600, "dropped: prompt of 1024 tokens or more": 12, "end tokens": "</s> (2)"}
-    print_preview({"stage": "ppo", "facts": facts, "example": "Ask: "})
-    assert capsys.readouterr().out.splitlines() == [
-        "ppo",
-        "  rows read                               4,600",
-        "  dropped: prompt of 1024 tokens or more  12",
-        "  end tokens                              </s> (2)",
-        "  one prompt:",
-        "Ask: ",
-    ]
+def say_hello(console: Console) -> None:
+    console.print("hello")
+
+
+def test_result_in_text_mode_is_rendered(capfd: pytest.CaptureFixture[str]) -> None:
+    Output().result({"stage": "x"}, say_hello)
+    assert capfd.readouterr() == ("hello\n", "")
+
+
+def test_result_in_json_mode_is_one_object(capfd: pytest.CaptureFixture[str]) -> None:
+    with reserve_stdout():
+        Output(json=True).result({"stage": "x", "text": "ä"}, say_hello)
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    assert captured.out == '{"status": "ok", "stage": "x", "text": "ä"}\n'
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"), [(Output(), "hello\n"), (Output(quiet=True), ""), (Output(json=True), "")]
+)
+def test_text_is_dropped_by_json_and_quiet(capfd: pytest.CaptureFixture[str], output: Output, expected: str) -> None:
+    output.text(say_hello)
+    assert capfd.readouterr() == (expected, "")
+
+
+def test_result_of_process_that_is_not_main_is_not_printed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    Output(json=True).result({"stage": "x"})
+    Output().result({"stage": "x"}, say_hello)
+    Output().text(say_hello)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_follow_renders_items_in_text_mode_only(capfd: pytest.CaptureFixture[str]) -> None:
+    def render(console: Console, items: Iterable[int]) -> Iterator[int]:
+        for item in items:
+            console.print(f"item {item}")
+            yield item
+
+    assert Output(json=True).follow(iter([1, 2]), render) == [1, 2]
+    assert capfd.readouterr().out == ""
+    assert Output().follow(iter([1, 2]), render) == [1, 2]
+    assert capfd.readouterr().out == "item 1\nitem 2\n"
+
+
+def test_error_in_text_mode_is_one_line_that_ends_with_its_code(capfd: pytest.CaptureFixture[str]) -> None:
+    Output().error(2, [ISSUE])
+    assert capfd.readouterr() == ("", LINE)
+
+
+def test_error_in_json_mode_is_an_object_and_also_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with reserve_stdout():
+        Output(json=True).error(2, [ISSUE], {"metrics": {"loss": 1.0}, "status": "ok"})
+    captured = capfd.readouterr()
+    assert json.loads(captured.out) == {
+        "status": "error",
+        "exit_code": 2,
+        "issues": [
+            {
+                "code": "recipe.unknown-key",
+                "message": "sft.bogus: unknown key.",
+                "location": "r.yaml:3:1",
+                "hint": "Did you mean [bonus]?",
+            }
+        ],
+        "metrics": {"loss": 1.0},
+    }
+    assert captured.err == LINE
+
+
+def test_reserve_stdout_redirects_python_descriptors_and_children(capfd: pytest.CaptureFixture[str]) -> None:
+    with reserve_stdout():
+        print("python", flush=True)
+        os.write(1, b"descriptor\n")
+        subprocess.run(["echo", "child"], check=True)
+        os.write(real_stdout(), b"object\n")
+    print("afterwards", flush=True)
+    assert capfd.readouterr() == ("object\nafterwards\n", "python\ndescriptor\nchild\n")
+    assert real_stdout() == 1

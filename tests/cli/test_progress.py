@@ -1,14 +1,15 @@
-"""Progress on a terminal: what is left out where it is narrow, and what is never."""
+"""Tests of cli/progress.py: what a narrow terminal drops, and which runs are reported."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from rlhf_cli.cli.progress import Plain, Terminal
+from rlhf_cli.cli.progress import LiveReporter, PlainReporter
 from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.runs.run import Run
 from tests.support.reporters import RecordingReporter
@@ -23,50 +24,69 @@ METRICS = {
 }
 
 
-def line(tmp_path: Path, width: int) -> str:
-    """The live line of step 11 of 40, on a terminal of so many columns."""
-    terminal = Terminal(Console(file=io.StringIO(), force_terminal=True, width=width), quiet=False)
-    terminal.stage(
-        "pretrain", Run.create(tmp_path, "bot", "pretrain", smoke=False, base="b", reporter=RecordingReporter())
-    )
-    terminal.begin(40, "iterations")
-    terminal.step(11, METRICS)
+def new_run(folder: Path, stage: str, *, smoke: bool = False) -> Run:
+    return Run.create(folder, "bot", stage, smoke=smoke, reporter=RecordingReporter())
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def live_line(folder: Path, width: int) -> str:
+    """Return the live line of step 11 of 40 on a terminal with `width` columns."""
+    reporter = LiveReporter(Console(file=io.StringIO(), force_terminal=True, width=width))
+    reporter.stage("pretrain", new_run(folder, "pretrain"))
+    reporter.begin(40, "iterations")
+    reporter.step(11, METRICS)
     shown = Console(file=io.StringIO(), width=width)
-    shown.print(terminal.progress.get_renderable())
-    terminal.close()
-    assert isinstance(shown.file, io.StringIO)
-    (found,) = shown.file.getvalue().splitlines()
-    return found
+    shown.print(reporter.progress.get_renderable())
+    reporter.close()
+    (line,) = text_of(shown).splitlines()
+    return line
 
 
 @pytest.mark.parametrize(
-    ("width", "figures"),
+    ("width", "metrics"),
     [
-        (120, "reward -0.513  kl 0.25  length 13  cut 0%  repeats 5%  tok/s 1,484"),
-        (90, "reward -0.513  kl 0.25  length 13  cut 0%  repeats 5%"),
-        (80, "reward -0.513  kl 0.25  length 13  cut 0%"),
+        (120, "reward -0.513  kl 0.25  length 13  trunc 0%  repeats 5%  tok/s 1,484"),
+        (90, "reward -0.513  kl 0.25  length 13  trunc 0%  repeats 5%"),
+        (80, "reward -0.513  kl 0.25  length 13  trunc 0%"),
         (40, ""),
     ],
 )
-def test_a_narrow_terminal_keeps_the_step_and_the_time_left(tmp_path: Path, width: int, figures: str) -> None:
-    name, rest = line(tmp_path, width).split(maxsplit=1)
+def test_live_line_on_narrow_terminal_keeps_step_and_time_left(tmp_path: Path, width: int, metrics: str) -> None:
+    name, rest = live_line(tmp_path, width).split(maxsplit=1)
     assert name == "pretrain"
-    assert rest.partition("11/40")[2].removesuffix("-:--:--").strip() == figures
+    assert rest.partition("11/40")[2].removesuffix("-:--:--").strip() == metrics
     assert rest.endswith("-:--:--")
 
 
-def outcome(run: Run, *, skipped: bool) -> StageResult:
-    return StageResult("sft", run.path, {"seconds": 3.0, "metrics": {"sft.loss": 0.5}}, skipped, failed_gates=())
+def test_plain_reporter_prints_at_most_twenty_progress_lines_and_the_last_step(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    reporter = PlainReporter(console, quiet=False)
+    reporter.stage("sft", new_run(tmp_path, "sft"))
+    reporter.begin(1000, "steps")
+    for step in range(1, 1001):
+        reporter.step(step, {"loss": 0.5})
+    lines = [line for line in text_of(console).splitlines() if "/1000" in line]
+    assert 2 <= len(lines) <= 21
+    assert lines[-1] == "sft      1000/1000  loss 0.500  0:00 left"
 
 
-@pytest.mark.parametrize("kind", [Plain, Terminal])
-def test_a_run_that_was_made_is_not_told_again_as_up_to_date(tmp_path: Path, kind: type[Plain | Terminal]) -> None:
-    run = Run.create(tmp_path, "bot", "sft", smoke=True, base="b", reporter=RecordingReporter())
-    out = Console(file=io.StringIO(), width=200)
-    reporter = kind(out, quiet=False)
-    reporter.done(outcome(run, skipped=False))
-    reporter.done(outcome(run, skipped=True))
-    assert isinstance(out.file, io.StringIO)
-    told = out.file.getvalue()
-    assert "done in 0:03" in told
-    assert "up to date" not in told
+def plain(console: Console) -> PlainReporter:
+    return PlainReporter(console, quiet=False)
+
+
+@pytest.mark.parametrize("make_reporter", [plain, LiveReporter])
+def test_smoke_run_that_a_later_stage_reads_is_reported_once(
+    tmp_path: Path, make_reporter: Callable[[Console], PlainReporter | LiveReporter]
+) -> None:
+    run = new_run(tmp_path, "sft", smoke=True)
+    console = Console(file=io.StringIO(), width=200)
+    reporter = make_reporter(console)
+    for skipped in (False, True):
+        manifest = {"seconds": 3.0, "metrics": {"sft.loss": 0.5}}
+        reporter.done(StageResult("sft", run.path, manifest, skipped, failed_gates=()))
+    assert "done in 0:03" in text_of(console)
+    assert "up to date" not in text_of(console)

@@ -1,28 +1,31 @@
-"""Stopping and resuming from the command line: exit codes, what is said, and what `--json` has."""
+"""Tests of stopping and resuming from the command line: exit codes, messages and JSON objects."""
 
 from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rlhf_cli.cli import output
-from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.stages import STAGES
 from tests.support.command import Rlhf
 from tests.support.stand_ins import SetStage
 
-StoppingRules = dict[str, int]
+if TYPE_CHECKING:
+    from rlhf_cli.pipeline.resolve import ResolvedStage
+
+StopSteps = dict[str, int]  # stage: the step in which it receives a SIGTERM
 
 
 @pytest.fixture
-def stops(set_stage: SetStage) -> StoppingRules:
-    """Stage: the step in which it gets a SIGTERM. Every stage saves after each of its three steps."""
-    stops: StoppingRules = {}
+def stops(set_stage: SetStage) -> StopSteps:
+    """Replace every stage with one that saves after each of its three steps; return when they are stopped."""
+    stops: StopSteps = {}
 
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
+    def run(_stage: ResolvedStage, run: Run) -> StageMetrics:
         run.begin(3, "steps", handles_signals=True)
         for step in range(run.resumed_step + 1, 4):
             run.log(step, {"loss": 0.5})
@@ -31,7 +34,7 @@ def stops(set_stage: SetStage) -> StoppingRules:
                 os.kill(os.getpid(), signal.SIGTERM)
             with run.checkpoint(step) as folder:
                 (folder / "state").touch()
-            if run.stopping:
+            if run.stop_requested:
                 raise run.stopped(step)
         (run.model_dir / "weights").touch()
         return StageMetrics({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
@@ -41,29 +44,30 @@ def stops(set_stage: SetStage) -> StoppingRules:
     return stops
 
 
-def test_a_stopped_stage_exits_75_names_its_checkpoint_and_goes_on(rlhf: Rlhf, stops: StoppingRules) -> None:
+def test_stopped_stage_exits_75_names_its_checkpoint_and_resumes(rlhf: Rlhf, stops: StopSteps) -> None:
     stops["sft"] = 2
-    told = rlhf("sft", "-r", "r.yaml")
-    assert told.code == 75
-    assert "stopping at the next step; Ctrl-C again stops at once" in told.err
-    assert "runs/bot/sft/v0001/checkpoints/step-000002" in told.err
-    assert "Run the same command with --resume" in told.err
-    assert "Traceback" not in told.err
-    told = rlhf("sft", "-r", "r.yaml", "--resume")
-    assert told.code == 0
-    assert "goes on after step 2" in told.out
-    assert "v0001" in told.out
+    result = rlhf("sft", "-r", "r.yaml")
+    assert (result.code, result.codes) == (75, ["run.stopped"])
+    assert "Ctrl-C again" in result.err
+    assert "runs/bot/sft/v0001/checkpoints/step-000002" in result.err
+    assert "--resume" in result.err
+    assert "Traceback" not in result.err
+    result = rlhf("sft", "-r", "r.yaml", "--resume")
+    assert result.code == 0
+    assert "resuming from step 2" in result.out
+    assert "v0001" in result.out
 
 
-def test_the_json_of_a_stop_is_one_object(rlhf: Rlhf, stops: StoppingRules) -> None:
+def test_stop_in_json_mode_is_one_object(rlhf: Rlhf, stops: StopSteps) -> None:
     stops["sft"] = 1
-    told = rlhf("sft", "-r", "r.yaml", "--json")
-    assert (told.code, told.json["status"], told.json["code"]) == (75, "error", 75)
-    assert "--resume" in told.json["issues"][0]["hint"]
+    result = rlhf("sft", "-r", "r.yaml", "--json")
+    assert (result.code, result.json["status"], result.json["exit_code"]) == (75, "error", 75)
+    assert result.issue["code"] == "run.stopped"
+    assert "--resume" in result.issue["hint"]
     assert rlhf("sft", "-r", "r.yaml", "--json", "--resume").json["run"] == "bot/sft@v0001"
 
 
-def test_the_chain_goes_on_where_it_was_stopped(rlhf: Rlhf, stops: StoppingRules) -> None:
+def test_stopped_chain_resumes_the_stopped_stage_and_skips_those_before(rlhf: Rlhf, stops: StopSteps) -> None:
     stops["ppo"] = 2
     assert rlhf("run", "-r", "r.yaml", "--quiet").code == 75
     stages = rlhf("run", "-r", "r.yaml", "--resume", "--json").json["stages"]
@@ -78,27 +82,28 @@ def test_the_chain_goes_on_where_it_was_stopped(rlhf: Rlhf, stops: StoppingRules
 
 @pytest.mark.usefixtures("stops")
 @pytest.mark.parametrize("command", ["sft", "run"])
-def test_where_there_is_nothing_to_resume_it_exits_2(rlhf: Rlhf, command: str) -> None:
-    told = rlhf(command, "-r", "r.yaml", "--resume")
-    assert told.code == 2
-    assert "incomplete run to resume" in told.err
-    assert "without --resume" in told.err
+def test_resume_without_incomplete_run_exits_2(rlhf: Rlhf, command: str) -> None:
+    result = rlhf(command, "-r", "r.yaml", "--resume", "--json")
+    assert (result.code, result.issue["code"]) == (2, "recipe.nothing-to-resume")
+    assert "without --resume" in result.issue["hint"]
 
 
-def test_a_changed_recipe_exits_2_and_says_what_changed(rlhf: Rlhf, stops: StoppingRules) -> None:
+def test_resume_with_changed_recipe_exits_2_and_names_the_change(rlhf: Rlhf, stops: StopSteps) -> None:
     stops["sft"] = 2
     rlhf("sft", "-r", "r.yaml")
-    told = rlhf("sft", "-r", "r.yaml", "--resume", "--set", "sft.learning_rate=0.5")
-    assert told.code == 2
-    assert "sft.learning_rate" in told.err
-    assert "was 0.0002 when the run began, and is 0.5." in told.err
+    result = rlhf("sft", "-r", "r.yaml", "--resume", "--set", "sft.learning_rate=0.5", "--json")
+    assert result.code == 2
+    assert {issue["code"] for issue in result.json["issues"]} == {"recipe.resume-changed"}
+    (changed,) = (issue for issue in result.json["issues"] if "sft.learning_rate" in issue["location"])
+    assert "0.0002" in changed["message"]
+    assert "0.5" in changed["message"]
 
 
-def test_a_signal_that_comes_while_the_first_one_is_told_changes_nothing(
-    rlhf: Rlhf, stops: StoppingRules, monkeypatch: pytest.MonkeyPatch
+def test_signal_while_the_first_one_is_reported_does_not_change_the_exit_code(
+    rlhf: Rlhf, stops: StopSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "print_issues", lambda issues: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(output, "print_issues", lambda _: os.kill(os.getpid(), signal.SIGINT))
     stops["sft"] = 1
-    told = rlhf("sft", "-r", "r.yaml")
-    assert told.code == 75
-    assert "Traceback" not in told.err
+    result = rlhf("sft", "-r", "r.yaml")
+    assert result.code == 75
+    assert "Traceback" not in result.err

@@ -1,4 +1,4 @@
-"""`rlhf runs`: what was made, by every form of its name, complete or not."""
+"""Tests of `rlhf runs`: every form of a run's name, complete or incomplete runs, verification and removal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.reporters import RecordingReporter
 
 
 def make(runs: Path, stage: str = "sft", name: str = "bot", *, smoke: bool = False, complete: bool = True) -> Run:
-    run = Run.create(runs, name, stage, smoke=smoke, base="b", reporter=RecordingReporter())
+    run = Run.create(runs, name, stage, smoke=smoke, reporter=RecordingReporter())
     run.log(1, {"loss": 2.0})
     run.log(2, {"loss": 1.0})
     run.sample({"prompt": "hello", "response": "good [night]"})
@@ -33,7 +33,7 @@ def shown(rlhf: Rlhf, text: str | Path) -> str:
     return f"{run['name']}/{run['stage']}@{run['version']}"
 
 
-def test_a_run_is_shown_by_every_form_of_its_name(rlhf: Rlhf, runs: Path) -> None:
+def test_show_accepts_every_form_of_a_run_reference(rlhf: Rlhf, runs: Path) -> None:
     for _ in range(2):
         make(runs)
     make(runs, smoke=True)
@@ -45,12 +45,12 @@ def test_a_run_is_shown_by_every_form_of_its_name(rlhf: Rlhf, runs: Path) -> Non
     assert shown(rlhf, "runs/bot/sft/v0004") == "bot/sft@v0004"
 
 
-def test_a_name_that_two_recipes_share_must_be_written_out(rlhf: Rlhf, runs: Path) -> None:
+def test_show_stage_of_two_recipes_exits_2_and_lists_both(rlhf: Rlhf, runs: Path) -> None:
     make(runs)
     make(runs, name="cat")
-    ended = rlhf("runs", "show", "sft")
-    assert ended.code == 2
-    assert "bot/sft, cat/sft" in ended.err
+    result = rlhf("runs", "show", "sft", "--json")
+    assert (result.code, result.issue["code"]) == (2, "recipe.ambiguous-run")
+    assert result.issue["message"] == "sft is ambiguous; found bot/sft, cat/sft."
     assert shown(rlhf, "cat/sft") == "cat/sft@v0001"
 
 
@@ -64,37 +64,40 @@ def test_a_name_that_two_recipes_share_must_be_written_out(rlhf: Rlhf, runs: Pat
         ("bott/sft@v0001", "Did you mean bot/sft?"),
     ],
 )
-def test_a_run_that_there_is_not_is_told(rlhf: Rlhf, runs: Path, text: str, hint: str) -> None:
+def test_show_run_that_does_not_exist_exits_2_with_suggestion(rlhf: Rlhf, runs: Path, text: str, hint: str) -> None:
     make(runs)
-    ended = rlhf("runs", "show", text)
-    assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"error  there is no run {text} in {runs}. {hint}\n"
+    result = rlhf("runs", "show", text)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error  run not found: {text} in runs. {hint} [recipe.run-not-found]\n"
 
 
-def test_a_folder_that_happens_to_have_the_name_is_no_run(rlhf: Rlhf, runs: Path) -> None:
+def test_show_ignores_other_folder_with_the_name_of_a_stage(rlhf: Rlhf, runs: Path) -> None:
     make(runs)
     (runs.parent / "sft").mkdir()
     assert shown(rlhf, "sft") == "bot/sft@v0001"
-    assert rlhf("runs", "show", ".").code == 2
+    result = rlhf("runs", "show", ".")
+    assert (result.code, result.codes) == (2, ["recipe.invalid-run-reference"])
 
 
-def test_a_run_that_was_killed_in_the_middle_of_a_line_is_shown(rlhf: Rlhf, runs: Path) -> None:
+def test_show_run_killed_in_the_middle_of_a_line_ignores_the_half_line(rlhf: Rlhf, runs: Path) -> None:
     run = make(runs, complete=False)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
-    told = rlhf("runs", "show", "sft", "--json").json["run"]
-    assert (told["state"], told["manifest"], told["last_step"]["step"]) == ("incomplete", None, 2)
+    content = rlhf("runs", "show", "sft", "--json").json["run"]
+    assert (content["state"], content["manifest"], content["last_step"]["step"]) == ("incomplete", None, 2)
     assert "incomplete" in rlhf("runs", "show", "sft").out
 
 
-def test_a_run_is_shown_with_figures_and_samples(rlhf: Rlhf, runs: Path) -> None:
+def test_show_prints_metrics_and_samples(rlhf: Rlhf, runs: Path) -> None:
     make(runs)
     out = rlhf("runs", "show", "sft").out
-    for text in ("bot/sft@v0001  complete", "sft.loss", "0.25", "good [night]"):
+    for text in ("bot/sft@v0001  complete", "\nmetrics\n", "sft.loss", "0.25", "good [night]"):
         assert text in out
 
 
-def test_samples_and_inputs_are_shown_for_people(rlhf: Rlhf, runs: Path) -> None:
+def test_show_prints_conversations_by_message_escapes_control_characters_and_merges_inputs(
+    rlhf: Rlhf, runs: Path
+) -> None:
     run = make(runs, complete=False)
     turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
     run.sample({"step": 3, "prompt": turns, "response": "\x1b[2J", "reward": 0.12345678901234567})
@@ -110,7 +113,7 @@ def test_samples_and_inputs_are_shown_for_people(rlhf: Rlhf, runs: Path) -> None
     assert "  data.sft         0123456789ab  /a/rows.jsonl\n  eval.python.0–2  0123456789ab  /a/gold.py\n" in out
 
 
-def test_a_listing_tells_the_state_of_each(rlhf: Rlhf, runs: Path) -> None:
+def test_list_shows_the_state_of_each_run(rlhf: Rlhf, runs: Path) -> None:
     make(runs)
     make(runs, smoke=True)
     make(runs, complete=False)
@@ -120,28 +123,39 @@ def test_a_listing_tells_the_state_of_each(rlhf: Rlhf, runs: Path) -> None:
     assert [word for word in out.split() if word in ("complete", "smoke", "incomplete")] == [s for _, s in states]
 
 
-def test_a_listing_goes_from_the_oldest_run_to_the_newest(rlhf: Rlhf, runs: Path) -> None:
+def test_list_is_sorted_from_oldest_to_newest(rlhf: Rlhf, runs: Path) -> None:
     made = [make(runs, "sft"), make(runs, "reward"), make(runs, "ppo", complete=False), make(runs, "eval")]
-    for at, run in zip((400, 100, 300, 200), made, strict=True):
-        file = run.path / ("manifest.json" if run.stage != "ppo" else "started.json")
-        started = f"1970-01-01T00:{at // 60:02}:{at % 60:02}Z" if run.stage != "ppo" else at
+    for seconds, run in zip((400, 100, 300, 200), made, strict=True):
+        incomplete = run.stage == "ppo"
+        file = run.path / ("started.json" if incomplete else "manifest.json")
+        started = seconds if incomplete else f"1970-01-01T00:{seconds // 60:02}:{seconds % 60:02}Z"
         file.write_text(json.dumps({**json.loads(file.read_text()), "started": started}))
     listed = [run["stage"] for run in rlhf("runs", "list", "--json").json["runs"]]
     assert listed == ["reward", "eval", "ppo", "sft"]
 
 
-def test_where_there_are_none_that_is_said(rlhf: Rlhf) -> None:
-    assert "no runs in nowhere" in rlhf("runs", "list", "--runs-dir", "nowhere").out
+def test_list_shows_damaged_run_with_reason_and_no_other_is_hidden(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    (make(runs).path / "manifest.json").write_text("{")
+    listed = rlhf("runs", "list", "--json").json["runs"]
+    assert sorted((run["version"], run["state"]) for run in listed) == [("v0001", "complete"), ("v0002", "damaged")]
+    (damaged,) = (run for run in listed if run["state"] == "damaged")
+    assert "v0002/manifest.json" in damaged["detail"]
+    assert "  damaged  " in rlhf("runs", "list").out
 
 
-def test_a_figure_that_is_not_finite_is_null_and_is_said(rlhf: Rlhf, runs: Path) -> None:
+def test_list_without_runs_names_the_directory(rlhf: Rlhf) -> None:
+    assert rlhf("runs", "list", "--runs-dir", "nowhere").out == "no runs in nowhere\n"
+
+
+def test_metric_that_is_not_finite_is_null_in_json_and_named_in_text(rlhf: Rlhf, runs: Path) -> None:
     run = make(runs, complete=False)
     run.complete({"sft.loss": float("nan")}, {"device": "cpu", "inputs": []})
     assert json.loads(rlhf("runs", "show", "sft", "--json").out)["run"]["metrics"] == {"sft.loss": None}
     assert "not finite" in rlhf("runs", "show", "sft").out
 
 
-def test_an_incomplete_run_tells_how_it_stands(rlhf: Rlhf, runs: Path) -> None:
+def test_incomplete_run_is_shown_as_running_or_stopped_with_its_last_checkpoint(rlhf: Rlhf, runs: Path) -> None:
     run = make(runs, complete=False)
     assert f"running, process {os.getpid()}" in rlhf("runs", "list").out
     with run.checkpoint(2) as folder:
@@ -149,72 +163,107 @@ def test_an_incomplete_run_tells_how_it_stands(rlhf: Rlhf, runs: Path) -> None:
     run.close()
     (listed,) = rlhf("runs", "list", "--json").json["runs"]
     assert (listed["state"], listed["detail"]) == ("incomplete", "stopped, saved at step 2")
-    assert "stopped, saved at step 2; last step logged: 2" in rlhf("runs", "show", "sft").out
+    assert "stopped, saved at step 2; last logged step: 2" in rlhf("runs", "show", "sft").out
 
 
-def test_verify_reads_every_byte(rlhf: Rlhf, runs: Path) -> None:
+@pytest.fixture
+def runs_with_files(runs: Path) -> Path:
+    """Write an sft run without files and a ppo run with a model and a checkpoint; return the ppo run's folder."""
     make(runs)
     run = make(runs, "ppo", complete=False)
     (run.model_dir / "weights").write_bytes(b"abc")
     with run.checkpoint(2) as folder:
         (folder / "state").write_bytes(b"def")
     run.complete({}, {"device": "cpu", "inputs": []})
-    told = rlhf("runs", "verify")
-    assert told.code == 0
-    assert "bot/ppo@v0001  whole: 2 files, 6 bytes" in told.out
+    return run.path
+
+
+@pytest.mark.usefixtures("runs_with_files")
+def test_verify_intact_runs_counts_files_and_bytes(rlhf: Rlhf) -> None:
+    result = rlhf("runs", "verify")
+    assert result.code == 0
+    assert "bot/ppo@v0001  OK: 2 files, 6 bytes" in result.out
     assert rlhf("runs", "verify", "--json").json["runs"] == [
         {"run": "bot/ppo@v0001", "files": 2, "bytes": 6},
         {"run": "bot/sft@v0001", "files": 0, "bytes": 0},
     ]
-    (run.checkpoint_path(2) / "state").write_bytes(b"dex")
-    (run.path / "model" / "weights").unlink()
-    told = rlhf("runs", "verify")
-    assert told.code == 4
-    assert "bot/sft@v0001  whole" in told.out
-    assert "bot/ppo@v0001" not in told.out
-    for text in ("model/weights  cannot be read", "step-000002/state  has another content"):
-        assert text in told.err
+
+
+def test_verify_damaged_run_exits_4_with_one_issue_per_file(rlhf: Rlhf, runs_with_files: Path) -> None:
+    (checkpoint,) = (runs_with_files / "checkpoints").iterdir()
+    (checkpoint / "state").write_bytes(b"dex")
+    (runs_with_files / "model" / "weights").unlink()
+    result = rlhf("runs", "verify")
+    assert result.code == 4
+    assert "bot/sft@v0001  OK" in result.out
+    assert "bot/ppo@v0001" not in result.out
     assert rlhf("runs", "verify", "sft").code == 0
     failed = rlhf("runs", "verify", "ppo", "--json")
-    assert (failed.code, len(failed.json["issues"])) == (4, 2)
+    assert failed.code == 4
+    assert [(issue["code"], issue["location"]) for issue in failed.json["issues"]] == [
+        ("model.damaged-file", str(runs_with_files / "model" / "weights")),
+        ("model.damaged-file", str(checkpoint / "state")),
+    ]
 
 
-def chained(rlhf: Rlhf) -> None:
+def run_sft_and_reward(rlhf: Rlhf) -> None:
     for stage in ("sft", "reward"):
         assert rlhf(stage, "-r", "r.yaml", "--quiet").code == 0
 
 
 @pytest.mark.usefixtures("stand_ins")
 def test_lineage_goes_back_to_base_and_data(rlhf: Rlhf) -> None:
-    chained(rlhf)
+    run_sft_and_reward(rlhf)
     out = rlhf("runs", "lineage", "reward").out
     assert out.startswith("bot/reward@v0001\n")
     assert "\n  start            bot/sft@v0001  " in out
     assert "\n      base             " in out
-    found = [(one["depth"], one["role"]) for one in rlhf("runs", "lineage", "reward", "--json").json["made_of"]]
-    assert found == [(0, "base"), (0, "start"), (1, "base"), (1, "data.sft"), (0, "data.preferences")]
+    ancestors = [(one["depth"], one["role"]) for one in rlhf("runs", "lineage", "reward", "--json").json["ancestors"]]
+    assert ancestors == [(0, "base"), (0, "start"), (1, "base"), (1, "data.sft"), (0, "data.preferences")]
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_diff_tells_what_two_runs_have_not_in_common(rlhf: Rlhf) -> None:
+def test_diff_shows_changed_settings_only(rlhf: Rlhf) -> None:
     rlhf("sft", "-r", "r.yaml")
     rlhf("sft", "-r", "r.yaml", "--set", "sft.learning_rate=0.5", "--set", "seed=3")
-    told = rlhf("runs", "diff", "sft@v0001", "sft@v0002")
-    assert told.code == 0
-    assert "sft.learning_rate" in told.out
-    found = rlhf("runs", "diff", "sft@v0001", "sft@v0002", "--json").json["differs"]
-    assert found == {"seed": [0, 3], "sft.learning_rate": [2e-4, 0.5]}
-    assert "are alike" in rlhf("runs", "diff", "sft@v0001", "sft@v0001").out
+    result = rlhf("runs", "diff", "sft@v0001", "sft@v0002")
+    assert result.code == 0
+    assert "sft.learning_rate" in result.out
+    content = rlhf("runs", "diff", "sft@v0001", "sft@v0002", "--json").json
+    assert content["runs"] == ["bot/sft@v0001", "bot/sft@v0002"]
+    assert content["differences"] == {"seed": [0, 3], "sft.learning_rate": [2e-4, 0.5]}
+    assert "are identical" in rlhf("runs", "diff", "sft@v0001", "sft@v0001").out
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_rm_refuses_what_others_are_made_of(rlhf: Rlhf, runs: Path) -> None:
-    chained(rlhf)
-    told = rlhf("runs", "rm", "sft@v0001")
-    assert told.code == 2
-    assert "bot/reward@v0001 is made of bot/sft@v0001" in told.err
-    told = rlhf("runs", "rm", "reward")
-    assert (told.code, "Write bot/reward@v0001" in told.err) == (2, True)
+def test_diff_of_run_with_unreadable_recipe_exits_4(rlhf: Rlhf, runs: Path) -> None:
+    rlhf("sft", "-r", "r.yaml")
+    (runs / "bot/sft/v0001/recipe.yaml").write_text("{")
+    result = rlhf("runs", "diff", "sft", "sft", "--json")
+    assert (result.code, result.issue["code"]) == (4, "model.damaged-file")
+    assert result.issue["location"] == str(runs / "bot/sft/v0001/recipe.yaml")
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_rm_of_run_that_others_depend_on_is_refused(rlhf: Rlhf) -> None:
+    run_sft_and_reward(rlhf)
+    result = rlhf("runs", "rm", "sft@v0001", "--json")
+    assert (result.code, result.issue["code"]) == (2, "recipe.run-in-use")
     assert rlhf("runs", "rm", "reward@v0001").code == 0
     assert rlhf("runs", "rm", "sft@v0001", "--json").json["run"] == "bot/sft@v0001"
-    assert "no runs in" in rlhf("runs", "list").out
+    assert rlhf("runs", "list").out == "no runs in runs\n"
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_rm_with_force_removes_run_that_others_depend_on(rlhf: Rlhf, runs: Path) -> None:
+    run_sft_and_reward(rlhf)
+    assert rlhf("runs", "rm", "sft@v0001", "--force").code == 0
+    assert not (runs / "bot/sft/v0001").exists()
+
+
+def test_rm_without_version_exits_2_and_names_it(rlhf: Rlhf, runs: Path) -> None:
+    make(runs)
+    result = rlhf("runs", "rm", "sft", "--json")
+    assert (result.code, result.issue["code"]) == (2, "recipe.ambiguous-run")
+    assert result.issue["message"] == "sft does not specify a version."
+    assert result.issue["hint"] == "Write bot/sft@v0001."

@@ -18,7 +18,7 @@ from rlhf_cli.errors import Issue
 from rlhf_cli.recipe.schema import Base, Recipe
 from rlhf_cli.redaction import redact
 from rlhf_cli.runs.run import Run, StageMetrics
-from tests.support.command import Ended, Rlhf
+from tests.support.command import CommandResult, Rlhf
 from tests.support.stand_ins import SetStage
 
 TOKEN = "hf_secretsecretsecretsecretsecret42"
@@ -33,7 +33,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     return TOKEN, PASSWORD
 
 
-def check_clean(ended: Ended, folder: Path) -> None:
+def check_clean(ended: CommandResult, folder: Path) -> None:
     """Neither what was printed nor what was written below `folder` holds a secret."""
     written = [path for path in folder.rglob("*") if path.is_file()]
     for secret in (TOKEN, PASSWORD):
@@ -166,7 +166,7 @@ def test_a_hub_that_fails_does_not_tell_its_password(tmp_path: Path, recipe_file
     told = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, **changed, "RLHF_DEBUG": "1"}, capture_output=True, text=True
     )
-    ended = Ended(told.returncode, told.stdout, told.stderr)
+    ended = CommandResult(told.returncode, told.stdout, told.stderr)
     assert ended.code in (3, 4)
     assert "the hub cannot be reached (ConnectError)" in ended.json["issues"][0]["message"]
     check_clean(ended, tmp_path)

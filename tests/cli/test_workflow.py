@@ -1,4 +1,4 @@
-"""The GitHub Actions example of the README: it parses, and its commands run and end as it says."""
+"""The GitHub Actions example of docs/automation.md: it parses, and its commands run and end as it says."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import yaml
 
 from tests.support.command import Rlhf
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "automation.md"
 
 
 @pytest.fixture(scope="module")
 def jobs() -> dict[str, Any]:
-    blocks = re.findall(r"```yaml\n(# \.github/workflows/.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```yaml\n(# \.github/workflows/.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     (block,) = blocks
     read = yaml.safe_load(block)
     assert {*read} == {True, "jobs"}  # `on` is a boolean to YAML 1.1, and GitHub knows

@@ -51,7 +51,7 @@ def test_auto_dtype_is_float32_on_a_cpu() -> None:
 )
 def test_positions_are_those_of_the_config(tmp_path: Path, config: PreTrainedConfig, expected: int | None) -> None:
     config.save_pretrained(tmp_path)
-    assert loading.sizes(str(tmp_path), "main").positions == expected
+    assert loading.read_model_sizes(str(tmp_path), "main").positions == expected
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])

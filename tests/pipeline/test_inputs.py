@@ -12,10 +12,10 @@ import pytest
 from rlhf_cli.errors import ModelError, RecipeError
 from rlhf_cli.pipeline.inputs import Input, collect_inputs, fingerprint, pin_versions
 from rlhf_cli.pipeline.local_imports import find_local_imports
-from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
-from rlhf_cli.runs.manifest import FILE, sha256
+from rlhf_cli.runs.manifest import MANIFEST_FILE, sha256
+from tests.support.recipe_files import load_recipe
 
 TEXT = """
 name: bot
@@ -56,7 +56,7 @@ def make_run(runs: Path, stage: str, *, name: str = "bot", base: str | None = No
     path = layout.claim(runs, name, stage)
     inputs = [] if base is None else [{"role": "base", "ref": "its-base", "sha256": base}]
     manifest = {"schema": 1, "stage": stage, "name": name, "smoke": False, "inputs": inputs, "metrics": {}, **facts}
-    (path / FILE).write_text(json.dumps(manifest))
+    (path / MANIFEST_FILE).write_text(json.dumps(manifest))
     return path
 
 
@@ -68,7 +68,7 @@ def key(world: Path, runs: Path) -> FindKey:
     make_run(runs, "ppo")
 
     def find(stage: str, *overrides: str, folder: Path = world, smoke: bool = False) -> str:
-        recipe = load(folder / "r.yaml", overrides, (stage,))
+        recipe = load_recipe(folder / "r.yaml", overrides, (stage,))
         return fingerprint(stage, recipe, collect_inputs(stage, recipe, runs, smoke=smoke), smoke=smoke)
 
     return find
@@ -80,7 +80,7 @@ def by_role(stage: str, recipe: Recipe, runs: Path, *, smoke: bool = False) -> d
 
 @pytest.mark.usefixtures("key")
 def test_every_input_of_ppo_and_eval_has_a_hash(world: Path, runs: Path) -> None:
-    recipe = load(world / "r.yaml", (), ("ppo",))
+    recipe = load_recipe(world / "r.yaml", (), ("ppo",))
     ppo = by_role("ppo", recipe, runs)
     assert set(ppo) == {"base", "base.chat_template", "start", "ppo.reward.0", "ppo.reward.1", "data.prompts"}
     assert (ppo["start"].kind, ppo["start"].ref, ppo["start"].version) == ("run", "sft", "v0001")
@@ -196,7 +196,7 @@ def test_what_a_reward_file_imports_from_its_folder_changes_it(
 def test_each_file_of_a_reward_function_is_an_input_with_its_hash(world: Path, runs: Path) -> None:
     (world / "f.py").write_text("import tone\ndef score(): ...\n")
     (world / "tone.py").write_text("1")
-    found = by_role("ppo", load(world / "r.yaml", (), ("ppo",)), runs)
+    found = by_role("ppo", load_recipe(world / "r.yaml", (), ("ppo",)), runs)
     assert found["ppo.reward.1"].ref == f"{world}/f.py:score"
     assert found["ppo.reward.1/tone.py"].sha256 == sha256(world / "tone.py")
 
@@ -244,9 +244,9 @@ def test_a_hub_reward_model_is_pinned_to_its_commit(
         asked.append((kind, repo, revision))
         return f"{revision}-commit"
 
-    monkeypatch.setattr("rlhf_cli.models.hub.commit_of", commit_of)
+    monkeypatch.setattr("rlhf_cli.models.hub.resolve_commit", commit_of)
     overrides = ["ppo.reward.1.model=org/scorer", "ppo.reward.1.revision=v1"]
-    recipe = load(scorer / "r.yaml", overrides, ("ppo",))
+    recipe = load_recipe(scorer / "r.yaml", overrides, ("ppo",))
     inputs = collect_inputs("ppo", recipe, runs, smoke=False)
     found = next(item for item in inputs if item.role == "ppo.reward.1")
     assert (found.kind, found.version, found.sha256) == ("hub", "v1-commit", "v1-commit")
@@ -281,7 +281,7 @@ def test_a_smoke_run_is_another_thing(key: FindKey) -> None:
 
 
 def test_what_is_absent_is_told_in_one_go_by_its_key(world: Path, runs: Path) -> None:
-    recipe = load(world / "r.yaml", (), ("ppo",))
+    recipe = load_recipe(world / "r.yaml", (), ("ppo",))
     with pytest.raises(RecipeError) as raised:
         collect_inputs("ppo", recipe, runs, smoke=False)
     assert [issue.location for issue in raised.value.issues] == ["ppo.start", "ppo.reward.0"]
@@ -293,7 +293,7 @@ def test_what_is_absent_is_told_in_one_go_by_its_key(world: Path, runs: Path) ->
 )
 @pytest.mark.usefixtures("key")
 def test_a_run_of_the_wrong_stage_is_refused(world: Path, runs: Path, override: str, location: str) -> None:
-    recipe = load(world / "r.yaml", [override], ("ppo",))
+    recipe = load_recipe(world / "r.yaml", [override], ("ppo",))
     with pytest.raises(RecipeError, match=r"is a \w+ run, expected") as raised:
         collect_inputs("ppo", recipe, runs, smoke=False)
     assert raised.value.issues[0].location == location
@@ -302,7 +302,7 @@ def test_a_run_of_the_wrong_stage_is_refused(world: Path, runs: Path, override: 
 @pytest.mark.usefixtures("key")
 def test_a_folder_of_a_run_is_that_run(world: Path, runs: Path) -> None:
     (runs / "bot" / "sft" / "latest").symlink_to("v0001")
-    recipe = load(world / "r.yaml", [f"ppo.start={runs}/bot/sft/latest"], ("ppo",))
+    recipe = load_recipe(world / "r.yaml", [f"ppo.start={runs}/bot/sft/latest"], ("ppo",))
     start = by_role("ppo", recipe, runs)["start"]
     assert (start.kind, start.version, start.path) == ("run", "v0001", str(runs / "bot/sft/v0001"))
 
@@ -311,13 +311,13 @@ def test_a_folder_of_a_run_is_that_run(world: Path, runs: Path) -> None:
 def test_a_folder_of_a_run_is_held_to_the_same_rules(world: Path, runs: Path) -> None:
     smoke = make_run(runs, "sft", smoke=True)
     for folder, says in ((smoke, "is a smoke run"), (runs / "bot/reward/v0001", "is a reward run, expected")):
-        recipe = load(world / "r.yaml", [f"ppo.start={folder}"], ("ppo",))
+        recipe = load_recipe(world / "r.yaml", [f"ppo.start={folder}"], ("ppo",))
         with pytest.raises(RecipeError, match=says):
             collect_inputs("ppo", recipe, runs, smoke=False)
 
 
 def test_a_run_on_another_base_is_refused(world: Path, runs: Path) -> None:
-    recipe = load(world / "r.yaml", (), ("reward",))
+    recipe = load_recipe(world / "r.yaml", (), ("reward",))
     base = by_role("sft", recipe, runs)["base"].sha256
     make_run(runs, "sft", base=base)
     collect_inputs("reward", recipe, runs, smoke=False)

@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_cli.errors import Issue, ModelError, RlhfError
 from rlhf_cli.pipeline.preflight import check_references
-from rlhf_cli.recipe.loader import load
 from tests.pipeline.test_inputs import make_run
+from tests.support.recipe_files import load_recipe
 
 CHAIN = ["sft", "reward", "ppo", "eval", "export"]
 
@@ -21,7 +21,7 @@ class Case:
         self.file, self.runs = file, file.parent / "runs"
 
     def check(self, *overrides: str, stages: list[str] = CHAIN, smoke: bool = False, thorough: bool = True) -> None:
-        recipe = load(self.file, overrides, stages)
+        recipe = load_recipe(self.file, overrides, stages)
         check_references(recipe, stages, self.runs, smoke=smoke, thorough=thorough)
 
     def issues(self, *overrides: str, **options: object) -> list[Issue]:
@@ -95,7 +95,7 @@ def test_a_hub_model_is_asked_for_where_the_chain_begins_and_not_by_check(
     def commit_of(kind: str, repo: str, revision: str, *, location: str) -> str:
         raise ModelError(f"there is no {repo}.", location=location)
 
-    monkeypatch.setattr("rlhf_cli.models.hub.commit_of", commit_of)
+    monkeypatch.setattr("rlhf_cli.models.hub.resolve_commit", commit_of)
     override = "ppo.reward=[{model: org/scorer}]"
     case.check(override, thorough=False)
     assert case.issues(override) == [Issue("there is no org/scorer.", "ppo.reward.0")]

@@ -10,10 +10,10 @@ import pytest
 from rlhf_cli.errors import ModelError, RlhfError
 from rlhf_cli.pipeline.inputs import collect_inputs, verify_inputs
 from rlhf_cli.pipeline.references import Found, Reference, find
-from rlhf_cli.recipe.loader import load
-from rlhf_cli.runs.checkpoint import committed, path_of
-from rlhf_cli.runs.manifest import FILE
+from rlhf_cli.runs.checkpoint import checkpoint_path, write_checkpoint
+from rlhf_cli.runs.manifest import MANIFEST_FILE
 from tests.pipeline.test_inputs import make_run
+from tests.support.recipe_files import load_recipe
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture
 def checkpoint(runs: Path) -> Path:
     """The second checkpoint of a complete ppo run."""
-    target = path_of(make_run(runs, "ppo") / "checkpoints", 2)
-    with committed(target, {"step": 2}) as folder:
+    target = checkpoint_path(make_run(runs, "ppo") / "checkpoints", 2)
+    with write_checkpoint(target, {"step": 2}) as folder:
         (folder / "model").mkdir()
         (folder / "model" / "adapter_config.json").write_text("{}")
     return target
@@ -42,7 +42,7 @@ def test_of_a_checkpoint_the_model_is_taken(runs: Path, checkpoint: Path) -> Non
 
 
 def test_a_checkpoint_of_a_run_that_is_incomplete_is_taken_too(runs: Path, checkpoint: Path) -> None:
-    (checkpoint.parents[1] / FILE).unlink()
+    (checkpoint.parents[1] / MANIFEST_FILE).unlink()
     assert found(runs, checkpoint).path == str(checkpoint / "model")
 
 
@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_model_is_told_for_what_it_is(
 
 
 def test_a_checkpoint_of_a_smoke_run_is_for_smoke_runs(runs: Path, checkpoint: Path) -> None:
-    manifest = checkpoint.parents[1] / FILE
+    manifest = checkpoint.parents[1] / MANIFEST_FILE
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "smoke": True}))
     with pytest.raises(RlhfError, match="is a smoke run"):
         found(runs, checkpoint)
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_a_smoke_run_is_for_smoke_runs(runs: Path, checkpoint: P
 
 
 def test_a_damaged_checkpoint_is_told_before_it_is_loaded(recipe_file: Path, runs: Path, checkpoint: Path) -> None:
-    recipe = load(recipe_file, [f"export.of={checkpoint}"], ["export"])
+    recipe = load_recipe(recipe_file, [f"export.of={checkpoint}"], ["export"])
     inputs = collect_inputs("export", recipe, runs, smoke=False)
     verify_inputs(inputs)
     (checkpoint / "model" / "adapter_config.json").write_text("{ !")
@@ -97,6 +97,6 @@ def test_a_damaged_checkpoint_is_told_before_it_is_loaded(recipe_file: Path, run
 def test_a_plain_folder_beside_a_manifest_of_others_is_none_of_ours(tmp_path: Path, runs: Path) -> None:
     folder = tmp_path / "theirs" / "model"
     folder.mkdir(parents=True)
-    (folder.parent / FILE).write_text('{"theirs": 1}')
+    (folder.parent / MANIFEST_FILE).write_text('{"theirs": 1}')
     (folder / "config.json").touch()
     assert found(runs, folder) == Found("folder", str(folder))

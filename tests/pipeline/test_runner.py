@@ -11,10 +11,10 @@ import pytest
 
 from rlhf_cli.errors import DataError, Issue, ModelError, RecipeError, RlhfError, StoppedError
 from rlhf_cli.pipeline.runner import StageResult, run_chain, run_stage
-from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.manifest import read_manifest
 from rlhf_cli.runs.run import Run, StageMetrics
+from tests.support.recipe_files import load_recipe
 from tests.support.stand_ins import SetStage
 
 CHAIN = ["sft", "reward", "ppo", "eval", "export"]
@@ -48,12 +48,13 @@ class Case:
         self.reporter = Silent()
 
     def stage(self, stage: str, *overrides: str, smoke: bool = False, skip: bool = False) -> StageResult:
-        recipe = load(self.file, overrides, (stage,))
+        recipe = load_recipe(self.file, overrides, (stage,))
         return run_stage(stage, recipe, self.runs, smoke=smoke, reporter=self.reporter, skip_if_done=skip)
 
     def chain(self, *overrides: str, stages: list[str] = CHAIN, smoke: bool = False) -> dict[str, bool]:
         """Stage: whether it was skipped."""
-        outcomes = run_chain(load(self.file, overrides, stages), stages, self.runs, smoke=smoke, reporter=self.reporter)
+        recipe = load_recipe(self.file, overrides, stages)
+        outcomes = run_chain(recipe, stages, self.runs, smoke=smoke, reporter=self.reporter)
         return {outcome.stage: outcome.skipped for outcome in outcomes}
 
     def versions(self, stage: str) -> list[str]:
@@ -85,7 +86,7 @@ def test_a_run_holds_exactly_what_the_contract_names(case: Case) -> None:
 @pytest.mark.usefixtures("stand_ins")
 def test_the_recipe_of_a_run_gives_the_same_run_from_anywhere(case: Case) -> None:
     first = case.stage("sft", "sft.learning_rate=0.5")
-    recipe = load(first.path / "recipe.yaml", (), ("sft",))
+    recipe = load_recipe(first.path / "recipe.yaml", (), ("sft",))
     again = run_stage("sft", recipe, case.runs, smoke=False, reporter=case.reporter, skip_if_done=True)
     assert again.skipped
 

@@ -66,7 +66,7 @@ def main(base: str, sft: str, reward: str, kind: str, strategy: str, folder: str
         cast.bank.parameters(actor_critic.VALUE),
     )
     run = Run.create(
-        Path(folder) / str(distributed.rank()), "tiny", "ppo", smoke=False, base=base, reporter=RecordingReporter()
+        Path(folder) / str(distributed.rank()), "tiny", "ppo", smoke=False, base_path=base, reporter=RecordingReporter()
     )
     demonstrations = update.Demonstrations([[5, 6], [7], [8, 9]], [[10, 11, EOS], [12, EOS], [13, EOS]])
     trackers = optimization.Trackers(optimization.arguments({}, Path(folder)), {})

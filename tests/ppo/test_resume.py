@@ -59,7 +59,7 @@ def test_stopped_after_any_iteration_and_resumed_it_ends_the_same(make_trainer, 
 
         def watched(iteration, metrics, stopped=stopped, stop_after=stop_after, log=log):
             log(iteration, metrics)
-            stopped.run.stopping = iteration == stop_after
+            stopped.run.stop_requested = iteration == stop_after
 
         stopped._log = watched
         with pytest.raises(StoppedError) as caught:
@@ -68,7 +68,7 @@ def test_stopped_after_any_iteration_and_resumed_it_ends_the_same(make_trainer, 
         resumed = new()  # with other draws and weights so far, all of which the checkpoint replaces
         torch.manual_seed(99)
         shutil.copy(stopped.run.path / "metrics.jsonl", resumed.run.path)
-        resumed.run.resumed = stopped.run.checkpoint_path(stop_after)
+        resumed.run.resumed_from = stopped.run.checkpoint_path(stop_after)
         found = left(resumed, resumed.train())
         for got, wanted in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
             assert torch.equal(got, wanted)
@@ -83,7 +83,7 @@ def test_the_first_ratio_is_one_after_a_resume(make_trainer, sft_folder, reward_
     more = settings("adapter").model_copy(update={"iterations": ITERATIONS + 1, "epochs": 1, "minibatches": 1})
     again = make_trainer(more, sft_folder, reward_folder, demonstrations=DEMONSTRATIONS)
     shutil.copy(first.run.path / "metrics.jsonl", again.run.path)
-    again.run.resumed = folder
+    again.run.resumed_from = folder
     last = again.train()[-1]
     assert last["kl"] > 0.01  # the policy has moved away from where it started
     assert abs(last["ratio.min"] - 1) < 1e-5
@@ -94,6 +94,6 @@ def test_a_diverged_runs_last_good_policy_is_no_place_to_resume_from(make_traine
     trainer = make_trainer(small(), sft_folder)
     folder = trainer._save(0, state=False)
     again = make_trainer(small(), sft_folder)
-    again.run.resumed = folder
+    again.run.resumed_from = folder
     with pytest.raises(ModelError, match=r"diverged.*ppo\.start"):
         again.train()

@@ -68,7 +68,7 @@ def test_gates_name_metrics_that_the_evaluation_gives(recipe: Recipe) -> None:
 def test_the_readme_has_the_command_the_licences_and_calls_its_figures_an_estimate(name: str) -> None:
     text = (FOLDER / name / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"rlhf run +-r recipes/{re.escape(name)}/recipe\.yaml", text)
-    assert "## Licences" in text
+    assert "## Licenses" in text
     assert "an estimate" in text
     assert "unmeasured" in text.lower()
 
@@ -76,7 +76,7 @@ def test_the_readme_has_the_command_the_licences_and_calls_its_figures_an_estima
 def test_commands_in_a_readme_load(name: str) -> None:
     """Every `rlhf … -r … --set …` that a README shows is one that the recipe takes."""
     text = (FOLDER / name / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^ {4}rlhf \w+ +-r (\S+)(.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^rlhf \w+ +-r (\S+)(.*)$", text, re.MULTILINE)
     assert commands
     for path, options in commands:
         load(FOLDER.parent / path, re.findall(r"--set (\S+)", options), stages=STAGES)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from tests.support.runs import complete, new_run
 
-__all__ = ["complete", "new_run"]  # fixtures
+__all__ = ["complete", "new_run"]

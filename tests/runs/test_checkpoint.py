@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, whenever the process is killed; the newest two are kept."""
+"""Checkpoints are complete or absent whenever the process is killed; the newest two are kept."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import pytest
 
 from rlhf_cli.errors import DiskError
 from rlhf_cli.runs import layout, lineage
-from rlhf_cli.runs import manifest as manifest_room
-from rlhf_cli.runs.checkpoint import checkpoints, committed, path_of, step_of
-from rlhf_cli.runs.manifest import damage, read_manifest
+from rlhf_cli.runs.checkpoint import checkpoint_path, checkpoint_step, checkpoints, write_checkpoint
+from rlhf_cli.runs.manifest import read_manifest, verify_files
 from rlhf_cli.runs.resume import newest_checkpoint
+from tests.support.issues import raises_issue
 from tests.support.runs import NewRun
 
-TOUCHES = ("open", "os.")  # the audit events of what touches the disk
+DISK_EVENTS = ("open", "os.")  # prefixes of the audit events of disk access
 
 
 def save(parent: Path, step: int, content: str = "abc") -> None:
-    with committed(path_of(parent, step), {"step": step}) as folder:
+    with write_checkpoint(checkpoint_path(parent, step), {"step": step}) as folder:
         (folder / "model").mkdir()
         (folder / "model" / "weights").write_text(content)
         (folder / "state").write_text(content * 2)
 
 
 def killed_at(moment: int, act: Callable[[], object]) -> bool:
-    """Act in a child that is killed when it touches the disk the `moment`-th time; False where it was done before."""
+    """Call `act` in a child that is killed at its `moment`-th disk access. Return whether it was killed."""
     child = os.fork()
     if child == 0:
         seen = 0
 
-        def watch(event: str, args: object) -> None:
+        def watch(event: str, _args: object) -> None:
             nonlocal seen
-            if event.startswith(TOUCHES):
+            if event.startswith(DISK_EVENTS):
                 seen += 1
                 if seen == moment:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -50,10 +50,10 @@ def killed_at(moment: int, act: Callable[[], object]) -> bool:
 
 
 def steps(parent: Path) -> list[int]:
-    return [step_of(folder) for folder in checkpoints(parent)]
+    return [checkpoint_step(folder) for folder in checkpoints(parent)]
 
 
-def test_a_kill_at_any_moment_leaves_whole_checkpoints_alone(tmp_path: Path) -> None:
+def test_write_checkpoint_killed_at_any_disk_access_leaves_only_complete_checkpoints(tmp_path: Path) -> None:
     parent = tmp_path / "checkpoints"
     save(parent, 1)
     save(parent, 2)
@@ -63,24 +63,25 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints_alone(tmp_path: Path) -> 
         for folder in checkpoints(parent):
             manifest = read_manifest(folder)
             assert manifest is not None
-            assert manifest["step"] == step_of(folder)
-            assert damage(folder, manifest) == []
+            assert manifest["step"] == checkpoint_step(folder)
+            assert verify_files(folder, manifest) == []
         found.add(tuple(steps(parent)))
         assert newest_checkpoint(tmp_path).path.name in ("step-000002", "step-000003")
-        shutil.rmtree(path_of(parent, 3), ignore_errors=True)
+        shutil.rmtree(checkpoint_path(parent, 3), ignore_errors=True)
         if 1 not in steps(parent):
             shutil.rmtree(parent)
             save(parent, 1)
             save(parent, 2)
         moment += 1
-    assert found == {(1, 2), (1, 2, 3), (2, 3)}  # before the commit, after it, and with the oldest one gone
+    assert found == {(1, 2), (1, 2, 3), (2, 3)}  # before the commit, after it, and with the oldest one removed
     assert moment > 20
-    assert sorted(path.name for path in parent.iterdir()) == ["step-000002", "step-000003"]  # no rest of the dead
+    assert sorted(path.name for path in parent.iterdir()) == [
+        "step-000002",
+        "step-000003",
+    ]  # no leftovers of the killed processes
 
 
-def test_a_kill_as_the_run_completes_leaves_one_that_is_whole_or_can_be_resumed(
-    new_run: NewRun, tmp_path: Path
-) -> None:
+def test_complete_killed_at_any_disk_access_leaves_run_complete_or_resumable(new_run: NewRun, tmp_path: Path) -> None:
     moment, found = 0, []
     killed = True
     while killed:
@@ -99,22 +100,22 @@ def test_a_kill_as_the_run_completes_leaves_one_that_is_whole_or_can_be_resumed(
     assert {*found} == {True, False}
 
 
-def test_the_newest_two_are_kept_by_number(tmp_path: Path) -> None:
+def test_write_checkpoint_keeps_newest_two_by_number(tmp_path: Path) -> None:
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         save(tmp_path, step)
     assert steps(tmp_path) == [1_000_000, 1_000_001]
 
 
-def test_an_old_one_goes_only_after_the_new_one_is_there(tmp_path: Path) -> None:
+def test_write_checkpoint_failed_keeps_old_ones(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
-    with pytest.raises(ZeroDivisionError), committed(path_of(tmp_path, 3), {"step": 3}) as folder:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), write_checkpoint(checkpoint_path(tmp_path, 3), {"step": 3}) as folder:  # noqa: PT012
         (folder / "weights").write_text("a")
         raise ZeroDivisionError
     assert steps(tmp_path) == [1, 2]
 
 
-def test_everything_is_on_the_disk_before_the_name_and_the_name_before_the_end(
+def test_write_checkpoint_syncs_files_before_rename_and_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -128,7 +129,7 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_the_end(
         done.append(f"rename to {target.name}")
         return real_rename(self, target)
 
-    monkeypatch.setattr(manifest_room.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "rename", rename)
     save(tmp_path, 1)
     before, after = done[: done.index("rename to step-000001")], done[done.index("rename to step-000001") + 1 :]
@@ -139,30 +140,39 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_the_end(
 
 
 class Usage(NamedTuple):
-    """As `shutil.disk_usage` has it."""
+    """The result of `shutil.disk_usage`."""
 
     total: int
     used: int
     free: int
 
 
-def test_a_save_that_cannot_fit_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_checkpoint_larger_than_free_space_raises_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 1, "a" * 1_000_000)
     free = 3_000_400
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(free, 0, free))
     save(tmp_path, 2, "a")  # as large as the last one: 3 MB and its manifest
-    shutil.rmtree(path_of(tmp_path, 2))
-    free = 2_900_000
-    with pytest.raises(DiskError, match=r"takes 3\.0 MB, and 2\.9 MB are free") as raised:
+    shutil.rmtree(checkpoint_path(tmp_path, 2))
+    free = 2_400_000
+    with raises_issue("disk.full", error=DiskError, location=str(tmp_path)) as issues:
         save(tmp_path, 2)
-    assert raised.value.exit_code == 6
-    assert str(path_of(tmp_path, 1)) in raised.value.issues[0].message
-    assert "--resume" in raised.value.issues[0].hint
+    assert DiskError.exit_code == 6
+    last = checkpoint_path(tmp_path, 1)
+    assert issues[0].message == (
+        f"too little space for a checkpoint; found 2 MB, expected 3 MB. The last checkpoint is complete: {last}."
+    )
+    assert "--resume" in issues[0].hint
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_a_first_save_is_refused_by_the_size_that_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 999))
-    with pytest.raises(DiskError, match="--runs-dir"), committed(path_of(tmp_path, 1), {"step": 1}, size=1000):
+def test_write_checkpoint_first_one_uses_expected_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(0, 0, 999))
+    with (
+        raises_issue("disk.full") as issues,
+        write_checkpoint(checkpoint_path(tmp_path, 1), {"step": 1}, size=1000),
+    ):
         pass
+    assert "--runs-dir" in issues[0].hint
     assert [*tmp_path.iterdir()] == []

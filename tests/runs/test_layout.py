@@ -1,4 +1,4 @@
-"""Where runs lie: numbers that nobody shares, `latest`, and what a reference names."""
+"""Versions are unique, `latest` is the newest complete run, and references resolve."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 from rlhf_cli.errors import DiskError, ModelError, RecipeError
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.run import Run
+from tests.support.issues import raises_issue
 from tests.support.runs import NewRun
 
 Complete = Callable[..., Run]
 
 
-def test_versions_count_from_one_and_go_on_after_a_gap(tmp_path: Path) -> None:
+def test_claim_continues_after_largest_version(tmp_path: Path) -> None:
     assert layout.claim(tmp_path, "bot", "sft") == tmp_path / "bot" / "sft" / "v0001"
     (tmp_path / "bot" / "sft" / "v0041").mkdir()
     (tmp_path / "bot" / "sft" / "v9").mkdir()  # not a version
@@ -26,28 +27,26 @@ def test_versions_count_from_one_and_go_on_after_a_gap(tmp_path: Path) -> None:
     assert layout.claim(tmp_path, "bot", "ppo").name == "v0001"
 
 
-def test_versions_go_on_past_four_digits(tmp_path: Path) -> None:
+def test_claim_after_v9999_uses_five_digits(tmp_path: Path) -> None:
     (tmp_path / "bot" / "sft" / "v9999").mkdir(parents=True)
     assert layout.claim(tmp_path, "bot", "sft").name == "v10000"
     assert [entry.version for entry in layout.versions(tmp_path, "bot", "sft")] == ["v9999", "v10000"]
 
 
-def test_writers_at_the_same_time_get_numbers_of_their_own(tmp_path: Path) -> None:
+def test_claim_from_threads_gives_unique_versions(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         paths = [*pool.map(lambda _: layout.claim(tmp_path, "bot", "sft"), range(64))]
     assert sorted(path.name for path in paths) == [f"v{i:04d}" for i in range(1, 65)]
 
 
-def test_a_number_taken_since_the_listing_was_read_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claim_version_created_meanwhile_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (1, 2):
         (tmp_path / "bot" / "sft" / f"v{number:04d}").mkdir(parents=True)
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    monkeypatch.setattr(Path, "iterdir", lambda _self: iter(()))
     assert layout.claim(tmp_path, "bot", "sft").name == "v0003"
 
 
-def test_two_processes_get_two_numbers(tmp_path: Path) -> None:
+def test_claim_from_processes_gives_unique_versions(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from rlhf_cli.runs import layout\n"
     code += "for _ in range(20): print(layout.claim(Path(sys.argv[1]), 'bot', 'sft').name)"
     started = [
@@ -58,13 +57,16 @@ def test_two_processes_get_two_numbers(tmp_path: Path) -> None:
     assert sorted(names) == [f"v{i:04d}" for i in range(1, 41)]
 
 
-def test_a_place_where_nothing_can_be_made_is_told(tmp_path: Path) -> None:
+def test_claim_below_a_file_raises_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match="--runs-dir"):
+    parent = tmp_path / "file" / "bot" / "sft"
+    with raises_issue("disk.not-writable", error=DiskError, location=str(parent)) as issues:
         layout.claim(tmp_path / "file", "bot", "sft")
+    assert issues[0].message == "the run's folder cannot be created: Not a directory."
+    assert "--runs-dir" in issues[0].hint
 
 
-def test_latest_moves_when_a_run_completes_and_not_before(tmp_path: Path, complete: Complete, new_run: NewRun) -> None:
+def test_latest_link_moves_only_when_a_real_run_completes(tmp_path: Path, complete: Complete, new_run: NewRun) -> None:
     latest = tmp_path / "bot" / "sft" / "latest"
     first = new_run()
     assert not latest.exists()
@@ -89,13 +91,11 @@ def test_latest_moves_when_a_run_completes_and_not_before(tmp_path: Path, comple
         ("other/sft@latest", "other", "sft", None),
     ],
 )
-def test_a_reference_is_taken_apart(text: str, name: str, stage: str, version: str | None) -> None:
+def test_parse_reference_gives_name_stage_and_version(text: str, name: str, stage: str, version: str | None) -> None:
     assert layout.parse(text, "bot") == (name, stage, version)
 
 
-def test_a_reference_finds_the_newest_complete_run_or_the_one_it_names(
-    tmp_path: Path, complete: Complete, new_run: NewRun
-) -> None:
+def test_find_returns_newest_complete_run_or_named_version(tmp_path: Path, complete: Complete, new_run: NewRun) -> None:
     complete(), complete(), new_run(), complete(smoke=True), complete(name="other")
 
     def found(text: str, *, smoke: bool = False) -> str:
@@ -109,34 +109,43 @@ def test_a_reference_finds_the_newest_complete_run_or_the_one_it_names(
     assert found("sft", smoke=True) == "bot/v0004"
 
 
+@pytest.mark.parametrize("text", ["../sft", "sft/", "sft@3", "sft@v3", "a/b/c", "", "sft@newest"])
+def test_parse_text_that_is_no_reference_raises(text: str) -> None:
+    with raises_issue("recipe.invalid-run-reference", error=RecipeError, location="ppo.start"):
+        layout.parse(text, "bot", location="ppo.start")
+
+
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "code", "message"),
     [
-        ("ppo", "there is no ppo run of bot"),
-        ("sft", "only incomplete ones. Run `rlhf sft` first."),
-        ("sft@v0001", "is incomplete. Run `rlhf sft` first."),
-        ("sft@v0007", "does not exist. Run `rlhf sft` first."),
-        ("reward@v0009", "does not exist. Run `rlhf reward` first."),  # a smoke run is no way out
-        ("reward", "only smoke runs. Run `rlhf reward` first."),
-        ("reward@v0001", "is a smoke run, of random weights. Name a real run."),
-        ("pretrain@v0002", "does not exist. Complete are: v0001."),
-        ("other/sft@v0001", "does not exist"),
+        ("ppo", "run-not-found", "run not found: ppo of bot in {runs}. Run `rlhf ppo` first."),
+        ("sft", "incomplete-run", "the sft runs of bot in {runs} are incomplete. Run `rlhf sft` first."),
+        ("sft@v0001", "incomplete-run", "the run sft@v0001 is incomplete. Run `rlhf sft` first."),
+        ("sft@v0007", "run-not-found", "run not found: sft@v0007 in {runs}. Run `rlhf sft` first."),
+        # a smoke run does not count as an alternative
+        ("reward@v0009", "run-not-found", "run not found: reward@v0009 in {runs}. Run `rlhf reward` first."),
+        (
+            "reward",
+            "smoke-run",
+            "the reward runs of bot in {runs} are smoke runs; expected a real run. Run `rlhf reward`",
+        ),
+        ("reward@v0001", "smoke-run", "is a smoke run with random weights; expected a real run. Name a real run."),
+        ("pretrain@v0002", "run-not-found", "run not found: pretrain@v0002 in {runs}. Complete versions: v0001."),
+        ("other/sft@v0001", "run-not-found", "run not found: other/sft@v0001 in {runs}."),
     ],
 )
-def test_a_run_that_cannot_be_taken_is_refused_with_the_way_out(
-    tmp_path: Path, complete: Complete, new_run: NewRun, text: str, says: str
+def test_find_run_that_cannot_be_used_raises_with_hint(
+    tmp_path: Path, complete: Complete, new_run: NewRun, text: str, code: str, message: str
 ) -> None:
     new_run("sft")
     complete("reward", smoke=True)
     complete("pretrain")
-    with pytest.raises(RecipeError) as raised:
+    with raises_issue(f"recipe.{code}", error=RecipeError, location="ppo.start") as issues:
         layout.find(tmp_path, text, "bot", smoke=False, location="ppo.start")
-    (issue,) = raised.value.issues
-    assert issue.location == "ppo.start"
-    assert says in str(issue)
+    assert message.format(runs=tmp_path) in str(issues[0])
 
 
-def test_a_listing_has_every_run_in_order(tmp_path: Path, complete: Complete, new_run: NewRun) -> None:
+def test_all_runs_are_sorted_by_name_stage_and_version(tmp_path: Path, complete: Complete, new_run: NewRun) -> None:
     complete("sft"), complete("ppo"), new_run("ppo"), complete("sft", "another", smoke=True)
     (tmp_path / "bot" / "notes.txt").touch()
     (tmp_path / "bot" / "sft" / "scratch").mkdir()
@@ -147,28 +156,46 @@ def test_a_listing_has_every_run_in_order(tmp_path: Path, complete: Complete, ne
         ("bot", "ppo", "v0002", False),
         ("bot", "sft", "v0001", True),
     ]
+    assert [(e.name, e.stage) for e in layout.all_runs(tmp_path, "another")] == [("another", "sft")]
     assert [*layout.all_runs(tmp_path / "absent")] == []
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"schema": 99}', b"{}"])
-def test_a_damaged_manifest_is_told_with_its_path(tmp_path: Path, content: bytes) -> None:
-    folder = layout.claim(tmp_path, "bot", "sft")
-    (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(ModelError, match="manifest"):
-        layout.find(tmp_path, "sft", "bot", smoke=False)
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"{", "damaged-manifest"),
+        (b"\xff", "damaged-manifest"),
+        (b"[]", "damaged-manifest"),
+        (b'{"schema": 99}', "manifest-schema"),
+        (b"{}", "manifest-schema"),
+    ],
+)
+def test_read_manifest_damaged_or_of_other_schema_raises(tmp_path: Path, content: bytes, code: str) -> None:
+    path = layout.claim(tmp_path, "bot", "sft") / "manifest.json"
+    path.write_bytes(content)
+    with raises_issue(f"model.{code}", error=ModelError, location=str(path)):
+        layout.find(tmp_path, "sft@v0001", "bot", smoke=False)
 
 
-def test_latest_never_goes_back_to_an_older_run(new_run: NewRun) -> None:
+def test_find_latest_of_damaged_runs_raises_with_path(tmp_path: Path) -> None:
+    path = layout.claim(tmp_path, "bot", "sft") / "manifest.json"
+    path.write_text("{")
+    with raises_issue("model.damaged-manifest", error=ModelError, location="ppo.start") as issues:
+        layout.find(tmp_path, "sft", "bot", smoke=False, location="ppo.start")
+    assert issues[0].message.startswith(f"{path}: the manifest cannot be read: ")
+
+
+def test_latest_link_never_moves_to_an_older_run(new_run: NewRun) -> None:
     first, second = new_run("sft"), new_run("sft")
     second.complete({}, {})
     first.complete({}, {})
     assert (first.path.parent / "latest").resolve().name == "v0002"
 
 
-def test_a_damaged_manifest_hides_no_other_run(new_run: NewRun, tmp_path: Path) -> None:
+def test_find_latest_skips_run_with_damaged_manifest(new_run: NewRun, tmp_path: Path) -> None:
     good, bad = new_run("sft"), new_run("sft")
     for run in (good, bad):
         run.complete({}, {})
     (bad.path / "manifest.json").write_text("{")
-    assert [bool(entry.damage) for entry in layout.all_runs(tmp_path)] == [False, True]
+    assert [bool(entry.manifest_error) for entry in layout.all_runs(tmp_path)] == [False, True]
     assert layout.find(tmp_path, "sft", good.name, smoke=False).version == "v0001"

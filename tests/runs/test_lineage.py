@@ -1,4 +1,4 @@
-"""What runs are made of, whether they are whole, and how one is taken away."""
+"""Runs are verified, traced to their inputs and evaluations, compared and removed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import pytest
 
 from rlhf_cli.errors import DiskError, RecipeError
 from rlhf_cli.runs import layout, lineage
-from rlhf_cli.runs.layout import Entry
+from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.run import Run
+from tests.support.issues import raises_issue
 from tests.support.runs import NewRun
 
 
-def made(new_run: NewRun, stage: str, *parents: Run, complete: bool = True) -> Run:
+def make_run(new_run: NewRun, stage: str, *parents: Run, role: str = "start", complete: bool = True) -> Run:
+    """Open a run with a model, with `parents` as inputs in `role`, and complete it if `complete`."""
     run = new_run(stage)
     inputs: list[dict[str, Any]] = [
         {
-            "role": "start",
+            "role": role,
             "ref": parent.stage,
             "kind": "run",
             "path": str(parent.path),
@@ -35,11 +37,11 @@ def made(new_run: NewRun, stage: str, *parents: Run, complete: bool = True) -> R
     return run
 
 
-def entry(run: Run) -> Entry:
+def entry(run: Run) -> RunEntry:
     return next(e for e in layout.versions(run.runs_dir, run.name, run.stage) if e.version == run.version)
 
 
-def test_a_whole_run_is_counted(new_run: NewRun) -> None:
+def test_verify_intact_run_counts_files_and_bytes(new_run: NewRun) -> None:
     run = new_run("ppo")
     (run.model_dir / "weights").write_bytes(b"w" * 1000)
     with run.checkpoint(5) as folder:
@@ -49,7 +51,7 @@ def test_a_whole_run_is_counted(new_run: NewRun) -> None:
 
 
 @pytest.mark.parametrize("part", ["model/weights", "checkpoints/step-000005/state"])
-def test_a_changed_byte_is_found_and_named(new_run: NewRun, part: str) -> None:
+def test_verify_changed_byte_names_the_file(new_run: NewRun, part: str) -> None:
     run = new_run("ppo")
     (run.model_dir / "weights").write_bytes(b"w" * 1000)
     with run.checkpoint(5) as folder:
@@ -57,10 +59,10 @@ def test_a_changed_byte_is_found_and_named(new_run: NewRun, part: str) -> None:
     run.complete({}, {})
     (run.path / part).write_bytes(b"x" + (run.path / part).read_bytes()[1:])
     (issue,) = lineage.verify(entry(run)).issues
-    assert issue.location == str(run.path / part)
+    assert (issue.code, issue.location) == ("model.damaged-file", str(run.path / part))
 
 
-def test_a_run_under_way_is_not_judged_by_what_it_is_just_writing(new_run: NewRun) -> None:
+def test_verify_skips_checkpoints_of_a_run_in_use(new_run: NewRun) -> None:
     run = new_run()
     with run.checkpoint(5) as folder:
         (folder / "state").write_bytes(b"s" * 10)
@@ -70,11 +72,11 @@ def test_a_run_under_way_is_not_judged_by_what_it_is_just_writing(new_run: NewRu
     assert len(lineage.verify(entry(run)).issues) == 1
 
 
-def test_lineage_goes_back_to_the_base(new_run: NewRun) -> None:
-    sft = made(new_run, "sft")
-    reward = made(new_run, "reward", sft)
-    ppo = made(new_run, "ppo", sft, reward)
-    found = [(a.depth, a.what) for a in lineage.ancestors(entry(ppo))]
+def test_ancestors_go_back_to_the_base_model(new_run: NewRun) -> None:
+    sft = make_run(new_run, "sft")
+    reward = make_run(new_run, "reward", sft)
+    ppo = make_run(new_run, "ppo", sft, reward)
+    found = [(a.depth, a.name) for a in lineage.ancestors(entry(ppo))]
     assert found == [
         (0, "bot/sft@v0001"), (1, "org/m"),
         (0, "bot/reward@v0001"), (1, "bot/sft@v0001"), (2, "org/m"), (1, "org/m"),
@@ -82,12 +84,55 @@ def test_lineage_goes_back_to_the_base(new_run: NewRun) -> None:
     ]  # fmt: skip
 
 
-def test_a_run_that_others_are_made_of_stays_unless_forced(new_run: NewRun, tmp_path: Path) -> None:
-    sft = made(new_run, "sft")
-    reward = made(new_run, "reward", sft)
-    with pytest.raises(RecipeError, match="bot/reward@v0001 is made of bot/sft@v0001") as raised:
+def test_ancestor_runs_are_listed_once_after_their_inputs(new_run: NewRun) -> None:
+    sft = make_run(new_run, "sft")
+    reward = make_run(new_run, "reward", sft)
+    ppo = make_run(new_run, "ppo", sft, reward)
+    found = lineage.ancestor_runs(entry(ppo))
+    assert [lineage.name_of(run) for run in found] == ["bot/sft@v0001", "bot/reward@v0001", "bot/ppo@v0001"]
+    assert all(run.manifest is not None for run in found)
+    (sft.path / "manifest.json").unlink()
+    assert [run.stage for run in lineage.ancestor_runs(entry(ppo))] == ["reward", "ppo"]
+
+
+def test_ancestor_runs_of_incomplete_run_is_empty(new_run: NewRun) -> None:
+    assert lineage.ancestor_runs(entry(make_run(new_run, "sft", complete=False))) == []
+
+
+def test_newest_evaluation_is_the_last_complete_one_of_the_candidate(new_run: NewRun, tmp_path: Path) -> None:
+    sft, ppo = make_run(new_run, "sft"), make_run(new_run, "ppo")
+
+    def found(run: Path, *, smoke: bool = False) -> str | None:
+        evaluation = lineage.newest_evaluation(tmp_path, "bot", run, smoke=smoke)
+        return None if evaluation is None else evaluation.version
+
+    assert found(ppo.path) is None
+    make_run(new_run, "eval", ppo, role="candidate")
+    make_run(new_run, "eval", ppo, role="candidate")
+    make_run(new_run, "eval", ppo, role="baseline")
+    make_run(new_run, "eval", ppo, role="candidate", complete=False)
+    make_run(new_run, "eval", sft, role="candidate")
+    assert found(ppo.path) == "v0002"
+    assert found(ppo.path.parent / "latest") == found(ppo.path / "model") == "v0002"
+    assert found(sft.path) == "v0005"
+    assert found(ppo.path, smoke=True) is None
+    assert found(ppo.path / "checkpoints" / "step-000002") is None
+
+
+def test_remove_run_outside_runs_dir_raises(new_run: NewRun, tmp_path: Path) -> None:
+    run = make_run(new_run, "sft")
+    with raises_issue("disk.outside-runs-dir", error=DiskError, location=str(run.path)) as issues:
+        lineage.remove(tmp_path / "other", entry(run), force=True)
+    assert str(tmp_path) in issues[0].hint
+
+
+def test_remove_run_with_dependents_needs_force(new_run: NewRun, tmp_path: Path) -> None:
+    sft = make_run(new_run, "sft")
+    reward = make_run(new_run, "reward", sft)
+    with raises_issue("recipe.run-in-use", error=RecipeError, location=str(sft.path)) as issues:
         lineage.remove(tmp_path, entry(sft), force=False)
-    assert "--force" in raised.value.issues[0].hint
+    assert issues[0].message == "bot/sft@v0001 is an input of bot/reward@v0001."
+    assert "--force" in issues[0].hint
     lineage.remove(tmp_path, entry(sft), force=True)
     assert not sft.path.exists()
     assert [a.missing for a in lineage.ancestors(entry(reward))] == [True, False]
@@ -95,17 +140,17 @@ def test_a_run_that_others_are_made_of_stays_unless_forced(new_run: NewRun, tmp_
     assert [*layout.all_runs(tmp_path)] == []
 
 
-def test_latest_moves_to_what_is_left(new_run: NewRun, tmp_path: Path) -> None:
-    first, second = made(new_run, "sft"), made(new_run, "sft")
+def test_remove_latest_run_moves_link_to_the_one_before(new_run: NewRun, tmp_path: Path) -> None:
+    first, second = make_run(new_run, "sft"), make_run(new_run, "sft")
     lineage.remove(tmp_path, entry(second), force=False)
     assert (first.path.parent / "latest").resolve() == first.path
     lineage.remove(tmp_path, entry(first), force=False)
     assert [*first.path.parent.iterdir()] == []
 
 
-def test_a_run_under_way_is_not_taken_away(new_run: NewRun, tmp_path: Path) -> None:
-    run = made(new_run, "sft", complete=False)
-    with pytest.raises(DiskError, match="under way"):
+def test_remove_run_in_use_raises_even_with_force(new_run: NewRun, tmp_path: Path) -> None:
+    run = make_run(new_run, "sft", complete=False)
+    with raises_issue("disk.locked", error=DiskError, location=str(run.path)):
         lineage.remove(tmp_path, entry(run), force=True)
     assert run.path.is_dir()
     run.close()
@@ -113,7 +158,7 @@ def test_a_run_under_way_is_not_taken_away(new_run: NewRun, tmp_path: Path) -> N
     assert not run.path.exists()
 
 
-def test_only_what_differs_is_told() -> None:
+def test_differences_hold_only_values_that_differ() -> None:
     a = {"sft.lr": 1.0, "seed": 0, "only a": [1]}
     b = {"sft.lr": 2.0, "seed": 0, "only b": "x"}
     assert lineage.differences(a, b) == {"sft.lr": [1.0, 2.0], "only a": [[1], None], "only b": [None, "x"]}

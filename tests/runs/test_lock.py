@@ -1,4 +1,4 @@
-"""Who owns a run: one living process, and none once it is dead, however it died."""
+"""A run is locked by one running process, and by none after that process ends in any way."""
 
 from __future__ import annotations
 
@@ -8,34 +8,43 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.runs.lock import STARTED, acquire_lock, lock_holder, read_started, remove_lock, write_started
+from rlhf_cli.runs.lock import (
+    STARTED_FILE,
+    StartRecord,
+    acquire_lock,
+    lock_holder,
+    read_started,
+    remove_lock,
+    write_started,
+)
 
 
-def in_child(folder: Path, *, then: str) -> int:
-    """A process that owns the run in `folder`; `then`: wait, or fork a worker that waits, and wait."""
-    ready, told = os.pipe()
+def lock_in_child(folder: Path, *, then: str) -> int:
+    """Fork a process that locks `folder` and waits; with `then="fork"` it forks a waiting worker before."""
+    ready, signal_ready = os.pipe()
     child = os.fork()
     if child == 0:
         acquire_lock(folder, new=True)
         if then == "fork" and os.fork() == 0:
-            os.write(told, b"w")
+            os.write(signal_ready, b"w")
             signal.pause()
-        os.write(told, b"o")
+        os.write(signal_ready, b"o")
         signal.pause()
     for _ in range(2 if then == "fork" else 1):
         os.read(ready, 1)
     os.close(ready)
-    os.close(told)
+    os.close(signal_ready)
     return child
 
 
 def kill(child: int) -> None:
+    """Kill a child process and wait for its end."""
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
 
-def test_a_living_owner_is_named_and_cannot_be_replaced(tmp_path: Path) -> None:
-    child = in_child(tmp_path, then="wait")
+def test_lock_of_running_process_is_named_and_exclusive(tmp_path: Path) -> None:
+    child = lock_in_child(tmp_path, then="wait")
     try:
         assert lock_holder(tmp_path).startswith(f"process {child} on ")
         with pytest.raises(BlockingIOError):
@@ -44,15 +53,15 @@ def test_a_living_owner_is_named_and_cannot_be_replaced(tmp_path: Path) -> None:
         kill(child)
 
 
-def test_the_lock_of_a_killed_process_is_gone(tmp_path: Path) -> None:
-    kill(in_child(tmp_path, then="wait"))
+def test_lock_of_killed_process_is_released(tmp_path: Path) -> None:
+    kill(lock_in_child(tmp_path, then="wait"))
     assert lock_holder(tmp_path) == ""
     acquire_lock(tmp_path).release()
 
 
-def test_a_worker_that_outlives_its_owner_holds_no_lock(tmp_path: Path) -> None:
-    """A data loader's worker sees the death of its owner seconds later."""
-    child = in_child(tmp_path, then="fork")
+def test_lock_is_not_held_by_forked_worker_that_outlives_its_parent(tmp_path: Path) -> None:
+    """A data loader's worker notices the end of its parent only seconds later."""
+    child = lock_in_child(tmp_path, then="fork")
     workers = [int(pid) for pid in Path(f"/proc/{child}/task/{child}/children").read_text().split()]
     try:
         kill(child)
@@ -63,7 +72,7 @@ def test_a_worker_that_outlives_its_owner_holds_no_lock(tmp_path: Path) -> None:
             os.kill(worker, signal.SIGKILL)
 
 
-def test_a_run_can_be_given_up_and_taken_again(tmp_path: Path) -> None:
+def test_lock_released_twice_is_free(tmp_path: Path) -> None:
     lock = acquire_lock(tmp_path, new=True)
     assert str(os.getpid()) in lock_holder(tmp_path)
     lock.release()
@@ -71,17 +80,19 @@ def test_a_run_can_be_given_up_and_taken_again(tmp_path: Path) -> None:
     assert lock_holder(tmp_path) == ""
 
 
-def test_what_a_run_is_made_of_is_read_back_and_half_of_it_is_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ['{"started": ', "[]", '{"started": 1.0}', '{"seed": 3}'])
+def test_start_record_is_read_back_or_none_if_damaged(tmp_path: Path, damaged: str) -> None:
     assert read_started(tmp_path) is None
-    write_started(tmp_path, {"seed": 3})
-    assert read_started(tmp_path) == {"seed": 3}
-    (tmp_path / STARTED).write_text('{"seed": ')
+    record = StartRecord(1.5, True, {"seed": 3})
+    write_started(tmp_path, record)
+    assert read_started(tmp_path) == record
+    (tmp_path / STARTED_FILE).write_text(damaged)
     assert read_started(tmp_path) is None
 
 
-def test_a_complete_run_has_neither_file(tmp_path: Path) -> None:
+def test_remove_lock_removes_lock_and_start_record(tmp_path: Path) -> None:
     lock = acquire_lock(tmp_path, new=True)
-    write_started(tmp_path, {})
+    write_started(tmp_path, StartRecord(1.5, False, {}))
     remove_lock(tmp_path)
     lock.release()
     assert [*tmp_path.iterdir()] == []

@@ -119,7 +119,7 @@ def make_recipe(world: Path, data: dict[str, Any] | None = None, **settings: Any
 
 
 def make_run(folder: Path, world: Path, smoke: bool = False) -> Run:
-    return Run.create(folder, "tiny", "eval", smoke=smoke, base=str(world / "base"), reporter=Silent())
+    return Run.create(folder, "tiny", "eval", smoke=smoke, base_path=str(world / "base"), reporter=Silent())
 
 
 def evaluate(folder: Path, world: Path, **settings: Any) -> tuple[dict[str, float], Path]:
@@ -339,7 +339,7 @@ def test_rows_of_text_alone_are_scored_from_their_second_token(world: Path, tmp_
 
 def test_a_gate_on_an_unknown_metric_is_told_before_anything_is_loaded(world: Path, tmp_path: Path) -> None:
     recipe = make_recipe(world, gates=[{"metric": "winrate", "min": 0.5}])
-    run = Run.create(tmp_path, "tiny", "eval", smoke=False, base="no/such/model", reporter=Silent())
+    run = Run.create(tmp_path, "tiny", "eval", smoke=False, base_path="no/such/model", reporter=Silent())
     with pytest.raises(RecipeError, match="win_rate"):
         stage.run(recipe, run)
 

@@ -19,10 +19,10 @@ from transformers import Trainer
 from rlhf_cli.cli import progress
 from rlhf_cli.errors import StoppedError
 from rlhf_cli.pipeline.runner import StageResult, run_stage
-from rlhf_cli.recipe.loader import load
 from rlhf_cli.runs.training_state import load_state
 from rlhf_cli.training import checkpointing, trl
-from tests.runs.test_training_state import same
+from tests.support.equality import bit_equal
+from tests.support.recipe_files import load_recipe
 
 WORDS = ["red", "blue", "cat", "dog", "sun", "tree"]
 ACCUMULATED = 3  # forward passes a step, in every stage below; 5 steps are an epoch
@@ -53,7 +53,7 @@ class Stage:
         self.folder, self.stage, self.overrides = folder, stage, overrides
 
     def run(self, runs: str, *, resume: bool = False) -> StageResult:
-        recipe = load(self.folder / "recipe.yaml", self.overrides, [self.stage])
+        recipe = load_recipe(self.folder / "recipe.yaml", self.overrides, [self.stage])
         with progress.reporter(json=True, quiet=True) as reporter:
             return run_stage(self.stage, recipe, self.folder / runs, smoke=False, reporter=reporter, resume=resume)
 
@@ -222,7 +222,7 @@ def test_a_signal_stops_after_the_step_and_what_is_saved_is_as_of_a_run_never_ki
     states = [load_state(side / "state") for side in sides]
     for state in states:
         del state["journal"]["seconds"]
-    assert same(*states)
+    assert bit_equal(*states)
     for file in ("adapter_model.safetensors", "trainer_state.json"):
         assert len({(side / "model" / file).read_bytes() for side in sides}) == 1
     assert {path.suffix for path in sides[0].rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}

@@ -26,7 +26,7 @@ from transformers import (
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.runs.lock import LOCK, STARTED
+from rlhf_cli.runs.lock import LOCK_FILE, STARTED_FILE
 from rlhf_cli.runs.manifest import sha256
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import export
@@ -131,7 +131,7 @@ def run_export(base_folder: Path, tmp_path: Path) -> Export:
         settings["export"] = {"of": str(of), **settings.get("export", {})}
         recipe = Recipe(**settings)
         base = recipe.base.model
-        run = Run.create(tmp_path / "runs", "bot", "export", smoke=False, base=base, reporter=Silent())
+        run = Run.create(tmp_path / "runs", "bot", "export", smoke=False, base_path=base, reporter=Silent())
         return dict(export.run(recipe, run).metrics), run
 
     return call
@@ -139,7 +139,7 @@ def run_export(base_folder: Path, tmp_path: Path) -> Export:
 
 def files(folder: Path) -> list[str]:
     """Their names; what there is while a run is incomplete aside."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, STARTED))
+    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK_FILE, STARTED_FILE))
 
 
 def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_folder: Path, tmp_path: Path) -> None:

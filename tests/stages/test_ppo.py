@@ -25,10 +25,10 @@ from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
 from rlhf_cli.models.heads import load_score_head
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.pipeline.runner import StageResult, run_stage
-from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import ppo
+from tests.support.recipe_files import load_recipe
 from tests.support.reward_server import Server, ok
 
 VOCABULARY = 32
@@ -119,7 +119,7 @@ def recipe(world: Path, **ppo_fields: object) -> Recipe:
 @pytest.fixture
 def new_run(tmp_path: Path, world: Path) -> Run:
     base = str(world / "base")
-    return Run.create(tmp_path / "runs", "tiny", "ppo", smoke=False, base=base, reporter=Quiet())
+    return Run.create(tmp_path / "runs", "tiny", "ppo", smoke=False, base_path=base, reporter=Quiet())
 
 
 def test_a_run_leaves_a_policy_and_a_critic_that_plain_libraries_load(world: Path, new_run: Run) -> None:
@@ -191,7 +191,7 @@ def test_a_source_that_judged_now_and_then_is_summed_up_by_what_it_judged(world:
 def test_same_seed_same_run(world: Path, tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
-        run = Run.create(tmp_path, name, "ppo", smoke=False, base=str(world / "base"), reporter=Quiet())
+        run = Run.create(tmp_path, name, "ppo", smoke=False, base_path=str(world / "base"), reporter=Quiet())
         torch.manual_seed(0)
         ppo.run(recipe(world), run)
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -325,5 +325,5 @@ def test_smoke_calls_the_server_and_makes_a_stand_in_of_the_model(
     assert len(server.asked) > 2
     inputs = {item["role"]: item for item in made.manifest["inputs"]}
     assert (inputs["ppo.reward.0"]["kind"], len(inputs["ppo.reward.0"]["sha256"])) == ("folder", 64)
-    again = load(made.path / "recipe.yaml", stages=("ppo",))
+    again = load_recipe(made.path / "recipe.yaml", stages=("ppo",))
     assert again.ppo.reward[1].http == server.url

@@ -12,12 +12,12 @@ import pytest
 
 from rlhf_cli.errors import DiskError, ModelError, RecipeError, StoppedError
 from rlhf_cli.pipeline.runner import StageResult, run_chain, run_stage
-from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.lock import acquire_lock, lock_holder
 from rlhf_cli.runs.manifest import read_manifest
 from rlhf_cli.runs.run import Run, StageMetrics
 from tests.pipeline.test_runner import CHAIN, Case
+from tests.support.recipe_files import load_recipe
 from tests.support.stand_ins import SetStage
 
 STEPS = 4
@@ -44,13 +44,13 @@ class Stopping(Case):
                 break
             with run.checkpoint(step) as folder:
                 (folder / "state").write_text(str(step))
-            if run.stopping:
+            if run.stop_requested:
                 raise run.stopped(step)
         (run.model_dir / "weights").write_text(f"{run.stage} {recipe.seed}")
         return StageMetrics({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
 
     def resume(self, stage: str, *overrides: str) -> StageResult:
-        recipe = load(self.file, overrides, (stage,))
+        recipe = load_recipe(self.file, overrides, (stage,))
         return run_stage(stage, recipe, self.runs, smoke=False, reporter=self.reporter, resume=True)
 
     def stopped(self, stage: str, at: int, *overrides: str) -> Path:
@@ -63,7 +63,7 @@ class Stopping(Case):
         return max((self.runs / "bot" / stage).glob("v*"))
 
     def resumed_chain(self, *overrides: str) -> dict[str, bool]:
-        recipe = load(self.file, overrides, CHAIN)
+        recipe = load_recipe(self.file, overrides, CHAIN)
         chain = run_chain(recipe, CHAIN, self.runs, smoke=False, reporter=self.reporter, resume=True)
         return {outcome.stage: outcome.skipped for outcome in chain}
 
@@ -152,8 +152,8 @@ def test_how_often_it_saves_may_change(case: Stopping) -> None:
 def test_another_library_or_device_is_said_and_goes_on(case: Stopping) -> None:
     path = case.stopped("sft", 2)
     origin: dict[str, Any] = json.loads((path / "started.json").read_text())
-    origin["made_of"]["packages"]["torch"] = "1.0"
-    origin["made_of"]["device"] = "abacus"
+    origin["provenance"]["packages"]["torch"] = "1.0"
+    origin["provenance"]["device"] = "abacus"
     (path / "started.json").write_text(json.dumps(origin))
     case.resume("sft")
     assert any("torch was 1.0 when the run began" in text and "not bit-exact" in text for text in case.warned)

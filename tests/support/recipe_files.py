@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from rlhf_cli.errors import Issue, RecipeError
-from rlhf_cli.recipe.loader import load
+from rlhf_cli.recipe.loader import read_recipe
+from rlhf_cli.recipe.schema import Recipe
 
-Write = Callable[..., Path]
-FaultsOf = Callable[..., list[Issue]]
+WriteRecipe = Callable[..., Path]
+FindIssues = Callable[..., list[Issue]]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Sequence[str] | None = None) -> Recipe:
+    """Return the recipe of `read_recipe` without the positions of its keys."""
+    return read_recipe(path, overrides, stages).recipe
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a recipe into the working folder; `name` and `base` are put in front where the text has none."""
+def write_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteRecipe:
+    """Return a function that writes a recipe into the working directory; unless `bare`, below a name and a base."""
     monkeypatch.chdir(tmp_path)
 
-    def make(text: str = "", file: str = "r.yaml", *, bare: bool = False) -> Path:
+    def write(text: str = "", file: str = "r.yaml", *, bare: bool = False) -> Path:
         path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         head = "" if bare else "name: x\nbase: {model: org/model}\n"
         path.write_bytes((head + text).encode())
         return path
 
-    return make
+    return write
 
 
 @pytest.fixture
-def faults_of(write: Write) -> FaultsOf:
-    """The issues of a recipe that does not load."""
+def find_issues(write_recipe: WriteRecipe) -> FindIssues:
+    """Return a function that writes a recipe that does not load, and returns its issues."""
 
-    def issues(text: str, *overrides: str, bare: bool = False, stages: tuple[str, ...] | None = ()) -> list[Issue]:
+    def find(text: str, *overrides: str, bare: bool = False, stages: tuple[str, ...] | None = ()) -> list[Issue]:
         with pytest.raises(RecipeError) as raised:
-            load(write(text, bare=bare), overrides, stages)
+            read_recipe(write_recipe(text, bare=bare), overrides, stages)
         return list(raised.value.issues)
 
-    return issues
+    return find

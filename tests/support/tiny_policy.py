@@ -115,7 +115,7 @@ def make_cast(base_folder: Path) -> Callable[..., actor_critic.ActorCritic]:
 def make_run(tmp_path: Path, base_folder: Path) -> Callable[[], Run]:
     def make() -> Run:
         return Run.create(
-            tmp_path / "runs", "tiny", "ppo", smoke=False, base=str(base_folder), reporter=RecordingReporter()
+            tmp_path / "runs", "tiny", "ppo", smoke=False, base_path=str(base_folder), reporter=RecordingReporter()
         )
 
     return make

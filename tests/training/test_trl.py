@@ -17,7 +17,7 @@ from rlhf_cli.cli import progress
 from rlhf_cli.data import sources
 from rlhf_cli.errors import DivergedError, RecipeError
 from rlhf_cli.pipeline.runner import StageResult, run_stage
-from rlhf_cli.recipe.loader import load
+from tests.support.recipe_files import load_recipe
 
 Go = Callable[..., StageResult]
 WORDS = ["red", "blue", "cat", "dog", "sun", "tree"]
@@ -52,7 +52,7 @@ pretrain:
     )
 
     def run(stage: str, *overrides: str) -> StageResult:
-        recipe = load(tmp_path / "recipe.yaml", overrides, [stage])
+        recipe = load_recipe(tmp_path / "recipe.yaml", overrides, [stage])
         with progress.reporter(json=True, quiet=True) as reporter:
             return run_stage(stage, recipe, tmp_path / "runs", smoke=False, reporter=reporter)
 
@@ -156,7 +156,7 @@ def test_sft_ends_with_its_loss_on_held_out_rows(go: Go, tmp_path: Path) -> None
     model = AutoPeftModelForCausalLM.from_pretrained(outcome.path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(outcome.path / "model")
     total, count = 0.0, 0
-    recipe = load(tmp_path / "recipe.yaml", ["data.sft.eval_fraction=0.4"], ["sft"])
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["data.sft.eval_fraction=0.4"], ["sft"])
     assert recipe.data.sft is not None
     for row in sources.load(recipe.data.sft, "sft", seed=0, find=Path).held_out:
         start = len(tokenizer(row.prompt)["input_ids"])
@@ -182,7 +182,7 @@ def test_reward_ends_with_its_accuracy_on_held_out_pairs(go: Go, tmp_path: Path)
     folder = outcome.path / "model"
     model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    recipe = load(tmp_path / "recipe.yaml", [setting], ["reward"])
+    recipe = load_recipe(tmp_path / "recipe.yaml", [setting], ["reward"])
     assert recipe.data.preferences is not None
 
     def tokens(text: str) -> list[int]:

@@ -1,0 +1,242 @@
+"""Render runs, stages and checks as text: tables and lists."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rlhf_cli.cli.json_output import run_state
+from rlhf_cli.cli.output import escape_markup
+from rlhf_cli.formatting import format_duration, format_path
+from rlhf_cli.runs.lineage import Ancestor, Verification, name_of
+from rlhf_cli.runs.lock import read_started
+from rlhf_cli.runs.resume import describe_incomplete
+from rlhf_cli.stages import STAGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_cli.pipeline.runner import StageResult
+    from rlhf_cli.runs.layout import RunEntry
+
+ALWAYS_COMPARED = ("response_length", "truncation_rate")  # metrics in which reward hacking shows first
+INTERVAL_SUFFIXES = (".low", ".high", ".n")  # of a metric's confidence interval and sample size
+EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark} tells how the completion is marked
+    "pretrain": "first text (packed with others in training)",
+    "sft": "first row (the loss covers the part {mark})",
+    "preferences": "first pair, chosen completion ({mark})",
+    "prompts": "first prompt",
+}
+
+
+def format_number(value: float | None) -> str:
+    """Return a number with three significant digits, or with thousands separators from 1,000 on."""
+    if value is None:
+        return "not finite"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def format_metrics(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each metric, as `0.61 [0.55, 0.67] n=256` if it has an interval and a count."""
+    for name, value in metrics.items():
+        owner = name.rpartition(".")[0]
+        if name.endswith(INTERVAL_SUFFIXES) and owner in metrics:
+            continue
+        text = format_number(value)
+        if f"{name}.low" in metrics:
+            text += f" [{format_number(metrics[f'{name}.low'])}, {format_number(metrics[f'{name}.high'])}]"
+        if f"{name}.n" in metrics:
+            text += f" n={format_number(metrics[f'{name}.n'])}"
+        yield name, text
+
+
+def headline_metrics(stage: str, metrics: Mapping[str, float | None]) -> list[str]:
+    """Return `<name> <value>` of the metrics that represent the stage; empty for an unknown stage."""
+    names = STAGES[stage].headline_metrics if stage in STAGES else ()
+    texts = dict(format_metrics(metrics))
+    return [f"{name} {texts[name]}" for name in names if name in texts]
+
+
+def print_chain(console: Console, results: Sequence[StageResult]) -> None:
+    """Print a row per stage, then the comparison of the evaluation and the path of the exported model."""
+    table = _table("stage", "state", "time", "result", "path")
+    for result in results:
+        headline = "\n".join(headline_metrics(result.stage, result.manifest["metrics"]))
+        seconds = format_duration(result.manifest["seconds"])
+        table.add_row(result.stage, _result_state(result), seconds, headline, format_path(result.path))
+    console.print()
+    _print_table(console, table)
+    for result in results:
+        if STAGES[result.stage].evaluates and "win_rate" in result.manifest["metrics"]:
+            _print_table(console, _comparison(result.manifest))
+    for result in results:
+        if STAGES[result.stage].exports:
+            console.print(f"Exported model: {format_path(result.path / 'model')}", markup=False, soft_wrap=True)
+
+
+def _result_state(result: StageResult) -> str:
+    if result.failed_gates:
+        return "gate failed"
+    return "up to date" if result.skipped else "done"
+
+
+def _comparison(manifest: Mapping[str, Any]) -> Table:
+    """Return a table with each metric of candidate and baseline, and the gain with its interval."""
+    metrics: Mapping[str, float | None] = manifest["metrics"]
+    texts = dict(format_metrics(metrics))
+    names = {item["role"]: item["ref"] for item in manifest["inputs"]}
+    table = _table("metric", names.get("candidate", "base"), names.get("baseline", "base"), "gain [95% interval]")
+    table.add_row("win_rate", texts["win_rate"], "", "")
+    for name in metrics:
+        gain = next((key for key in (f"{name}.gain", f"{name}_gain") if key in metrics), None)
+        if f"{name}.baseline" in metrics and (gain or name in ALWAYS_COMPARED):
+            table.add_row(name, texts[name], texts[f"{name}.baseline"], texts[gain] if gain else "")
+    table.add_row("kl", texts["kl"], "", "")
+    return table
+
+
+def print_runs(console: Console, runs_dir: Path, entries: Sequence[RunEntry]) -> None:
+    """Print one line per run. Formatted without a Rich table, which takes a second for a thousand rows."""
+    if not entries:
+        console.print(f"no runs in {format_path(runs_dir)}", markup=False, soft_wrap=True)
+        return
+    rows = [("run", "state", "started", "time", "result"), *map(_run_row, entries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f" {name:<{widths[0]}}   {state:<{widths[1]}}   {started:<{widths[2]}}   {time:>{widths[3]}}   {result}"
+        for name, state, started, time, result in rows
+    ]
+    lines.insert(1, "─" * (sum(widths) + 3 * len(widths)))
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in lines))
+
+
+def _run_row(entry: RunEntry) -> tuple[str, str, str, str, str]:
+    """Return the columns of one run."""
+    state = run_state(entry)
+    started = f"{datetime.fromtimestamp(start_time(entry), UTC):%Y-%m-%d %H:%M}"
+    if entry.manifest is None:
+        detail = entry.manifest_error or describe_incomplete(entry.path)
+        return name_of(entry), state, started, "", detail
+    if _has_failed_gate(entry.manifest):
+        state = "gate failed"
+    headline = "  ".join(headline_metrics(entry.stage, entry.manifest["metrics"]))
+    return name_of(entry), state, started, format_duration(entry.manifest["seconds"]), headline
+
+
+def start_time(entry: RunEntry) -> float:
+    """Return when a run started, in seconds since 1970; the folder's modification time if it is not recorded."""
+    if entry.manifest is not None:
+        return datetime.fromisoformat(entry.manifest["started"]).timestamp()
+    record = read_started(entry.path)
+    return entry.path.stat().st_mtime if record is None else record.started
+
+
+def _has_failed_gate(manifest: Mapping[str, Any]) -> bool:
+    return any(not gate["passed"] for gate in manifest.get("gates", []))
+
+
+def print_verifications(console: Console, verifications: Sequence[tuple[RunEntry, Verification]]) -> None:
+    """Print one line per run whose files are all intact. Damaged files are reported as issues."""
+    for entry, verification in verifications:
+        if not verification.issues:
+            what = "OK" if entry.manifest else "incomplete, checkpoints OK"
+            size = f"{verification.files:,} files, {verification.bytes:,} bytes"
+            console.print(f"{name_of(entry)}  {what}: {size}", markup=False, soft_wrap=True)
+
+
+def print_lineage(console: Console, entry: RunEntry, ancestors: Sequence[Ancestor]) -> None:
+    """Print one line per input, indented by its distance from the run."""
+    console.print(name_of(entry), style="bold", markup=False)
+    for one in ancestors:
+        removed = "  (removed)" if one.missing else ""
+        line = f"{'    ' * one.depth}  {one.role:<16} {one.name}  {one.content[:12]}{removed}"
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_differences(console: Console, names: Sequence[str], differences: Mapping[str, Sequence[Any]]) -> None:
+    """Print one row per setting, input, package or metric in which two runs differ."""
+    if not differences:
+        console.print(f"{names[0]} and {names[1]} are identical", markup=False, soft_wrap=True)
+        return
+    table = _table("", *names, folded=names)
+    for name, values in differences.items():
+        table.add_row(name, *(escape_markup(_format_value(value)) for value in values))
+    _print_table(console, table)
+
+
+def _format_value(value: Any) -> str:
+    if value is None:
+        return ""
+    return format_number(value) if isinstance(value, float) else str(value)
+
+
+def print_check(console: Console, recipe: Path, stages: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Print which stages were checked, and the row counts of their datasets."""
+    console.print(f"{recipe}: OK ({', '.join(stages)})", markup=False, soft_wrap=True)
+    for kind, numbers in counts.items():
+        text = ", ".join(f"{number:,} {name}" for name, number in numbers.items())
+        console.print(f"  data.{kind}: {text}", markup=False, soft_wrap=True)
+
+
+def print_previews(console: Console, previews: Iterable[Mapping[str, Any]]) -> None:
+    """Print what `--dry-run` found for each stage: rows, tokens, and one example with its loss mask."""
+    for preview in previews:
+        _print_preview(console, preview)
+
+
+def _print_preview(console: Console, preview: Mapping[str, Any]) -> None:
+    stage = preview["stage"]
+    console.print(stage, style="bold", markup=False)
+    width = max((len(name) for name in preview["facts"]), default=0)
+    for name, value in preview["facts"].items():
+        text = f"{value:,}" if isinstance(value, int) else value
+        console.print(f"  {name:<{width}}  {text}", markup=False, soft_wrap=True)
+    dataset = STAGES[stage].dataset
+    if preview.get("example") and dataset is not None:
+        color = console.is_terminal and not console.no_color
+        mark = "in green" if color else "in ⟦…⟧"
+        console.print(f"  {EXAMPLE_TITLES[dataset].format(mark=mark)}:", style="dim", markup=False)
+        console.print(_mark_completion(preview["example"], color=color), markup=False, soft_wrap=True)
+
+
+def _mark_completion(example: str, *, color: bool) -> str | Text:
+    """Return an example with its completion in green instead of in ⟦…⟧, if there is color."""
+    from rich.text import Text
+
+    prompt, bracket, completion = example.partition("⟦")
+    if not color or not bracket:
+        return example
+    return Text.assemble((prompt, "dim"), (completion.removesuffix("⟧"), "green"))
+
+
+def _table(*columns: str, folded: Sequence[str] = ("result",)) -> Table:
+    """Return a table in which only the columns `folded` may be wrapped."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column not in folded, justify="right" if column == "time" else "left")
+    return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as its content if stdout is not a terminal; on one, let it exceed the width if needed.
+
+    A path is thus never broken over lines.
+    """
+    from rich.measure import Measurement
+
+    measured = Measurement.get(console, console.options.update(max_width=sys.maxsize), table)
+    width = console.width
+    console.width = max(width, measured.minimum) if console.is_terminal else measured.maximum
+    console.print(table, crop=False)
+    console.width = width

@@ -1,0 +1,158 @@
+"""Convert batches of raw rows into typed rows, and check what no single row shows: equal formats and margins."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_cli.data.batches import Batch
+from rlhf_cli.data.columns import plan_columns, rename_columns
+from rlhf_cli.data.fields import CONVERSATION, TEXT, format_of
+from rlhf_cli.data.formats import ParseRow, plain_text_columns, row_parser
+from rlhf_cli.data.issues import MAX_SHOWN_ISSUES, DroppedRowError, IssueCollector, RowError
+from rlhf_cli.data.rows import PreferenceRow
+from rlhf_cli.stages import DatasetKind
+
+
+class RowConverter:
+    """Converts the batches of one split of a source. Adds issues, and counts read and dropped rows.
+
+    Attributes:
+        columns: The columns known beforehand, and those of the rows converted since.
+        counts: Rows read, and rows dropped by reason.
+        text_format: `TEXT` or `CONVERSATION`, of the first row; "" before it.
+
+    Args:
+        kind: The dataset kind.
+        mapping: Our column names, each with the dataset's.
+        found: The columns known beforehand, which decide the rows' format and further columns.
+        source: Path or Hub id of the source, the location of issues that concern no single row.
+        issues: Where issues are added.
+        editable: Whether the user can edit the data. If not, a row that is empty or has its turns out of order is
+            dropped and counted instead of being an issue.
+    """
+
+    def __init__(
+        self,
+        kind: DatasetKind,
+        mapping: Mapping[str, str],
+        found: Sequence[str],
+        *,
+        source: str,
+        issues: IssueCollector,
+        editable: bool,
+    ) -> None:
+        self.columns = dict.fromkeys(found)
+        self._found_count = len(self.columns)
+        self.counts: Counter[str] = Counter()
+        self.text_format = ""
+        self._first_location = ""
+        self._mapping = mapping
+        self._issues = issues
+        self._editable = editable
+        self._margins = _MarginCheck()
+        self._parse: ParseRow | None = None  # None if the columns fit no format, or there are none
+        self._plain_columns: tuple[str, ...] = ()  # for the fast path of `prompts`
+        if found and (plan := plan_columns(kind, mapping, found, source, issues)):
+            row_format, columns = plan
+            self._parse = row_parser(kind, row_format, columns)
+            self._plain_columns = () if mapping else plain_text_columns(kind, row_format, columns)
+
+    @property
+    def has_late_columns(self) -> bool:
+        """Whether rows had columns that were not known beforehand."""
+        return len(self.columns) > self._found_count
+
+    def rows(self, batch: Batch) -> list[Any]:
+        """Return the typed rows of a batch. Rows with an issue and dropped rows are left out."""
+        self._count(batch)
+        if self._parse is None:
+            return []
+        rows = []
+        for number, fields in zip(batch.numbers, batch.rows, strict=True):
+            try:
+                row = self._parse(rename_columns(fields, self._mapping) if self._mapping else fields)
+            except DroppedRowError as reason:
+                self.counts[f"dropped: {reason}"] += 1
+            except RowError as error:
+                if error.dropped_as and not self._editable:
+                    self.counts[f"dropped: {error.dropped_as}"] += 1
+                else:
+                    self._issues.add_row_error(error, f"{batch.prefix}{number}")
+            else:
+                rows.append(row)
+                self._check_format(row, batch, number)
+                if type(row) is PreferenceRow:
+                    self._margins.add(row, batch, number)
+        return rows
+
+    def prompts(self, batch: Batch) -> Sequence[str] | None:
+        """Return the prompts of a batch in which every row is valid text, or None if each row has to be parsed.
+
+        It counts and checks what `rows` does, in a quarter of the time.
+        """
+        if not self._plain_columns or not batch.rows or self.text_format == CONVERSATION:
+            return None
+        try:
+            columns = [[fields[name] for fields in batch.rows] for name in self._plain_columns]
+        except KeyError:
+            return None
+        for texts in columns:
+            if set(map(type, texts)) != {str} or not all(map(str.strip, texts)):
+                return None
+        is_preference = len(columns) == 3
+        if is_preference and any(map(operator.eq, columns[1], columns[2])):
+            return None
+        self._count(batch)
+        if not self.text_format:
+            self.text_format = TEXT
+            self._first_location = f"{batch.prefix}{batch.numbers[0]}"
+        return columns[0]
+
+    def finish(self) -> None:
+        """Add the issues that are known only after the last batch."""
+        self._margins.add_issues(self._issues)
+
+    def _count(self, batch: Batch) -> None:
+        self.columns.update(dict.fromkeys(itertools.chain.from_iterable(batch.rows)))
+        self.counts["read"] += len(batch.rows)
+
+    def _check_format(self, row: Any, batch: Batch, number: int) -> None:
+        """Add an issue if the row's format, of its first field, is not that of the first row."""
+        text_format = format_of(row[0])
+        if not self.text_format:
+            self.text_format = text_format
+            self._first_location = f"{batch.prefix}{number}"
+        elif text_format != self.text_format:
+            message = f"format: found {text_format}, expected {self.text_format} as in {self._first_location}."
+            self._issues.add("data.mixed-formats", message, f"{batch.prefix}{number}", "Write all rows in one format.")
+
+
+class _MarginCheck:
+    """Checks that `margin` is set on all rows or on none: trainers look for it on the first row only."""
+
+    def __init__(self) -> None:
+        self._first_with = ""  # a location
+        self._without: list[str] = []  # locations, at most MAX_SHOWN_ISSUES
+        self._without_count = 0
+
+    def add(self, row: PreferenceRow, batch: Batch, number: int) -> None:
+        """Record whether a row has a margin."""
+        if row.margin is None:
+            self._without_count += 1
+            if len(self._without) < MAX_SHOWN_ISSUES:
+                self._without.append(f"{batch.prefix}{number}")
+        elif not self._first_with:
+            self._first_with = f"{batch.prefix}{number}"
+
+    def add_issues(self, issues: IssueCollector) -> None:
+        """Add an issue for each row without a margin if any row has one."""
+        if not self._first_with:
+            return
+        message = f"margin: missing, although {self._first_with} has one."
+        for location in self._without:
+            issues.add("data.missing-margin", message, location, "Set it on all rows or on none.")
+        issues.count += self._without_count - len(self._without)

@@ -1,0 +1,213 @@
+"""Parse JSON rows strictly: a duplicate key, an integer beyond 64 bits and a lone surrogate are errors.
+
+orjson parses almost all lines. A line that it rejects, or of which it may have lost a part, goes to a slower decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import orjson
+
+from rlhf_cli.data.batches import Fields
+from rlhf_cli.data.issues import IssueCollector, RowError, type_name
+
+LINE_HINT = 'Write one object per line, such as {"prompt": "…"}.'
+TEXT_HINT = 'Write it as text, in "quotes".'
+
+T = TypeVar("T")
+
+
+def parse_fast(lines: list[bytes]) -> list[Fields] | None:
+    """Return the rows of `lines`, or None if orjson rejects a line or may have lost a part of one."""
+    try:
+        rows = [*map(orjson.loads, lines)]
+        return rows if all(map(_is_lossless, rows, lines)) else None
+    except (orjson.JSONDecodeError, RecursionError):
+        return None
+
+
+def _is_lossless(fields: Any, line: bytes) -> bool:
+    """Return whether `fields` certainly hold everything in `line`.
+
+    orjson silently accepts duplicate keys (keeps the last) and integers beyond 64 bits (converts them to float). Every
+    string has two quotes, so a line with more quotes than that had a key that is lost.
+    """
+    if type(fields) is not dict or not fields:
+        return False
+    strings = _count_strings(fields)
+    quotes = line.count(b'"')
+    return quotes == 2 * strings or quotes - line.replace(rb"\\", b"").count(rb"\"") == 2 * strings
+
+
+def _count_strings(value: Any) -> float:
+    """Return the number of strings in `value`, keys included, or infinity if a number may not be the original one."""
+    kind = type(value)
+    if kind is dict or kind is list:
+        strings: float = len(value) if kind is dict else 0
+        for item in value.values() if kind is dict else value:
+            strings += 1 if type(item) is str else _count_strings(item)
+        return strings
+    if kind is bool or value is None:
+        return 0
+    return 0 if -(2**63) < value < 2**63 else math.inf
+
+
+def parse_strict(text: str, *, is_terminated: bool) -> Fields | None:
+    """Return the row of a line, or None if the line is blank.
+
+    Args:
+        text: The line.
+        is_terminated: Whether the line ends with a line break, so that it cannot be truncated.
+
+    Raises:
+        RowError: The line is not a valid row.
+    """
+    text = text.rstrip()
+    if not text:
+        return None
+    try:
+        value = _decode(_DECODER.decode, text)
+    except json.JSONDecodeError as error:
+        ends_inside = error.pos >= len(text) or not text.endswith("}")
+        if ends_inside and not is_terminated:
+            raise RowError(
+                "data.truncated-file",
+                "last line: truncated; the file ends inside a row.",
+                "Check whether a copy or a download was cut off.",
+            ) from None
+        message = f"invalid JSON at column {error.colno}: {error.msg}."
+        raise RowError("data.invalid-json", message, LINE_HINT) from None
+    return _check_row(value, text)
+
+
+def parse_list(text: str, path: Path, issues: IssueCollector) -> Iterator[tuple[int, Fields]]:
+    """Yield the objects of a JSON list, each with its line. Elements are parsed one by one, so that each has a line."""
+    position = _skip_whitespace(text, 0)
+    if text[position : position + 1] != "[":
+        issues.add("data.invalid-json", "file: expected a list of objects [{…}, …].", str(path), _list_hint(text))
+        return
+    line, counted = 1, 0
+    position = _skip_whitespace(text, position + 1)
+    while text[position : position + 1] != "]":
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            value, end = _decode(_DECODER.raw_decode, text, position)
+        except json.JSONDecodeError as error:
+            _add_syntax_error(error, text, line, path, issues)
+            return
+        except RowError as error:
+            message = f"{error} The rows after it were not read."
+            issues.add(error.code, message, f"{path}:{line}", error.hint)
+            return
+        try:
+            fields = _check_row(value, text[position:end])
+        except RowError as error:
+            issues.add_row_error(error, f"{path}:{line}")
+        else:
+            yield line, fields
+        position = _skip_whitespace(text, end)
+        if text[position : position + 1] == ",":
+            position = _skip_whitespace(text, position + 1)
+        elif text[position : position + 1] != "]":
+            line += text.count("\n", counted, position)
+            issues.add("data.invalid-json", "invalid JSON: expected ',' or ']' after a row.", f"{path}:{line}")
+            return
+    if text[position + 1 :].strip():
+        message = "unexpected text after the closing ']' of the list."
+        issues.add("data.invalid-json", message, str(path), "Remove it.")
+
+
+def _list_hint(text: str) -> str:
+    """Return a hint for the text of a .json file that is not a list."""
+    stripped = text.strip()
+    if stripped.count("\n{") > 0 and stripped.count("\n}") == 0:
+        return "Rename it to .jsonl: it looks like JSON lines."
+    return "Write a list, or one object per line in a .jsonl file."
+
+
+def _add_syntax_error(error: json.JSONDecodeError, text: str, line: int, path: Path, issues: IssueCollector) -> None:
+    """Add the syntax error of the list element that starts in `line`."""
+    location = f"{path}:{error.lineno}"
+    if error.pos >= len(text.rstrip()) - 1:
+        hint = f"Check whether the file was cut off; the row starts in line {line}."
+        issues.add("data.truncated-file", "the file ends inside a row.", location, hint)
+    else:
+        issues.add(
+            "data.invalid-json", f"invalid JSON: {error.msg}.", location, f"Fix the row that starts in line {line}."
+        )
+
+
+def _skip_whitespace(text: str, position: int) -> int:
+    """Return the position of the first character from `position` on that is not JSON white space."""
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _check_row(value: Any, text: str) -> Fields:
+    """Return `value`, parsed from `text`, if it is a row. Raise RowError otherwise."""
+    if not isinstance(value, dict):
+        raise RowError("data.invalid-row", f"row: found {type_name(value)}, expected an object {{…}}.", LINE_HINT)
+    if not value:
+        raise RowError("data.invalid-row", "row: found an empty object, expected fields.", "Remove the row.")
+    if "\\u" in text and _has_lone_surrogate(value):
+        message = "row: contains a lone surrogate, such as \\ud800, which cannot be encoded as UTF-8."
+        raise RowError("data.lone-surrogate", message, "Remove it.")
+    return value
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _decode(decode: Callable[..., T], *arguments: Any) -> T:
+    """Return `decode(*arguments)`. Raise RowError if the value is nested too deeply for the interpreter."""
+    try:
+        return decode(*arguments)
+    except RecursionError:
+        message = "row: nested too deeply to be parsed."
+        raise RowError("data.nested-too-deeply", message, "Write the inner values as text.") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise RowError("data.invalid-number", f"{name} is not a JSON number.", "Write a number, or null.")
+
+
+def _parse_integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:  # int() refuses more than 4,300 digits
+        raise RowError("data.invalid-number", f"integer {digits[:25]}: does not fit into 64 bits.", TEXT_HINT)
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise RowError("data.invalid-number", f"number {digits[:25]}: does not fit into 64 bits.", TEXT_HINT)
+    return number
+
+
+def _check_unique_keys(pairs: list[tuple[str, Any]]) -> Fields:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise RowError("data.duplicate-key", f"duplicate key {duplicate!r} in an object.", "Keep one of them.")
+    return fields
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant,
+    parse_int=_parse_integer,
+    parse_float=_parse_float,
+    object_pairs_hook=_check_unique_keys,
+)

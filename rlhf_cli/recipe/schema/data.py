@@ -1,0 +1,65 @@
+"""The datasets and the sources of their rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field
+
+from rlhf_cli.recipe.schema.section import PathKind, PositiveFloat, Section, UnitFloat
+
+
+class Source(Section):
+    """A source of rows: exactly one of `path`, `hub` and `run`."""
+
+    path: Annotated[str | None, PathKind("file")] = Field(
+        None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a folder of such files"
+    )
+    hub: str | None = Field(None, description="dataset id on the Hugging Face Hub")
+    run: str | None = Field(None, description="a run that wrote rows, such as feedback@latest")
+    config: str | None = Field(None, description="configuration name of a Hub dataset")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset; null: main")
+    split: str = Field("train", description="split of a Hub dataset or of a folder; slices such as train[:1000]")
+    eval_split: str | None = Field(
+        None, description="split that is held out for evaluation; cannot be combined with eval_fraction"
+    )
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="fraction of the prompts that is held out, independent of the seed; null: 0.05 without eval_split",
+    )
+    columns: dict[str, str] = Field({}, description="column names: the name that rlhf uses to the name in the data")
+    weight: PositiveFloat | None = Field(
+        None, description="relative weight in a mixture; if no source has a weight, all rows of all sources are used"
+    )
+
+
+def _wrap_single_source(value: object) -> object:
+    """Return a mapping as a list of one item."""
+    if not isinstance(value, dict | list):
+        raise ValueError("a mapping such as {path: rows.jsonl}, or a list of mappings")
+    return [value] if isinstance(value, dict) else value
+
+
+Sources = Annotated[
+    list[Source],
+    BeforeValidator(_wrap_single_source, json_schema_input_type=Source | list[Source]),
+    Field(min_length=1),
+]
+
+
+class Data(Section):
+    """The datasets of the stages. Each is one source, or a list of sources with optional weights."""
+
+    pretrain: Sources | None = Field(None, description="rows with `text`")
+    sft: Sources | None = Field(None, description="rows with prompt and completion, messages, or text")
+    preferences: Sources | None = Field(None, description="rows with prompt, chosen and rejected")
+    prompts: Sources | None = Field(
+        None, description="rows with prompt; reward functions receive the other columns as well"
+    )
+    max_overlong: UnitFloat = Field(
+        1.0, description="maximum fraction of a dataset's rows that may exceed the stage's limit in tokens"
+    )
+
+    def smoke(self) -> Self:
+        """Accept any number of overlong rows: a smoke run has other length limits than the recipe."""
+        return self.replace(max_overlong=1.0)

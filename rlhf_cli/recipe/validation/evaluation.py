@@ -1,0 +1,20 @@
+"""Validate the gates. Whether their metrics exist is checked when the evaluation is resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlhf_cli.recipe.schema import Eval, Recipe
+from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, keyed_issue
+from rlhf_cli.stages import STAGES
+
+
+def gate_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
+    """Yield an issue for each gate without a bound."""
+    for spec in STAGES.values():
+        section = getattr(recipe, spec.section)
+        for index, gate in enumerate(section.gates if isinstance(section, Eval) else ()):
+            if gate.min is None and gate.max is None:
+                key = (spec.section, "gates", index)
+                problem = "missing key; expected min, max or both."
+                yield keyed_issue("recipe.missing-key", key, problem, "Add `min:` or `max:`.")

@@ -1,0 +1,106 @@
+"""Validate the sections of PPO: batch sizes, KL and reward sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_cli.formatting import format_path
+from rlhf_cli.recipe.schema import Key, Launch, Length, Ppo, Recipe, RewardSource, Rule, is_run_reference
+from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, dependent_issues, exactly_one_issues, keyed_issue
+from rlhf_cli.recipe.validation.secrets import url_issues
+from rlhf_cli.stages import STAGES
+
+REWARD_KEYS = ("run", "model", "python", "http", "rule")  # a reward source has exactly one of them
+REWARD_OWNERS = (("revision", "model"), ("timeout", "http"), ("batch_size", "http"), ("retries", "http"))
+
+
+def ppo_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
+    """Yield issues of the sections of PPO."""
+    for spec in STAGES.values():
+        section = getattr(recipe, spec.section)
+        if isinstance(section, Ppo):
+            for index, source in enumerate(section.reward):
+                yield from _reward_issues(source, (spec.section, "reward", index))
+            yield from _size_issues(section, spec.section, recipe.launch)
+            yield from _optimization_issues(section, spec.section)
+            if recipe.launch.strategy == "fsdp" and spec.section in recipe.model_fields_set:
+                yield from _sharded_size_issues(section, spec.section, recipe.launch.processes)
+
+
+def _size_issues(ppo: Ppo, name: str, launch: Launch) -> Iterator[KeyedIssue]:
+    if ppo.rollout_batch_size % ppo.minibatches:
+        problem = f"not divisible; found {ppo.minibatches}, expected a divisor of rollout_batch_size "
+        problem += f"{ppo.rollout_batch_size}."
+        yield keyed_issue("recipe.not-divisible", (name, "minibatches"), problem, "Set it to a divisor.")
+    if ppo.rollout_batch_size * ppo.samples_per_prompt % launch.processes:
+        expected = f"a multiple of {launch.processes} processes"
+        problem = f"not divisible; found {ppo.rollout_batch_size}, expected {expected}."
+        hint = f"Set it to a multiple of {launch.processes}."
+        yield keyed_issue("recipe.not-divisible", (name, "rollout_batch_size"), problem, hint)
+
+
+def _sharded_size_issues(ppo: Ppo, name: str, processes: int) -> Iterator[KeyedIssue]:
+    """Yield an issue unless the processes get equally many rows of a minibatch, which FSDP requires."""
+    completions = ppo.rollout_batch_size * ppo.samples_per_prompt
+    rows = completions // ppo.minibatches
+    if rows % processes:
+        expected = f"a multiple of {processes} processes with fsdp"
+        problem = f"not divisible; found {rows} rows per minibatch, expected {expected}."
+        hint = f"Set it so that {completions} / minibatches is a multiple of {processes}."
+        yield keyed_issue("recipe.not-divisible", (name, "minibatches"), problem, hint)
+
+
+def _optimization_issues(ppo: Ppo, name: str) -> Iterator[KeyedIssue]:
+    if ppo.kl.apply_to == "loss" and ppo.kl.estimator == "k1":
+        problem = "no effect with estimator k1, whose gradient is zero on average."
+        hint = "Set estimator to k2 or k3, or apply_to to reward."
+        yield keyed_issue("recipe.no-effect", (name, "kl", "apply_to"), problem, hint)
+    warmup = ppo.critic.warmup_iterations
+    if warmup >= ppo.iterations:
+        problem = f"too many; found {warmup}, expected fewer than the {ppo.iterations} iterations."
+        hint = "Lower it, so that the policy is trained."
+        yield keyed_issue("recipe.invalid-value", (name, "critic", "warmup_iterations"), problem, hint)
+
+
+def _reward_issues(source: RewardSource, key: Key) -> Iterator[KeyedIssue]:
+    yield from exactly_one_issues(source, REWARD_KEYS, key)
+    yield from dependent_issues(source, REWARD_OWNERS, key)
+    if source.model is not None and _is_run(source.model):
+        problem = f"{format_path(Path(source.model))} is a run; expected a complete model."
+        yield keyed_issue("recipe.invalid-value", (*key, "model"), problem, "Write {run: …} for a reward run.")
+    if source.http is not None:
+        yield from url_issues(source.http, (*key, "http"))
+    if source.rule is not None:
+        yield from _rule_issues(source.rule, (*key, "rule"))
+
+
+def _is_run(model: str) -> bool:
+    folder = Path(model)
+    return is_run_reference(model) or (folder.is_absolute() and (folder / "manifest.json").exists())
+
+
+def _rule_issues(rule: Rule, key: Key) -> Iterator[KeyedIssue]:
+    yield from exactly_one_issues(rule, ("length", "pattern", "forbidden"), key)
+    if rule.length is not None:
+        yield from _length_issues(rule.length, (*key, "length"))
+    if rule.pattern is not None:
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            hint = "See the documentation of Python's re module."
+            problem = f"invalid regular expression: {error}."
+            yield keyed_issue("recipe.invalid-value", (*key, "pattern"), problem, hint)
+    for index, word in enumerate(rule.forbidden or []):
+        if not word.strip():
+            yield keyed_issue("recipe.invalid-value", (*key, "forbidden", index), "empty.", "Write a word.")
+
+
+def _length_issues(length: Length, key: Key) -> Iterator[KeyedIssue]:
+    if length.max is None and not length.min:
+        hint = "Set min, max or both, in tokens."
+        yield keyed_issue("recipe.no-effect", key, "no effect without min or max.", hint)
+    elif length.max is not None and length.max < length.min:
+        problem = f"no length satisfies it; found min {length.min} and max {length.max}."
+        yield keyed_issue("recipe.invalid-value", key, problem, "Set min to at most max.")

@@ -1,0 +1,85 @@
+"""Train with a TRL trainer: the common body of the stages around one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
+
+from rlhf_cli import distributed
+from rlhf_cli.models import fsdp
+from rlhf_cli.models.generation_config import repair_generation_config
+from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.training import trl
+from rlhf_cli.training.callbacks import RunCallback, TrainingMetrics
+from rlhf_cli.training.checkpointing import TrainerCheckpoints, silence_tied_weights_warning
+
+Evaluate = Callable[[Trainer], Mapping[str, float]]
+
+
+def train_with_trl(
+    stage: ResolvedStage,
+    run: Run,
+    *,
+    trainer_class: type[Any],
+    config_class: type[Any],
+    config: Mapping[str, Any],
+    model: Any,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    evaluate: Evaluate,
+) -> StageMetrics:
+    """Train `model` with a TRL trainer, from the start or from the run's checkpoint; save and evaluate it.
+
+    Args:
+        stage: The resolved stage.
+        run: The run to write to.
+        trainer_class: A TRL trainer, such as SFTTrainer.
+        config_class: Its config, such as SFTConfig.
+        config: Arguments of the config that the stage decides.
+        model: The model, with the adapter attached if there is one.
+        dtype: Data type of the computation.
+        tokenizer: Saved with the model.
+        dataset: Tokenized rows to train on.
+        evaluate: Computes metrics on held-out rows after training. With a sharded base, every process calls it.
+    """
+    if stage.sharded:
+        fsdp.ignore_in_ddp(model)
+    section = stage.section
+    arguments = {**trl.arguments(section, run, stage.recipe.seed, dtype=dtype), **config}
+    trainer = trainer_class(
+        model=model,
+        args=trl.config(config_class, stage.name, arguments),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    metrics = _train(trainer, run, section.save_every)
+    trl.save(trainer, tokenizer, run)
+    if distributed.is_main() or stage.sharded:  # the forward pass of a sharded base needs every process
+        metrics |= evaluate(trainer)
+    return StageMetrics(metrics)
+
+
+def _train(trainer: Trainer, run: Run, save_every: int) -> dict[str, float]:
+    trainer.remove_callback(PrinterCallback)  # prints TRL's log
+    # Keep trainable parameters in float32 even on a 16-bit base: in bfloat16 most Adam updates round to zero. TRL
+    # casts them to bfloat16 on a quantized base. The optimizer is created after this.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    repair_generation_config(trainer.model)  # save_pretrained refuses an invalid one, after the training
+    metrics = TrainingMetrics(run)
+    checkpoints = TrainerCheckpoints(run, trainer, save_every)
+    if checkpoints.metrics_state is not None:
+        metrics.restore(checkpoints.metrics_state)
+    trainer.add_callback(RunCallback(run, metrics, checkpoints))
+    metrics.watch(trainer)
+    with silence_tied_weights_warning() if run.resumed_from is not None else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoints.resume_from)
+    return metrics.summary(run.stage, trainer.state.global_step)
