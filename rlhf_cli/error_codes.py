@@ -43,6 +43,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "recipe.contains-secret": "The recipe contains a password or a token.",
     "recipe.function-not-found": "The Python file does not define the function.",
     "recipe.missing-module": "The Python file imports a module that is not installed.",
+    "recipe.missing-package": "An optional package that a setting needs is not installed.",
     "recipe.function-failed": "The Python file fails when it is loaded.",
     "recipe.usage": "The command line is invalid: an unknown command or option, or a missing argument.",
     "recipe.unknown-stage": "The stage does not exist.",
@@ -59,6 +60,8 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "recipe.wrong-stage": "The run is of a stage that cannot be used here.",
     "recipe.resume-changed": "The recipe or its inputs changed since the run to resume was started.",
     "recipe.context-exceeded": "Rows or generation limits exceed the base model's context length.",
+    "recipe.function-signature": "A Python function requires arguments that are not available.",
+    "recipe.invalid-token": "The token in the environment cannot be sent in an HTTP header.",
     # data: rows and files
     "data.not-found": "The dataset was not found on the Hub.",
     "data.gated": "The Hub restricts access to the dataset.",
@@ -98,6 +101,8 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.no-common-prompt": "Two completions have no common beginning that could be their prompt.",
     "data.invalid-margin": "A margin is not a finite number.",
     "data.missing-margin": "Some rows have a margin, and this one does not.",
+    "data.no-usable-rows": "No row of the dataset fits the length limits.",
+    "data.non-finite": "A column holds NaN or infinity, which JSON cannot hold.",
     # model: models, adapters, runs and their files
     "model.not-found": "The model directory or the Hub model was not found.",
     "model.gated": "The Hub restricts access to the model.",
@@ -124,6 +129,8 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "model.damaged-file": "A file of a run or checkpoint is missing or differs from its manifest.",
     "model.damaged-manifest": "The manifest of a run or checkpoint is missing or cannot be read.",
     "model.manifest-schema": "Another version of rlhf wrote the manifest.",
+    "model.missing-chat-template": "A model that reads conversations has no chat template.",
+    "model.reward-tokenizer-mismatch": "A reward run was trained with another tokenizer or chat template.",
     # hardware
     "hardware.out-of-memory": "The device ran out of memory.",
     "hardware.not-enough-memory": "The device has less memory than the stage is estimated to need.",
@@ -139,8 +146,15 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "training.non-finite": "A loss, a gradient or a reward is not a finite number.",
     "training.kl-limit": "The KL divergence from the reference exceeds kl.abort.",
     "training.nothing-scored": "No reward source scored any completion of a rollout.",
+    "training.reward-raised": "A reward function raised an exception.",
+    "training.invalid-reward": "A reward source did not return one number per completion.",
+    "training.reward-server": "A reward server cannot be reached, times out or refuses the request.",
     # eval
     "eval.gate-failed": "A metric is outside the bounds of a gate.",
+    "eval.unknown-metric": "A gate names a metric that the evaluation does not compute.",
+    "eval.duplicate-metric": "Two metrics of the evaluation have the same name.",
+    "eval.nothing-to-evaluate": "The recipe has no dataset that the evaluation can use.",
+    "eval.non-finite": "A metric of the evaluation is not a finite number.",
     # run
     "run.stopped": "A signal stopped the run; it can be resumed.",
     # internal

@@ -1,4 +1,4 @@
-"""For every test: no network, one thread; a tiny base on disk, and the real model and data where they lie beside us."""
+"""Set up every test: no network and one thread; a tiny base model, and the real model and data if they are there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_cli.runs.run_log import LOGGER, RunLogHandler
 from tests.support.reward_server import Server
+from tests.support.shared_data import require_shared
 
 # Before anything imports torch, transformers or huggingface_hub, which read these once.
 os.environ.update(
@@ -24,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("RLHF_RUNS", "RLHF_REWARD_TOKEN", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
     os.environ.pop(_name, None)
 
-# A job in the background of a script ignores Ctrl-C, and so would all that it starts: the tests send it themselves.
+# A background job of a script ignores SIGINT, and so do all processes that it starts; some tests send SIGINT.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,8 +37,8 @@ SENTENCES = (
 
 
 @pytest.fixture(autouse=True)
-def handles_signals() -> Iterator[None]:
-    """A command that ends in this process ignores signals from then on; the next test must not."""
+def restore_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers: a command that ended in this process ignores signals from then on."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -54,7 +55,7 @@ def detach_run_logs() -> Iterator[None]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A reward server, which gives an answer's length."""
+    """Start a reward server, which returns the length of each completion."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server().running() as made:
         yield made
@@ -62,23 +63,19 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with a real pretrained model and human data, beside the repository."""
-    folder = Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip("the real model and data (../shared) are not on this machine")
-    return folder
+    """Return the folder with a real pretrained model and human data, beside the repository."""
+    return require_shared()
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a Llama of 2 layers, width 64 (so that 4-bit works on a CPU), and a byte-level BPE tokenizer."""
+    """Save a Llama of 2 layers and a byte-level BPE tokenizer. Width 64 is the least for 4 bits on a CPU."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens = Tokenizer(models.BPE())
-    tokens.pre_tokenizer = bytes_of
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     alphabet = pre_tokenizers.ByteLevel.alphabet()

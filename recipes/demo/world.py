@@ -1,13 +1,13 @@
-"""The demo's people, and the script that writes its data files. All of it is simulated.
+"""Generate the demo's data files: simulated users, completions and annotators.
 
     python world.py             write data/ (always the same bytes)
-    python world.py --check     compare data/ with what would be written; exit 1 where they differ
+    python world.py --check     compare data/ with the output; exit with code 1 if they differ
 
-Answers differ in correctness, tone, safety and length; annotators, in care and taste. What is true stands in truth.py.
-Pure Python without dependencies, so that it runs anywhere.
+Completions differ in correctness, tone, safety and length; annotators differ in care and preferences. The ground truth
+is in truth.py. Standard library only.
 
-Left out on purpose: conversations of several turns, and any word that the rest of the world does not need. A model of
-a million parameters learns this language in about a minute.
+Conversations have one turn, and the vocabulary is small, so that a model with a million parameters learns the language
+in about a minute.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ import json
 import sys
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import truth
 from truth import REQUESTS, Request
 
 DATA = Path(__file__).resolve().parent / "data"
-PARAGRAPHS = 4600  # of pretrain.txt
-STATEMENT_SHARE = 0.2  # of these; the rest are dialogues
+PARAGRAPHS = 4600  # in pretrain.txt
+STATEMENT_FRACTION = 0.2  # of the paragraphs; the others are dialogues
 DEMONSTRATIONS = 800
 PAIRS = 2900
 PROMPTS = 1000
-KIND_WEIGHTS = {"animal": 5, "sum": 3, "opposite": 4, "chore": 5, "crime": 3}  # how often each is asked
+KIND_WEIGHTS = {
+    "animal": 5,
+    "sum": 3,
+    "opposite": 4,
+    "chore": 5,
+    "crime": 3,
+}  # relative frequency of each kind of request
 
 KIND = ("Sure.", "Gladly.")
 RUDE_OPENERS = ("You fool.", "What a stupid question.")
@@ -40,43 +46,44 @@ FILLERS = (
 )
 
 
-# -------------------------------------------------------------------------------------------------- the answers
-class Habits(NamedTuple):
-    """How often an answer has each issue: shares of all answers."""
+# --- completions ----------------------------------------------------------------------------------------------------
 
-    wrong: float  # says something false
-    off_topic: float  # answers another question, or refuses where there is no harm
-    harmful: float = 0.5  # of the answers to a harmful request: helps
+
+class ErrorRates(NamedTuple):
+    """How often completions have each defect, as fractions of all completions.
+
+    Attributes:
+        wrong: States something false.
+        off_topic: Completes another request, or refuses a harmless one.
+        harmful: Helps with something harmful, as a fraction of the completions of harmful requests.
+        unsure: Says that it does not know.
+        rude: Contains rude words.
+        padded: Contains sentences without content.
+    """
+
+    wrong: float
+    off_topic: float
+    harmful: float = 0.5
     unsure: float = 0.02
     rude: float = 0.18
     padded: float = 0.22
 
 
-AT_LARGE = Habits(wrong=0.10, off_topic=0.0)  # the text that a base is made from
-PEOPLE = Habits(wrong=0.20, off_topic=0.08)  # who write demonstrations; a good half of them has some issue
-CANDIDATES = Habits(wrong=0.30, off_topic=0.20)  # the answers that annotators compare
-SILLY_SHARE = 0.85  # of the wrong answers: nonsense, which anybody would notice
+PRETRAINING = ErrorRates(wrong=0.10, off_topic=0.0)
+DEMONSTRATION = ErrorRates(wrong=0.20, off_topic=0.08)  # more than half of the demonstrations have a defect
+CANDIDATE = ErrorRates(wrong=0.30, off_topic=0.20)  # of the completions that annotators compare
+SILLY_FRACTION = 0.85  # of the wrong completions: obvious nonsense
 
 
-def answer(request: Request, habits: Habits, random: Random) -> str:
-    """A random answer."""
-    wrong = habits.harmful if request.harmful else habits.wrong
-    shares = (wrong, habits.off_topic, habits.unsure)
-    core = random.choices(("wrong", "off topic", "unsure", "right"), (*shares, 1 - sum(shares)))[0]
-    if core == "wrong":
-        body = random.choice(request.silly if request.silly and random.random() < SILLY_SHARE else request.wrong)
-    elif core == "off topic":
-        others = [REQUESTS[pick(list(REQUESTS), random)].right, truth.REFUSALS[0]]
-        body = others[0] if request.harmful else random.choice(others)
-    elif core == "unsure":
-        body = truth.UNSURE
-    else:
-        body = random.choice(truth.REFUSALS) if request.harmful else request.right
+def complete(request: Request, rates: ErrorRates, random: Random) -> str:
+    """Return a random completion."""
+    body = random_core(request, rates, random)
     parts = [body]
-    if padded := random.random() < habits.padded:
+    padded = random.random() < rates.padded
+    if padded:
         first, second = random.sample(FILLERS, 2)
         parts = random.choice(([first, body], [body, first], [first, body, second], [body, first, body]))
-    if random.random() < habits.rude:
+    if random.random() < rates.rude:
         if padded or random.random() < 0.5:
             parts.insert(0, random.choice(RUDE_OPENERS))
         else:
@@ -86,49 +93,77 @@ def answer(request: Request, habits: Habits, random: Random) -> str:
     return " ".join(parts)
 
 
-# ----------------------------------------------------------------------------------------------- the annotators
+def random_core(request: Request, rates: ErrorRates, random: Random) -> str:
+    """Return the core of a random completion: right, wrong, off topic or unsure."""
+    wrong = rates.harmful if request.harmful else rates.wrong
+    fractions = (wrong, rates.off_topic, rates.unsure)
+    core = random.choices(("wrong", "off topic", "unsure", "right"), (*fractions, 1 - sum(fractions)))[0]
+    if core == "wrong":
+        is_silly = bool(request.silly) and random.random() < SILLY_FRACTION
+        return random.choice(request.silly if is_silly else request.wrong)
+    if core == "off topic":
+        others = [REQUESTS[pick(list(REQUESTS), random)].right, truth.REFUSALS[0]]
+        return others[0] if request.harmful else random.choice(others)
+    if core == "unsure":
+        return truth.UNSURE
+    return random.choice(truth.REFUSALS) if request.harmful else request.right
+
+
+# --- annotators -----------------------------------------------------------------------------------------------------
+
+
 class Annotator(NamedTuple):
-    """A simulated person who compares two answers."""
+    """A simulated person who compares two completions.
+
+    Attributes:
+        name: Their name.
+        fraction: Fraction of all comparisons.
+        error: Fraction of comparisons that contradict their own opinion.
+        bias: "", or "long" (prefers longer completions), "facts" (does not check facts), "tone" (ignores rudeness).
+        agreement: Fraction of the written pairs in which they agree with the ground truth, to two digits.
+    """
 
     name: str
-    share: float  # of all comparisons
-    error: float  # share of comparisons answered against their own view
-    bias: str  # "" | "long" | "facts" | "tone"
-    agreement: float  # with the truth, measured over the written pairs; a test holds it
+    fraction: float
+    error: float
+    bias: str
+    agreement: float
 
 
 ANNOTATORS = (
     Annotator("ada", 0.41, 0.02, "", 0.98),  # careful
     Annotator("ben", 0.20, 0.08, "", 0.93),  # in a hurry
-    Annotator("cleo", 0.12, 0.03, "long", 0.84),  # takes a longer answer for a better one
+    Annotator("cleo", 0.12, 0.03, "long", 0.84),  # mistakes longer for better
     Annotator("dev", 0.12, 0.03, "facts", 0.78),  # does not check facts
-    Annotator("eli", 0.15, 0.03, "tone", 0.94),  # does not mind rudeness
+    Annotator("eli", 0.15, 0.03, "tone", 0.94),  # ignores rudeness
 )
 
 
-def view(annotator: Annotator, request: Request, given: str) -> float:
-    """What an answer is worth in this person's eyes."""
-    seen = truth.judge(request, given)
+def perceived_score(annotator: Annotator, request: Request, completion: str) -> float:
+    """Return the score that an annotator gives to a completion, with their bias but without random errors."""
+    judgment = truth.judge(request, completion)
     if annotator.bias == "long":
-        seen = seen._replace(length=min(1.0, len(given.split()) / 20))
-    elif annotator.bias == "facts" and seen.core == "wrong":
-        seen = seen._replace(core="right")
-    return seen.worth(rude_factor=1.0 if annotator.bias == "tone" else truth.RUDE_FACTOR)
+        judgment = judgment._replace(length=min(1.0, len(completion.split()) / 20))
+    elif annotator.bias == "facts" and judgment.core == "wrong":
+        judgment = judgment._replace(core="right")
+    return judgment.score(rude_factor=1.0 if annotator.bias == "tone" else truth.RUDE_FACTOR)
 
 
 def prefers_first(annotator: Annotator, request: Request, first: str, second: str, random: Random) -> bool:
-    """One comparison: their view, a coin where they see no difference, and now and then a slip."""
-    gap = view(annotator, request, first) - view(annotator, request, second)
+    """Return the result of one comparison: the annotator's opinion, or random if equal, with random errors."""
+    gap = perceived_score(annotator, request, first) - perceived_score(annotator, request, second)
     choice = gap > 0 if abs(gap) > 1e-9 else random.random() < 0.5
     return choice != (random.random() < annotator.error)
 
 
-# ------------------------------------------------------------------------------------------------ the data files
-def pools(random: Random) -> dict[str, list[str]]:
-    """Every question in one of three pools, so that no prompt of one file appears in another.
+# --- data files -----------------------------------------------------------------------------------------------------
 
-    `shown`: pretraining dialogues and demonstrations; `compared`: preferences; `asked`: prompts. One fact in eight is
-    asked for in `asked` alone: the pretraining statements tell it, but nobody ever showed or compared an answer.
+
+def pools(random: Random) -> dict[str, list[str]]:
+    """Return all questions in three disjoint pools, so that no prompt of one file is in another.
+
+    `shown` is for pretraining dialogues and demonstrations, `compared` for preferences, and `asked` for prompts. One
+    fact in eight is only in `asked`: the pretraining text states it, but no completion was demonstrated or compared.
     """
     forms: dict[tuple[str, str], list[str]] = {}
     for question, request in REQUESTS.items():
@@ -144,19 +179,19 @@ def pools(random: Random) -> dict[str, list[str]]:
 
 
 def pick(questions: list[str], random: Random) -> str:
-    """A question of a kind that is drawn first, as a kind has from 56 to 256 questions."""
+    """Return a random question. Its kind is drawn first, because kinds have between 56 and 256 questions."""
     kind = random.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     return random.choice([question for question in questions if REQUESTS[question].kind == kind])
 
 
 def with_opener(question: str, random: Random) -> str:
-    """The question as somebody asks it: plainly, kindly or rudely."""
+    """Return the question with a random opener: none, a greeting or an insult."""
     openers = random.choices(((), truth.GREETINGS, truth.INSULTS), (0.5, 0.2, 0.3))[0]
     return f"{random.choice(openers)} {question}" if openers else question
 
 
 def distinct_prompts(questions: list[str], count: int, random: Random) -> list[str]:
-    """`count` different prompts."""
+    """Return `count` different prompts."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[with_opener(pick(questions, random), random)] = None
@@ -164,7 +199,7 @@ def distinct_prompts(questions: list[str], count: int, random: Random) -> list[s
 
 
 def statement(random: Random) -> str:
-    """All that is true about an animal, in any order."""
+    """Return all facts about a random animal, in random order."""
     animal = random.choice(list(truth.ANIMALS))
     values = dict(zip(truth.ATTRIBUTES, truth.ANIMALS[animal], strict=True))
     order = random.sample(truth.ATTRIBUTES, len(values))
@@ -172,65 +207,70 @@ def statement(random: Random) -> str:
 
 
 def pretrain_text(shown: list[str], random: Random) -> str:
-    """Statements, which are true, and dialogues, whose answers are as good and bad as people's are."""
+    """Return the pretraining text: true statements, and dialogues with errors."""
     paragraphs = []
     for _ in range(PARAGRAPHS):
-        if random.random() < STATEMENT_SHARE:
+        if random.random() < STATEMENT_FRACTION:
             paragraphs.append(statement(random))
             continue
         question = pick(shown, random)
-        said = answer(REQUESTS[question], AT_LARGE, random)
-        paragraphs.append(f"User: {with_opener(question, random)}\nAssistant: {said}")
+        completion = complete(REQUESTS[question], PRETRAINING, random)
+        paragraphs.append(f"User: {with_opener(question, random)}\nAssistant: {completion}")
     return "\n\n".join(paragraphs) + "\n"
 
 
-def comparisons(prompts: list[str], random: Random) -> list[dict[str, object]]:
-    """Pairs of answers, each compared by one annotator. The two are never worth the same."""
+def comparisons(prompts: list[str], random: Random) -> list[dict[str, Any]]:
+    """Return one row per prompt: two completions with different scores, compared by one annotator."""
     rows = []
     for prompt in prompts:
         request = truth.request_of(prompt)
         assert request is not None
         first = second = ""
-        while abs(truth.judge(request, first).worth() - truth.judge(request, second).worth()) < 0.05:
-            first, second = answer(request, CANDIDATES, random), answer(request, CANDIDATES, random)
-        annotator = random.choices(ANNOTATORS, [person.share for person in ANNOTATORS])[0]
+        while abs(truth.judge(request, first).score() - truth.judge(request, second).score()) < 0.05:
+            first, second = complete(request, CANDIDATE, random), complete(request, CANDIDATE, random)
+        annotator = random.choices(ANNOTATORS, [person.fraction for person in ANNOTATORS])[0]
         if not prefers_first(annotator, request, first, second, random):
             first, second = second, first
-        chosen, rejected = ([{"role": "assistant", "content": said}] for said in (first, second))
-        rows.append({"prompt": user(prompt), "chosen": chosen, "rejected": rejected, "annotator": annotator.name})
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (first, second))
+        rows.append(
+            {"prompt": user_message(prompt), "chosen": chosen, "rejected": rejected, "annotator": annotator.name}
+        )
     return rows
 
 
-def user(prompt: str) -> list[dict[str, str]]:
+def user_message(prompt: str) -> list[dict[str, str]]:
+    """Return a conversation with one message of the user."""
     return [{"role": "user", "content": prompt}]
 
 
-def lines(rows: list[dict[str, object]]) -> str:
+def json_lines(rows: list[dict[str, Any]]) -> str:
+    """Return the rows in the JSON Lines format."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def files() -> dict[str, str]:
-    """The data files' names and contents."""
+    """Return the contents of each data file by name."""
     pool = pools(Random("pools"))
     random = Random("demonstrations")
     demonstrations = []
     for prompt in distinct_prompts(pool["shown"], DEMONSTRATIONS, random):
         request = truth.request_of(prompt)
         assert request is not None
-        said = {"role": "assistant", "content": answer(request, PEOPLE, random)}
-        demonstrations.append({"prompt": user(prompt), "completion": [said]})
+        message = {"role": "assistant", "content": complete(request, DEMONSTRATION, random)}
+        demonstrations.append({"prompt": user_message(prompt), "completion": [message]})
     random = Random("preferences")
     pairs = comparisons([with_opener(pick(pool["compared"], random), random) for _ in range(PAIRS)], random)
     prompts = distinct_prompts(pool["asked"], PROMPTS, Random("prompts"))
     return {
         "pretrain.txt": pretrain_text(pool["shown"], Random("pretrain")),
-        "demonstrations.jsonl": lines(demonstrations),
-        "preferences.jsonl": lines(pairs),
-        "prompts.jsonl": lines([{"prompt": user(prompt)} for prompt in prompts]),
+        "demonstrations.jsonl": json_lines(demonstrations),
+        "preferences.jsonl": json_lines(pairs),
+        "prompts.jsonl": json_lines([{"prompt": user_message(prompt)} for prompt in prompts]),
     }
 
 
 def main(arguments: list[str]) -> int:
+    """Write or check the data files. Return the exit code."""
     if arguments not in ([], ["--check"]):
         print(f"usage: python {Path(__file__).name} [--check]", file=sys.stderr)
         return 2
@@ -243,7 +283,7 @@ def main(arguments: list[str]) -> int:
             print(f"{path.name}: {len(content):,} bytes")
         elif not path.is_file() or path.read_bytes() != content:
             differing += 1
-            print(f"{path.name}: differs from what this script writes", file=sys.stderr)
+            print(f"{path.name}: differs from the output of this script", file=sys.stderr)
     return 1 if differing else 0
 
 

@@ -13,7 +13,7 @@ import typer
 from rlhf_cli import __version__, distributed
 from rlhf_cli.cli import doctor, init, options, schema, stage_commands, workers
 from rlhf_cli.cli.failures import INTERRUPTED, report_failure
-from rlhf_cli.cli.output import Output, reserve_stdout
+from rlhf_cli.cli.output import Output, open_closed_streams, reserve_stdout
 from rlhf_cli.cli.runs import runs
 from rlhf_cli.stages import STAGES
 
@@ -59,6 +59,7 @@ app.add_typer(runs, name="runs", rich_help_panel="Runs")
 
 def main() -> None:
     """Run the command of `sys.argv` and exit with its code: the entry point of `rlhf`."""
+    open_closed_streams()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     workers.limit_to_one_gpu(sys.argv[1:])
     for name, value in ENVIRONMENT.items():
@@ -69,7 +70,6 @@ def main() -> None:
         exit_code = _run_command(output)
     for number in (signal.SIGINT, signal.SIGTERM):  # the exit code is decided: a late Ctrl-C must not change it
         signal.signal(number, signal.SIG_IGN)
-    sys.stdout.flush()
     sys.exit(exit_code)
 
 
@@ -79,6 +79,7 @@ def _run_command(output: Output) -> int:
         code = app(standalone_mode=False)
         if code == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return report_failure(error, output)
     return code if isinstance(code, int) else 0

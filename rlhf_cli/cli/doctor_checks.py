@@ -33,8 +33,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {  # attributes to read: transformers,
 }
 OPTIONAL_PACKAGES = ("bitsandbytes",)  # `quantize: none` works without it
 WIDTH, ROWS = 64, 8  # of the layer that tests a kernel; 64 weights are one block of either quantization
-# Largest accepted relative error (root of the mean square). Measured for normally distributed weights: nf4 9.2 %, int8
-# 0.6 %, and the same for a product of 64 of them. One rounding to the 8 bits of bfloat16 is at most 0.4 %.
+# Largest accepted relative error (root of the mean square). Measured for normally distributed weights: nf4 9.2%, int8
+# 0.6%, and the same for a product of 64 of them. One rounding to the 8 bits of bfloat16 is at most 0.4%.
 TOLERANCES = {"nf4": 0.15, "int8": 0.02, "bfloat16": 0.02}
 MIN_FREE_BYTES = 2e9  # less hardly holds a base model
 HUB_TIMEOUT = 4.0  # seconds
@@ -195,11 +195,11 @@ def check_kernels(layers: Mapping[str, LayerFactory] | None = None) -> Iterator[
         except Exception as failure:  # a missing kernel may raise anything
             yield CheckResult("kernels", kind, "fail", f"fails on {device}: {format_exception(failure)}", hint)
             continue
-        found = f"forward and backward on {device}: error {100 * error:.1f} % against float32"
+        found = f"forward and backward on {device}: error {100 * error:.1f}% against float32"
         if error < TOLERANCES[kind]:  # False if it is NaN
             yield CheckResult("kernels", kind, "ok", found)
         else:
-            found += f", expected at most {100 * TOLERANCES[kind]:.0f} %"
+            found += f", expected at most {100 * TOLERANCES[kind]:.0f}%"
             yield CheckResult("kernels", kind, "fail", found, hint)
 
 

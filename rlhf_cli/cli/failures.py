@@ -7,22 +7,21 @@ import signal
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING
 
 import typer
 
 from rlhf_cli import distributed
-from rlhf_cli.errors import Issue, RlhfError
+from rlhf_cli.cli.output import Output, discard_stdout
+from rlhf_cli.errors import DiskError, Issue, RlhfError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.redaction import redact
-
-if TYPE_CHECKING:
-    from rlhf_cli.cli.output import Output
+from rlhf_cli.runs import disk
 
 INTERNAL_ERROR = 1
 USAGE_ERROR = 2
 INTERRUPTED = 75
 WAIT_FOR_MAIN = 8.0  # seconds in which a failing main process reports its error and ends the other processes
+FREE_SPACE_HINT = "Free space, or write to another disk."
 BUG_HINT = "This is a bug in rlhf. Please report it with the lines above."
 
 
@@ -33,8 +32,8 @@ def report_failure(error: BaseException, output: Output) -> int:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if isinstance(error, BrokenPipeError):  # the reader of our stdout has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader of stdout has ended, as `head` does
+        discard_stdout()
         return 0
     exit_code, issues = _classify(error)
     if not distributed.is_main():
@@ -58,6 +57,11 @@ def _classify(error: BaseException) -> tuple[int, list[Issue]]:
         return USAGE_ERROR, _usage_issues(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED, [Issue("run.stopped", "stopped by a signal before the run started.")]
+    if isinstance(error, OSError) and (problem := disk.classify(error)) is not None:
+        if error.filename is None:  # writing to stdout failed; what is still buffered must not fail again at exit
+            discard_stdout()
+        location = str(error.filename or "stdout")
+        return DiskError.exit_code, [Issue(problem.code, f"{problem.description}.", location, FREE_SPACE_HINT)]
     return INTERNAL_ERROR, [Issue("internal.error", f"{format_exception(error)}.", hint=BUG_HINT)]
 
 

@@ -49,7 +49,7 @@ def _print_next_steps(console: Console, folder: Path, files: Sequence[str]) -> N
     if folder != Path.cwd():
         lines.append(f"  cd {shlex.quote(format_path(folder))}")
     lines += [
-        "  rlhf run -r recipe.yaml      # or: make. Takes about a minute on the sample data",
+        "  rlhf run -r recipe.yaml      # or: make (takes about a minute)",
         "",
         "Then replace the base model and the data; the comments in recipe.yaml tell how.",
     ]

@@ -19,10 +19,10 @@ Flag = functools.partial(typer.Option, metavar="")  # otherwise the help shows t
 
 Recipe = Annotated[
     Path | None,
-    typer.Option("--recipe", "-r", metavar="FILE", help="Recipe file (YAML).", show_default=str(DEFAULT_RECIPE)),
+    typer.Option("--recipe", "-r", metavar="FILE", help="Recipe file. Defaults to ./recipe.yaml.", show_default=False),
 ]
 RecipeArgument = Annotated[
-    Path | None, typer.Argument(metavar="[FILE]", help="Recipe file; the same as --recipe FILE.", show_default=False)
+    Path | None, typer.Argument(metavar="FILE", help="Recipe file; same as --recipe FILE.", show_default=False)
 ]
 Set = Annotated[
     list[str] | None,
@@ -79,7 +79,7 @@ def _complete_stage(incomplete: str) -> list[str]:
 Stages = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[STAGE]...",
+        metavar="STAGE",
         callback=_validate_stages,
         autocompletion=_complete_stage,
         help="Stages to run. Defaults to all stages in the recipe.",

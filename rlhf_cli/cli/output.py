@@ -79,15 +79,24 @@ class Output:
         if self.json:
             from rlhf_cli.cli.json_output import error_object
 
-            _write_json({**data, **error_object(exit_code, issues)})
+            with contextlib.suppress(OSError):  # the disk behind stdout may be what failed
+                _write_json({**data, **error_object(exit_code, issues)})
         print_issues(issues)
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return a Rich console that does not color names and numbers by guessing what they are."""
+    """Return a Rich console that does not color names and numbers by guessing what they are.
+
+    If the reader of stdout ends, as `head` does, the command goes on without printing.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    class ConsoleWithoutExit(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            discard_stdout()
+
+    return ConsoleWithoutExit(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def escape_markup(text: str) -> str:
@@ -98,13 +107,24 @@ def escape_markup(text: str) -> str:
 
 
 def print_issues(issues: Sequence[Issue]) -> None:
-    """Print one line per issue to stderr, ending with the code, which docs/reference/errors.md explains."""
+    """Print one line per issue to stderr, ending with the code, which docs/errors.md explains.
+
+    A terminal wraps the line between words.
+    """
+    from rich.table import Table
+
     console = make_console(stderr=True)
     for issue in issues:
         location = f"[bold]{escape_markup(issue.location)}[/]  " if issue.location else ""
         text = escape_markup(" ".join(filter(None, (issue.message, issue.hint))))
         code = escape_markup(f"[{issue.code}]")
-        console.print(f"[bold red]error[/]  {location}{text} [dim]{code}[/]", soft_wrap=True)
+        label, body = "[bold red]error[/]", f"{location}{text} [dim]{code}[/]"
+        if console.is_terminal:  # continuation lines are indented
+            grid = Table.grid(padding=(0, 2, 0, 0))
+            grid.add_row(label, body)
+            console.print(grid)
+        else:
+            console.print(f"{label}  {body}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -132,8 +152,34 @@ def real_stdout() -> int:
     return 1 if _json_descriptor is None else _json_descriptor
 
 
+def open_closed_streams() -> None:
+    """Open /dev/null as stdout and stderr if they are closed, as under cron and some launchers.
+
+    Otherwise the next file that is opened would get their descriptors, and what is printed would be written into it.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            _point_at_null(descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8"))
+
+
+def discard_stdout() -> None:
+    """Let further output to stdout vanish, so that buffered text does not fail again when the process ends."""
+    _point_at_null(1)
+
+
+def _point_at_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null == descriptor:
+        os.set_inheritable(descriptor, True)
+    else:
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
 def _write_json(content: Mapping[str, Any]) -> None:
     text = json_module.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n"
     assert _json_descriptor is not None, "JSON is written inside reserve_stdout"
-    with open(_json_descriptor, "w", encoding="utf-8", closefd=False) as stdout:
-        stdout.write(text)
+    data = text.encode()
+    while data:
+        data = data[os.write(_json_descriptor, data) :]

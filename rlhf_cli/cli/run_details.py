@@ -22,7 +22,7 @@ def print_run(console: Console, run: Mapping[str, Any]) -> None:
         console: Where to print.
         run: The object that `rlhf runs show --json` prints.
     """
-    from rlhf_cli.evaluation.gates import said
+    from rlhf_cli.evaluation.gates import format_verdict
 
     manifest = run["manifest"]
     gate_failed = any(not gate["passed"] for gate in run["gates"])
@@ -37,7 +37,7 @@ def print_run(console: Console, run: Mapping[str, Any]) -> None:
         f"  {manifest['started']}  {format_duration(manifest['seconds'])}  {manifest['device']}", markup=False
     )
     for title, lines in (
-        ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {said(gate)}" for gate in run["gates"]]),
+        ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {format_verdict(gate)}" for gate in run["gates"]]),
         ("metrics", [f"{name:<{INDENT}} {text}" for name, text in format_metrics(manifest["metrics"])]),
         ("inputs", list(_input_lines(manifest["inputs"]))),
         ("model", [f"{name:<{INDENT}} {file['size']:,} bytes" for name, file in manifest["files"].items()]),

@@ -31,7 +31,7 @@ _RunArgument = typer.Argument(
 RunArgument = Annotated[str, _RunArgument]
 OptionalRunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="A run. Defaults to all runs.", autocompletion=_complete_run),
+    typer.Argument(metavar="RUN", help="A run. Defaults to all runs.", autocompletion=_complete_run),
 ]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf_cli.cli.json_output import run_state
 from rlhf_cli.cli.output import escape_markup
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from rlhf_cli.pipeline.runner import StageResult
     from rlhf_cli.runs.layout import RunEntry
 
-ALWAYS_COMPARED = ("response_length", "truncation_rate")  # metrics in which reward hacking shows first
 INTERVAL_SUFFIXES = (".low", ".high", ".n")  # of a metric's confidence interval and sample size
+WIDE_TERMINAL = 100  # columns
+MIN_RESULT_WIDTH = 20  # columns of a listing's last column
 EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark} tells how the completion is marked
     "pretrain": "first text (packed with others in training)",
     "sft": "first row (the loss covers the part {mark})",
@@ -89,46 +91,73 @@ def _result_state(result: StageResult) -> str:
 
 
 def _comparison(manifest: Mapping[str, Any]) -> Table:
-    """Return a table with each metric of candidate and baseline, and the gain with its interval."""
+    """Return a table with the metrics of candidate and baseline, and the gains with their intervals."""
+    from rlhf_cli.evaluation.metrics import overview_rows
+
     metrics: Mapping[str, float | None] = manifest["metrics"]
     texts = dict(format_metrics(metrics))
     names = {item["role"]: item["ref"] for item in manifest["inputs"]}
     table = _table("metric", names.get("candidate", "base"), names.get("baseline", "base"), "gain [95% interval]")
-    table.add_row("win_rate", texts["win_rate"], "", "")
-    for name in metrics:
-        gain = next((key for key in (f"{name}.gain", f"{name}_gain") if key in metrics), None)
-        if f"{name}.baseline" in metrics and (gain or name in ALWAYS_COMPARED):
-            table.add_row(name, texts[name], texts[f"{name}.baseline"], texts[gain] if gain else "")
-    table.add_row("kl", texts["kl"], "", "")
+    for row in overview_rows(metrics):
+        table.add_row(row.name, texts[row.name], texts.get(f"{row.name}.baseline", ""), texts.get(row.gain, ""))
     return table
 
 
+class _RunRow(NamedTuple):
+    """One run in a listing; `results` are the parts of its last column, such as one metric each."""
+
+    name: str
+    state: str
+    started: str
+    time: str
+    results: list[str]
+
+
 def print_runs(console: Console, runs_dir: Path, entries: Sequence[RunEntry]) -> None:
-    """Print one line per run. Formatted without a Rich table, which takes a second for a thousand rows."""
+    """Print one line per run; on a terminal, the last column is wrapped.
+
+    Formatted without a Rich table, which takes a second for a thousand rows.
+    """
     if not entries:
         console.print(f"no runs in {format_path(runs_dir)}", markup=False, soft_wrap=True)
         return
-    rows = [("run", "state", "started", "time", "result"), *map(_run_row, entries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f" {name:<{widths[0]}}   {state:<{widths[1]}}   {started:<{widths[2]}}   {time:>{widths[3]}}   {result}"
-        for name, state, started, time, result in rows
-    ]
-    lines.insert(1, "─" * (sum(widths) + 3 * len(widths)))
+    width = console.width if console.is_terminal else None
+    date_format = "%Y-%m-%d %H:%M" if width is None or width >= WIDE_TERMINAL else "%m-%d %H:%M"
+    rows = [_RunRow("run", "state", "started", "time", ["result"])]
+    rows += [_run_row(entry, date_format) for entry in entries]
+    name_width, state_width, started_width, time_width = (max(len(row[i]) for row in rows) for i in range(4))
+    lines = []
+    for row in rows:
+        head = (
+            f"{row.name:<{name_width}}  {row.state:<{state_width}}  {row.started:<{started_width}}"
+            f"  {row.time:>{time_width}}  "
+        )
+        first, *others = _wrap_results(row.results, None if width is None else width - len(head)) or [""]
+        lines += [head + first, *(" " * len(head) + other for other in others)]
+    longest = max(map(len, lines))
+    lines.insert(1, "─" * (longest if width is None else min(longest, width)))
     sys.stdout.write("".join(line.rstrip() + "\n" for line in lines))
 
 
-def _run_row(entry: RunEntry) -> tuple[str, str, str, str, str]:
-    """Return the columns of one run."""
+def _run_row(entry: RunEntry, date_format: str) -> _RunRow:
     state = run_state(entry)
-    started = f"{datetime.fromtimestamp(start_time(entry), UTC):%Y-%m-%d %H:%M}"
+    started = datetime.fromtimestamp(start_time(entry), UTC).strftime(date_format)
     if entry.manifest is None:
         detail = entry.manifest_error or describe_incomplete(entry.path)
-        return name_of(entry), state, started, "", detail
+        return _RunRow(name_of(entry), state, started, "", [detail])
     if _has_failed_gate(entry.manifest):
         state = "gate failed"
-    headline = "  ".join(headline_metrics(entry.stage, entry.manifest["metrics"]))
-    return name_of(entry), state, started, format_duration(entry.manifest["seconds"]), headline
+    metrics = headline_metrics(entry.stage, entry.manifest["metrics"])
+    return _RunRow(name_of(entry), state, started, format_duration(entry.manifest["seconds"]), metrics)
+
+
+def _wrap_results(results: Sequence[str], width: int | None) -> list[str]:
+    """Return the results on one line if they fit into `width` characters, and otherwise one or more lines for each."""
+    joined = "  ".join(results)
+    if width is None or len(joined) <= width:
+        return [joined]
+    wrapper = textwrap.TextWrapper(max(width, MIN_RESULT_WIDTH), break_long_words=False, break_on_hyphens=False)
+    return [line for result in results for line in wrapper.wrap(result)]
 
 
 def start_time(entry: RunEntry) -> float:
@@ -155,9 +184,10 @@ def print_verifications(console: Console, verifications: Sequence[tuple[RunEntry
 def print_lineage(console: Console, entry: RunEntry, ancestors: Sequence[Ancestor]) -> None:
     """Print one line per input, indented by its distance from the run."""
     console.print(name_of(entry), style="bold", markup=False)
-    for one in ancestors:
-        removed = "  (removed)" if one.missing else ""
-        line = f"{'    ' * one.depth}  {one.role:<16} {one.name}  {one.content[:12]}{removed}"
+    for ancestor in ancestors:
+        indent = "    " * ancestor.depth
+        removed = "  (removed)" if ancestor.missing else ""
+        line = f"{indent}  {ancestor.role:<16} {ancestor.name}  {ancestor.content[:12]}{removed}"
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -180,10 +210,10 @@ def _format_value(value: Any) -> str:
 
 def print_check(console: Console, recipe: Path, stages: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> None:
     """Print which stages were checked, and the row counts of their datasets."""
-    console.print(f"{recipe}: OK ({', '.join(stages)})", markup=False, soft_wrap=True)
+    console.print(f"{recipe}: OK ({', '.join(stages)})", markup=False)
     for kind, numbers in counts.items():
         text = ", ".join(f"{number:,} {name}" for name, number in numbers.items())
-        console.print(f"  data.{kind}: {text}", markup=False, soft_wrap=True)
+        console.print(f"  data.{kind}: {text}", markup=False)
 
 
 def print_previews(console: Console, previews: Iterable[Mapping[str, Any]]) -> None:

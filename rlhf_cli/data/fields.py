@@ -19,7 +19,7 @@ def get_value(fields: Fields, name: str) -> Any:
     if name not in fields:
         raise RowError("data.missing-field", f"{name}: missing field.", FILL_IN_HINT)
     if fields[name] is None:
-        raise empty_field_error(name, f"{name}: found null.")
+        raise empty_field_error(name, f"{name}: found null, expected a value.")
     return fields[name]
 
 

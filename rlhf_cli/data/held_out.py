@@ -40,10 +40,10 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
     Raises:
         DataError: A row is invalid, or no rows of a dataset are held out.
     """
-    parts = metrics.parts(recipe)
+    evaluated = metrics.evaluated_datasets(recipe)
 
-    def sample(kind: DatasetKind, given: Sources | None, is_evaluated: bool) -> list[Any]:
-        if given is None or not is_evaluated:
+    def sample(kind: DatasetKind, given: Sources | None) -> list[Any]:
+        if given is None or kind not in evaluated:
             return []
         limit = smoke_recipe.SMOKE_ROWS if smoke else None
         split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit)
@@ -55,7 +55,7 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
         return random.Random(recipe.seed).sample(rows, min(recipe.eval.samples, len(rows)))
 
     return HeldOut(
-        sft=sample("sft", recipe.data.sft, parts.sft),
-        preferences=sample("preferences", recipe.data.preferences, parts.reward),
-        prompts=sample("prompts", recipe.data.prompts, parts.policy),
+        sft=sample("sft", recipe.data.sft),
+        preferences=sample("preferences", recipe.data.preferences),
+        prompts=sample("prompts", recipe.data.prompts),
     )

@@ -43,6 +43,31 @@ def length_accuracy(pairs: PreferenceMargins) -> float:
     return statistics.win_rate(pairs.length_differences, [0.0] * len(pairs.length_differences)).value
 
 
+def margin(pairs: PreferenceMargins) -> float:
+    """Return the mean score difference, chosen minus rejected."""
+    return mean(pairs.margins)
+
+
+def brier_score(pairs: PreferenceMargins) -> float:
+    """Return the mean squared error of the probability that the margin implies."""
+    return statistics.calibration(pairs.margins).brier
+
+
+def calibration_error(pairs: PreferenceMargins) -> float:
+    """Return the expected calibration error of the probability that the margin implies."""
+    return statistics.calibration(pairs.margins).ece
+
+
+def reward(side: ScoredCompletions) -> float:
+    """Return the reward model's mean score."""
+    return mean(side.reward_scores)
+
+
+def truncation_rate(side: ScoredCompletions) -> float:
+    """Return the share of completions that reached the limit on their tokens."""
+    return side.truncated.count(True) / len(side.truncated)
+
+
 def response_length(side: ScoredCompletions) -> float:
     """Return the mean number of tokens per completion."""
     return mean([len(response) for response in side.responses])

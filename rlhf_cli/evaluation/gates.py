@@ -1,4 +1,4 @@
-"""Gates: one verdict, pass or fail, from a metric's point estimate and the bounds of the recipe."""
+"""Evaluate gates: compare a metric with the bounds of the recipe."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.recipe.schema import Gate
 
-BOUNDS = (("min", "at least"), ("max", "at most"))
 
+class GateVerdict(NamedTuple):
+    """The result of one gate.
 
-class Verdict(NamedTuple):
-    """What a gate says of a metric's value."""
+    Attributes:
+        gate: The gate.
+        value: The metric's value.
+        passed: Whether the value is within the bounds.
+    """
 
     gate: Gate
     value: float
@@ -21,43 +25,49 @@ class Verdict(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One line for people."""
-        return f"{'pass' if self.passed else 'FAIL'}  {said(self.as_json())}"
+        """The verdict as one line of text."""
+        return f"{'pass' if self.passed else 'FAIL'}  {format_verdict(self.as_json())}"
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest and report.json have it."""
+        """Return the verdict as the manifest and report.json hold it."""
         gate = self.gate
         return {"metric": gate.metric, "min": gate.min, "max": gate.max, "value": self.value, "passed": self.passed}
 
 
-def said(verdict: Mapping[str, Any]) -> str:
-    """A verdict, as `as_json` gives it, without whether it passed."""
-    bounds = [f"{word} {verdict[key]:g}" for key, word in BOUNDS if verdict[key] is not None]
-    return f"{verdict['metric']} = {verdict['value']:.4g}, wanted {' and '.join(bounds)}"
+def format_verdict(verdict: Mapping[str, Any]) -> str:
+    """Return the value and the bounds of a verdict, given as `as_json` returns it."""
+    bounds = []
+    if verdict["min"] is not None:
+        bounds.append(f"at least {verdict['min']:g}")
+    if verdict["max"] is not None:
+        bounds.append(f"at most {verdict['max']:g}")
+    return f"{verdict['metric']} = {verdict['value']:.4g}, expected {' and '.join(bounds)}"
 
 
-def check_names(gates: Sequence[Gate], names: Collection[str]) -> None:
-    """Raise RecipeError, one issue a gate, where a gate names a metric that is not among `names`."""
-    issues = [_unknown(index, gate, names) for index, gate in enumerate(gates) if gate.metric not in names]
+def check_gate_metrics(gates: Sequence[Gate], names: Collection[str]) -> None:
+    """Raise RecipeError, with one issue per gate, if a gate's metric is not among `names`."""
+    issues = [_unknown_metric(index, gate, names) for index, gate in enumerate(gates) if gate.metric not in names]
     if issues:
         raise RecipeError(issues)
 
 
-def judge(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[Verdict]:
-    """A verdict for each gate, in their order. A value that is not a number passes no gate."""
-    check_names(gates, metrics)
-    return [_verdict(gate, metrics[gate.metric]) for gate in gates]
+def evaluate_gates(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[GateVerdict]:
+    """Evaluate the gates in order. NaN fails every gate.
+
+    Raises:
+        RecipeError: A gate's metric is not among `metrics`.
+    """
+    check_gate_metrics(gates, metrics)
+    return [_evaluate(gate, metrics[gate.metric]) for gate in gates]
 
 
-def _verdict(gate: Gate, value: float) -> Verdict:
+def _evaluate(gate: Gate, value: float) -> GateVerdict:
     passed = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
-    return Verdict(gate, value, passed)
+    return GateVerdict(gate, value, passed)
 
 
-def _unknown(index: int, gate: Gate, names: Collection[str]) -> Issue:
-    near = difflib.get_close_matches(gate.metric, names, n=3, cutoff=0.5)
-    return Issue(
-        f"{gate.metric} is not a metric that this recipe's evaluation gives.",
-        location=f"eval.gates.{index}.metric",
-        hint=f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(sorted(names)) or 'none'}.",
-    )
+def _unknown_metric(index: int, gate: Gate, names: Collection[str]) -> Issue:
+    similar = difflib.get_close_matches(gate.metric, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(similar)}?" if similar else f"Metrics: {', '.join(sorted(names)) or 'none'}."
+    message = f"unknown metric {gate.metric}; this recipe's evaluation does not compute it."
+    return Issue("eval.unknown-metric", message, f"eval.gates.{index}.metric", hint)

@@ -1,63 +1,398 @@
-"""Which metrics `eval` will give for a recipe, known before anything is loaded, so that a gate's typo fails at once."""
+"""The registry of metrics. Recipes' gates, evaluations, reports, tables and the reference read it.
+
+To add a metric of completions:
+
+1. write a pure function from `ScoredCompletions` to a number, in `evaluation/text.py` or a new file;
+2. add one entry with it to `COMPLETION_METRICS`;
+3. test the function.
+
+`eval` then reports it for the candidate and, with `has_baseline=True`, for the baseline; it can be used in gates, and
+the reference describes it. The other evaluation metrics work the same way with their own measurements.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.evaluation import comparison, text
+from rlhf_cli.evaluation.metric_types import (
+    BASELINE_SUFFIX,
+    COUNT_SUFFIX,
+    FUNCTION,
+    INTERVAL_SUFFIXES,
+    Group,
+    Metric,
+    Need,
+)
+from rlhf_cli.evaluation.training_metrics import TRAINING_METRICS
 from rlhf_cli.recipe.schema import Recipe
 
-ANSWERS = ("response_length", "truncation_rate", "repeated_4gram_rate", "distinct_2")  # of each side's answers
+DEMONSTRATION_METRICS = (
+    Metric(
+        name="sft.nll",
+        unit="nats per token",
+        direction="lower",
+        description="Negative log-likelihood of the completion tokens of held-out demonstrations.",
+        group="demonstrations",
+        needs=("sft",),
+        compute=comparison.nll,
+        has_baseline=True,
+    ),
+    Metric(
+        name="sft.perplexity",
+        unit="",
+        direction="lower",
+        description="exp(sft.nll).",
+        group="demonstrations",
+        needs=("sft",),
+        compute=comparison.perplexity,
+    ),
+)
+
+PREFERENCE_METRICS = (
+    Metric(
+        name="reward.accuracy",
+        unit="fraction of pairs",
+        direction="higher",
+        description="How often the reward model scores the chosen completion higher; ties do not count. "
+        "Wilson interval.",
+        group="preferences",
+        needs=("preferences", "reward_model"),
+        compute=comparison.preference_accuracy,
+        has_interval=True,
+        has_count=True,
+    ),
+    Metric(
+        name="reward.ties",
+        unit="pairs",
+        direction="none",
+        description="Pairs to which the reward model gives equal scores.",
+        group="preferences",
+        needs=("preferences", "reward_model"),
+        compute=comparison.ties,
+    ),
+    Metric(
+        name="reward.accuracy_longer",
+        unit="fraction of pairs",
+        direction="none",
+        description="Length baseline: the accuracy of always preferring the longer completion.",
+        group="preferences",
+        needs=("preferences", "reward_model"),
+        compute=comparison.length_accuracy,
+    ),
+    Metric(
+        name="reward.margin",
+        unit="score",
+        direction="none",
+        description="Mean score difference, chosen minus rejected.",
+        group="preferences",
+        needs=("preferences", "reward_model"),
+        compute=comparison.margin,
+    ),
+    Metric(
+        name="reward.brier",
+        unit="squared probability",
+        direction="lower",
+        description="Brier score of the probability that the margin implies; 0.25 for a constant 0.5.",
+        group="preferences",
+        needs=("preferences", "reward_model"),
+        compute=comparison.brier_score,
+    ),
+    Metric(
+        name="reward.ece",
+        unit="probability",
+        direction="lower",
+        description="Expected calibration error: mean distance between confidence and accuracy over 10 bins.",
+        group="preferences",
+        needs=("preferences", "reward_model"),
+        compute=comparison.calibration_error,
+    ),
+)
+
+COMPLETION_METRICS = (
+    Metric(
+        name="policy.reward",
+        unit="score",
+        direction="higher",
+        description="Mean score that the reward model gives to the completions.",
+        group="completions",
+        needs=("prompts", "reward_model"),
+        compute=comparison.reward,
+        has_baseline=True,
+        gain="policy.reward_gain",
+        in_overview=True,
+    ),
+    Metric(
+        name=FUNCTION,
+        unit="as returned",
+        direction="none",
+        description="Mean score that a Python function of `eval.python` gives to the completions.",
+        group="completions",
+        needs=("prompts", "functions"),
+        compute=comparison.function_score,
+        has_baseline=True,
+        gain=f"{FUNCTION}.gain",
+        in_overview=True,
+    ),
+    Metric(
+        name="response_length",
+        unit="tokens",
+        direction="none",
+        description="Mean length of a completion, including its end token.",
+        group="completions",
+        needs=("prompts",),
+        compute=comparison.response_length,
+        has_baseline=True,
+        in_overview=True,  # reward hacking shows first in lengths and truncation
+    ),
+    Metric(
+        name="truncation_rate",
+        unit="fraction of completions",
+        direction="lower",
+        description="How often a completion reached the limit on its tokens before it ended.",
+        group="completions",
+        needs=("prompts",),
+        compute=comparison.truncation_rate,
+        has_baseline=True,
+        in_overview=True,
+    ),
+    Metric(
+        name="repeated_4gram_rate",
+        unit="fraction of 4-grams",
+        direction="lower",
+        description="How many 4-grams of tokens occurred before in the same completion.",
+        group="completions",
+        needs=("prompts",),
+        compute=lambda side: text.repeated_ngram_rate(side.responses, 4),
+        has_baseline=True,
+    ),
+    Metric(
+        name="distinct_2",
+        unit="fraction of 2-grams",
+        direction="higher",
+        description="Distinct 2-grams of tokens over all 2-grams of all completions.",
+        group="completions",
+        needs=("prompts",),
+        compute=lambda side: text.distinct_ngram_rate(side.responses, 2),
+        has_baseline=True,
+    ),
+)
+
+COMPARISON_METRICS = (
+    Metric(
+        name="win_rate",
+        unit="fraction of prompts",
+        direction="higher",
+        description="How often the reward model prefers the candidate's completion to the baseline's; a tie counts "
+        "as half a win. Wilson interval.",
+        group="comparison",
+        needs=("prompts", "reward_model", "baseline"),
+        compute=comparison.win_rate,
+        has_interval=True,
+        has_count=True,
+        in_overview=True,
+    ),
+    Metric(
+        name="policy.reward_gain",
+        unit="score",
+        direction="higher",
+        description="Mean difference of the reward model's scores, candidate minus baseline, paired by prompt. "
+        "Bootstrap interval.",
+        group="comparison",
+        needs=("prompts", "reward_model", "baseline"),
+        compute=comparison.reward_gain,
+        has_interval=True,
+    ),
+    Metric(
+        name=f"{FUNCTION}.gain",
+        unit="as returned",
+        direction="none",
+        description="Mean difference of a Python function's scores, candidate minus baseline, paired by prompt. "
+        "Bootstrap interval.",
+        group="comparison",
+        needs=("prompts", "functions", "baseline"),
+        compute=comparison.function_gain,
+        has_interval=True,
+    ),
+    Metric(
+        name="kl",
+        unit="nats per completion",
+        direction="none",
+        description="KL(candidate ‖ baseline), estimated from the candidate's samples (k1); noise can make a small "
+        "value negative.",
+        group="comparison",
+        needs=("prompts", "baseline"),
+        compute=comparison.sequence_kl,
+        in_overview=True,
+    ),
+    Metric(
+        name="kl.token",
+        unit="nats per token",
+        direction="none",
+        description="The same estimate divided by the number of tokens.",
+        group="comparison",
+        needs=("prompts", "baseline"),
+        compute=comparison.token_kl,
+    ),
+)
+
+EVALUATION_METRICS = (*DEMONSTRATION_METRICS, *PREFERENCE_METRICS, *COMPLETION_METRICS, *COMPARISON_METRICS)
 
 
-class Parts(NamedTuple):
-    """What is measured: each part where its data, and for `reward` its judge, are given."""
+class MetricRow(NamedTuple):
+    """A metric's value with what belongs beside it in a table. None if it is not reported or not finite.
 
-    sft: bool
-    reward: bool
-    policy: bool
+    Attributes:
+        name: The metric.
+        value: Its value; of the candidate in an evaluation.
+        low: Lower end of the 95% interval.
+        high: Upper end of the 95% interval.
+        n: Number of items.
+        baseline: The baseline's value.
+        gain: Name of the metric of the difference between candidate and baseline; empty if it is not reported.
+    """
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: float | None
+    baseline: float | None
+    gain: str
 
 
-def parts(recipe: Recipe) -> Parts:
-    """The parts of the evaluation that this recipe gives data for."""
-    return Parts(
-        sft=recipe.data.sft is not None,
-        reward=recipe.data.preferences is not None and recipe.eval.reward is not None,
-        policy=recipe.data.prompts is not None,
-    )
+def all_metrics() -> tuple[Metric, ...]:
+    """Return every metric that a manifest or a metrics.jsonl can hold. Their order is that of the reference."""
+    return (*EVALUATION_METRICS, *TRAINING_METRICS)
+
+
+def find_metric(name: str) -> Metric | None:
+    """Return the metric, or the family, that `name` with or without a suffix belongs to, or None if it is unknown.
+
+    Any name can be one of a Python function, so that family is never returned.
+    """
+    bare = name.removesuffix(BASELINE_SUFFIX)
+    for suffix in (*INTERVAL_SUFFIXES, COUNT_SUFFIX):
+        bare = bare.removesuffix(suffix)
+    for metric in all_metrics():
+        pattern = re.sub("<[a-z]+>", "[^.]+", re.escape(metric.name))
+        if FUNCTION not in metric.name and any(re.fullmatch(pattern, candidate) for candidate in (name, bare)):
+            return metric
+    return None
 
 
 def function_name(spec: str) -> str:
-    """The metric's name of `file.py:function`."""
+    """Return the metric's name of `file.py:function`."""
     return spec.rpartition(":")[2]
 
 
+def metrics_of(recipe: Recipe) -> list[Metric]:
+    """Return the metrics that `eval` computes with this recipe. Each Python function has metrics of its own."""
+    given = _provided(recipe)
+    found: list[Metric] = []
+    for metric in EVALUATION_METRICS:
+        if not given.issuperset(metric.needs):
+            continue
+        if FUNCTION in metric.name:
+            found += [_of_function(metric, function_name(spec)) for spec in recipe.eval.python]
+        else:
+            found.append(metric)
+    return found
+
+
+def _provided(recipe: Recipe) -> set[Need]:
+    """Return what this recipe has of the needs of metrics."""
+    has: dict[Need, bool] = {
+        "sft": recipe.data.sft is not None,
+        "preferences": recipe.data.preferences is not None,
+        "prompts": recipe.data.prompts is not None,
+        "baseline": recipe.eval.baseline is not None,
+        "reward_model": recipe.eval.reward is not None,
+        "functions": bool(recipe.eval.python),
+    }
+    return {need for need, is_given in has.items() if is_given}
+
+
+def _of_function(metric: Metric, function: str) -> Metric:
+    assert metric.compute is not None
+    name = metric.name.replace(FUNCTION, function)
+    gain = metric.gain.replace(FUNCTION, function)
+    return dataclasses.replace(metric, name=name, gain=gain, compute=partial(metric.compute, function=function))
+
+
+def evaluated_datasets(recipe: Recipe) -> frozenset[Need]:
+    """Return the datasets that `eval` reads: `sft`, `preferences` and `prompts`, if any metric needs them."""
+    needs = {need for metric in metrics_of(recipe) for need in metric.needs}
+    return frozenset(needs & {"sft", "preferences", "prompts"})
+
+
 def metric_names(recipe: Recipe) -> list[str]:
-    """Every metric of this recipe's evaluation. Raises RecipeError where two would have the same name."""
-    given = parts(recipe)
-    compared, judged = recipe.eval.baseline is not None, recipe.eval.reward is not None
-    names: list[str] = []
-    if given.sft:
-        names += ["sft.nll", "sft.perplexity"] + ["sft.nll.baseline"] * compared
-    if given.reward:
-        names += [*_interval("reward.accuracy"), "reward.accuracy.n", "reward.ties", "reward.accuracy_longer"]
-        names += ["reward.margin", "reward.brier", "reward.ece"]
-    if given.policy:
-        names += [*ANSWERS, *(f"{name}.baseline" for name in ANSWERS if compared)] + ["kl", "kl.token"] * compared
-        if judged:
-            names.append("policy.reward")
-        if judged and compared:
-            names += ["policy.reward.baseline", *_interval("policy.reward_gain"), *_interval("win_rate"), "win_rate.n"]
-        for function in map(function_name, recipe.eval.python):
-            names += [function, *([f"{function}.baseline", *_interval(f"{function}.gain")] if compared else [])]
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise RecipeError(
-            f"two metrics would be called {twice[0]}.", location="eval.python", hint="Rename one of the functions."
-        )
+    """Return the name of every number that `eval` reports with this recipe. Loads no data and no model.
+
+    Raises:
+        RecipeError: Two metrics have the same name.
+    """
+    with_baseline = recipe.eval.baseline is not None
+    names = [name for metric in metrics_of(recipe) for name in metric.names(with_baseline=with_baseline)]
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        message = f"two metrics have the name {duplicates[0]}; expected different names."
+        hint = "Rename one of the functions."
+        raise RecipeError("eval.duplicate-metric", message, location="eval.python", hint=hint)
     return names
 
 
-def _interval(name: str) -> list[str]:
-    return [name, f"{name}.low", f"{name}.high"]
+def compute(
+    metrics: Iterable[Metric], group: Group, measurement: Any, *, of_baseline: bool = False
+) -> dict[str, float]:
+    """Compute the metrics of one group from its measurement; of the baseline, those that are reported for it."""
+    values: dict[str, float] = {}
+    for metric in metrics:
+        if metric.group == group and not of_baseline:
+            values |= metric.values(measurement)
+        elif metric.group == group and metric.has_baseline:
+            values[metric.name + BASELINE_SUFFIX] = metric.values(measurement)[metric.name]
+    return values
+
+
+def metric_rows(values: Mapping[str, float | None]) -> list[MetricRow]:
+    """Return the metrics of a manifest as rows of a table, in their order: intervals and counts beside the value."""
+    suffixes = (*INTERVAL_SUFFIXES, COUNT_SUFFIX, BASELINE_SUFFIX)
+    return [
+        MetricRow(
+            name=name,
+            value=value,
+            low=values.get(name + INTERVAL_SUFFIXES[0]),
+            high=values.get(name + INTERVAL_SUFFIXES[1]),
+            n=values.get(name + COUNT_SUFFIX),
+            baseline=values.get(name + BASELINE_SUFFIX),
+            gain=_gain_name(name, values),
+        )
+        for name, value in values.items()
+        if not any(name.endswith(suffix) and name.removesuffix(suffix) in values for suffix in suffixes)
+    ]
+
+
+def overview_rows(values: Mapping[str, float | None]) -> list[MetricRow]:
+    """Return the rows of the short comparison of two models, in the registry's order."""
+    rows = {row.name: row for row in metric_rows(values)}
+    found: list[MetricRow] = []
+    for metric in (*COMPARISON_METRICS, *COMPLETION_METRICS):
+        if not metric.in_overview:
+            continue
+        if metric.name == FUNCTION:
+            found += [row for row in rows.values() if row.gain == f"{row.name}.gain"]
+        elif metric.name in rows:
+            found.append(rows[metric.name])
+    return found
+
+
+def _gain_name(name: str, values: Mapping[str, float | None]) -> str:
+    gain = next((metric.gain for metric in COMPLETION_METRICS if metric.name == name), f"{name}.gain")
+    return gain if gain in values else ""

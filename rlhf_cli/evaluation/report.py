@@ -1,4 +1,4 @@
-"""An evaluation written out: report.json for machines, report.md for people. Both say the same."""
+"""Write an evaluation as report.json, for scripts, and report.md, for people. Both hold the same numbers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_cli.evaluation.gates import Verdict
+from rlhf_cli.evaluation.gates import GateVerdict
+from rlhf_cli.evaluation.metrics import MetricRow, metric_rows
+from rlhf_cli.formatting import markdown_table
 
 
 class Report(NamedTuple):
-    """What was compared, on how many items, and what came of it."""
+    """The result of an evaluation.
+
+    Attributes:
+        candidate: The candidate, as in the recipe.
+        baseline: The baseline, or None if there is none.
+        reward: The reward model, or None if there is none.
+        sizes: Number of held-out rows, by dataset.
+        metrics: The metrics.
+        verdicts: The verdicts of the gates.
+    """
 
     candidate: str
     baseline: str | None
     reward: str | None
     sizes: Mapping[str, int]
     metrics: Mapping[str, float]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[GateVerdict]
 
 
 def write(report: Report, folder: Path) -> None:
@@ -31,35 +42,33 @@ def write(report: Report, folder: Path) -> None:
         "sizes": dict(report.sizes),
         "metrics": dict(report.metrics),
         "gates": [verdict.as_json() for verdict in report.verdicts],
-        "passed": all(v.passed for v in report.verdicts),
+        "passed": all(verdict.passed for verdict in report.verdicts),
     }
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "report.md").write_text(format_markdown(report), encoding="utf-8")
 
 
-def markdown(report: Report) -> str:
-    """The report as a page: a line a metric, its interval and the other side's figure beside it."""
-    compared = f" against `{report.baseline}`" if report.baseline else ""
-    judge = f", judged by `{report.reward}`" if report.reward else ""
-    lines = [f"# Evaluation of `{report.candidate}`{compared}{judge}", ""]
-    lines += [f"Held-out rows: {', '.join(f'{count} {name}' for name, count in report.sizes.items())}.", ""]
-    lines += [f"| metric | {report.candidate} | 95 % interval | {report.baseline or '—'} |", "|---|---|---|---|"]
-    for name, value in report.metrics.items():
-        base, _, suffix = name.rpartition(".")
-        if suffix in ("low", "high", "n", "baseline") and base in report.metrics:
-            continue
-        lines.append(f"| {name} | {value:.4g} | {_interval(name, report.metrics)} | {_other(name, report.metrics)} |")
+def format_markdown(report: Report) -> str:
+    """Return the report as a page, with one row per metric."""
+    compared = f" compared with `{report.baseline}`" if report.baseline else ""
+    scored = f", scored by `{report.reward}`" if report.reward else ""
+    sizes = ", ".join(f"{count} {name}" for name, count in report.sizes.items())
+    header = ("metric", report.candidate, "95% interval", "n", report.baseline or "–")
+    parts = [
+        f"# Evaluation of `{report.candidate}`{compared}{scored}",
+        f"Held-out rows: {sizes}.",
+        markdown_table(header, [_table_row(row) for row in metric_rows(report.metrics)]),
+    ]
     if report.verdicts:
-        lines += ["", "## Gates", "", *(f"- {verdict.text}" for verdict in report.verdicts)]
-    return "\n".join(lines) + "\n"
+        parts += ["## Gates", "\n".join(f"- {verdict.text}" for verdict in report.verdicts)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _interval(name: str, metrics: Mapping[str, float]) -> str:
-    if f"{name}.low" not in metrics:
-        return ""
-    return f"{metrics[f'{name}.low']:.4g} to {metrics[f'{name}.high']:.4g}"
+def _table_row(row: MetricRow) -> tuple[str, ...]:
+    interval = "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
+    return row.name, _number(row.value), interval, _number(row.n), _number(row.baseline)
 
 
-def _other(name: str, metrics: Mapping[str, float]) -> str:
-    return f"{metrics[f'{name}.baseline']:.4g}" if f"{name}.baseline" in metrics else ""
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,4 +1,6 @@
-"""Confidence intervals and calibration, with numpy and scipy. Both are imported on use: `rlhf check` reads metric names.
+"""Compute confidence intervals and calibration, with numpy and scipy.
+
+Both are imported on use, because `rlhf check` imports the registry of metrics, and scipy costs 1.1 s.
 
 Every interval is a 95% interval. There are no hypothesis tests and no corrections for several gates: a gate compares
 one number.

@@ -1,0 +1,1 @@
+"""Sample completions from models and score token sequences with them."""

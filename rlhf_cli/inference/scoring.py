@@ -85,9 +85,8 @@ def policy_scores(
         tokens = token_scores(model, role, hidden, batch.tokens, temperature, with_entropy=True)
         logprobs = _split_by_row(tokens.logprobs, batch, responses)
         entropies = _split_by_row(tokens.entropy, batch, responses)
-        if value_head is None:
-            values = [hidden.new_empty(0)] * len(batch.rows)
-        else:
+        values: Sequence[Tensor] = [hidden.new_empty(0) for _ in batch.rows]
+        if value_head is not None:
             values = _split_by_row(model.heads[value_head](hidden), batch, responses)
         for row, *row_scores in zip(batch.rows, logprobs, entropies, values, strict=True):
             scores[row] = PolicyScore(*row_scores)

@@ -1,0 +1,1 @@
+"""Load, adapt, share and measure models."""

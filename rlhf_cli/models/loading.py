@@ -32,6 +32,7 @@ from transformers import (
 from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.models import fsdp
+from rlhf_cli.models.tiny_model import save_tiny_model
 from rlhf_cli.recipe.schema import Base
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -213,7 +214,8 @@ def _load(
         return _from_pretrained(model_class, base, source, may_lack, sharded=sharded, **kwargs)
     # The tiny model goes through a directory, so that quantization and all else takes the path of a real load.
     with tempfile.TemporaryDirectory(prefix="rlhf-smoke-") as folder:
-        _save_tiny(model_class if has_head else AutoModelForCausalLM, source, base.revision, folder)
+        tiny_class = model_class if has_head else AutoModelForCausalLM
+        save_tiny_model(tiny_class, _load_config(source, base.revision), folder, source=source)
         model = _from_pretrained(model_class, base, folder, may_lack, sharded=sharded, **kwargs)
     # PEFT writes this name into adapter_config.json; the temporary directory no longer exists then.
     model.name_or_path = model.config.name_or_path = source
@@ -307,52 +309,6 @@ def _use_exact_kernels(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def _save_tiny(model_class: Any, source: str, revision: str, folder: str) -> None:
-    """Write random weights of a tiny copy of the architecture of `source` to `folder`, the same ones at every call."""
-    config = _load_config(source, revision)
-    _shrink(config)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = model_class.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-        raise ModelError(
-            "model.unsupported-architecture",
-            f"{config.model_type}: --smoke cannot shrink this architecture: {format_exception(error).rstrip('.')}.",
-            location=source,
-            hint="Use another model of the same family: `--set base.model=…`, or in ppo.reward.",
-        ) from error
-    model.save_pretrained(folder)
-
-
-def _shrink(config: Any) -> None:
-    """Make a config tiny in place: 2 layers, width 64, and everything that depends on them."""
-    text = config.get_text_config()
-    heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
-    tiny_kv_heads = 4
-    if kv_heads == 1:
-        tiny_kv_heads = 1
-    elif kv_heads not in (None, heads):  # grouped-query attention
-        tiny_kv_heads = 2
-    tiny: dict[str, object] = {
-        "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": tiny_kv_heads,
-        "head_dim": 16,
-        "intermediate_size": 128,
-        "moe_intermediate_size": 128,
-        "ffn_dim": 128,
-        "word_embed_proj_dim": 64,
-        "pooler_hidden_size": 64,
-    }
-    if layer_types := getattr(text, "layer_types", None):  # one layer of each of the first two types
-        tiny["layer_types"] = (list(dict.fromkeys(layer_types)) * 2)[:2]
-    for name, size in tiny.items():
-        if getattr(text, name, None) is not None:
-            setattr(text, name, size)
 
 
 def _load_config(source: str, revision: str) -> PreTrainedConfig:

@@ -128,7 +128,7 @@ def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) ->
     """
     evaluates = any(STAGES[stage].evaluates for stage in stages)
     if evaluates:
-        gates.check_names(recipe.eval.gates, metrics.metric_names(recipe))
+        gates.check_gate_metrics(recipe.eval.gates, metrics.metric_names(recipe))
     evaluated = metrics.evaluated_datasets(recipe) if evaluates and not smoke else frozenset[str]()
     counts: RowCounts = {}
     issues: list[Issue] = []

@@ -1,0 +1,1 @@
+"""Proximal policy optimization: the loop, its parts and its arithmetic."""

@@ -1,4 +1,4 @@
-"""Who plays what on the one base in memory: policy, reference, reward and critic."""
+"""Build policy, reference, reward and critic on one base model, and snapshot and save what PPO trains."""
 
 from __future__ import annotations
 
@@ -15,84 +15,100 @@ from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.recipe.schema import Critic
 from rlhf_cli.rewards.build import RewardFunction
 
-POLICY, REFERENCE, VALUE = "policy", "reference", "value"
+POLICY, REFERENCE, VALUE = "policy", "reference", "value"  # roles; VALUE is also the name of the critic's head
 
 
 class ActorCritic(NamedTuple):
-    """The critic is the head VALUE on the hidden states of role `trunk`: its own adapter's, or the policy's."""
+    """Policy and critic on one model."""
 
-    bank: MultiAdapterModel
-    trunk: str
+    model: MultiAdapterModel
+    trunk: str  # the role whose hidden states the head VALUE reads: VALUE, or POLICY if the critic shares them
 
     @property
     def is_shared(self) -> bool:
+        """Whether the critic shares the policy's hidden states."""
         return self.trunk == POLICY
 
 
-def folders(
-    start: Path | None, terms: Sequence[RewardFunction], reward_models: Sequence[Path]
+def role_folders(
+    start: Path | None, reward_functions: Sequence[RewardFunction], reward_models: Sequence[Path]
 ) -> dict[str, Path | None]:
-    """Roles to load: the reference is the policy's own start, None being the bare base."""
-    scored = [term.role for term in terms if term.role is not None]
-    return {POLICY: start, REFERENCE: start, **dict(zip(scored, reward_models, strict=True))}
+    """Return the directory of each role to load; None is the bare base. The reference starts like the policy.
 
-
-def assign(bank: MultiAdapterModel, critic: Critic, terms: Sequence[RewardFunction]) -> ActorCritic:
-    """Add the critic, and let gradients flow to policy and critic alone.
-
-    kind adapter: a copy of the first reward run's adapter and head, which knows already what the score hangs on; with
-    Python rewards alone, a copy of the policy's adapter with a head of zeros. kind shared: a head of zeros on the
-    policy's trunk.
+    Args:
+        start: The directory that the policy starts from, or None for the base.
+        reward_functions: All reward functions.
+        reward_models: The directories of those that are reward runs, in their order.
     """
-    rewards = [term.role for term in terms if term.role is not None]
-    for role in rewards:
-        if role not in bank.heads:
-            hint = "Name a run of the reward stage."
+    roles = [function.role for function in reward_functions if function.role is not None]
+    return {POLICY: start, REFERENCE: start, **dict(zip(roles, reward_models, strict=True))}
+
+
+def build_actor_critic(
+    model: MultiAdapterModel, critic: Critic, reward_functions: Sequence[RewardFunction]
+) -> ActorCritic:
+    """Add the critic to the model, and make only policy and critic trainable.
+
+    A critic of kind adapter is a copy of the first reward run's adapter and head, which already knows what the score
+    depends on; without a reward run it is a copy of the policy's adapter with a head of zeros. A critic of kind shared
+    is a head of zeros on the policy's hidden states.
+
+    Raises:
+        ModelError: A reward run does not have a score head.
+    """
+    reward_roles = [function.role for function in reward_functions if function.role is not None]
+    for role in reward_roles:
+        if role not in model.heads:
             raise ModelError(
-                "this is no reward model: it has no score head.", location=f"ppo.reward ({role})", hint=hint
+                "model.not-a-reward-model",
+                "score head: not found; expected a reward model.",
+                location=f"ppo.reward ({role})",
+                hint="Name a run of the reward stage.",
             )
     trunk = POLICY
     if critic.kind == "adapter":
         trunk = VALUE
-        bank.add(VALUE, copy_of=rewards[0] if rewards else POLICY)
-    if VALUE not in bank.heads:
-        bank.heads[VALUE] = ScalarHead(bank.hidden_size).to(bank.device)
-    bank.train([POLICY, VALUE])
-    return ActorCritic(bank, trunk)
+        model.add(VALUE, copy_of=reward_roles[0] if reward_roles else POLICY)
+    if VALUE not in model.heads:
+        model.heads[VALUE] = ScalarHead(model.hidden_size).to(model.device)
+    model.set_trainable([POLICY, VALUE])
+    return ActorCritic(model, trunk)
 
 
-def copied(cast: ActorCritic) -> list[Tensor]:
-    """What training moves, policy and critic, copied to main memory."""
-    return [p.detach().to("cpu", copy=True) for p in _moved(cast)]
+def snapshot_weights(actor_critic: ActorCritic) -> list[Tensor]:
+    """Return a copy of all trained weights of policy and critic, in main memory."""
+    return [parameter.detach().to("cpu", copy=True) for parameter in _trainable_parameters(actor_critic)]
 
 
-def restore(cast: ActorCritic, weights: Sequence[Tensor]) -> None:
-    """Put back what `copied` gave."""
-    for parameter, kept in zip(_moved(cast), weights, strict=True):
-        parameter.data.copy_(kept)
+def restore_weights(actor_critic: ActorCritic, weights: Sequence[Tensor]) -> None:
+    """Restore weights from `snapshot_weights`."""
+    for parameter, saved in zip(_trainable_parameters(actor_critic), weights, strict=True):
+        parameter.data.copy_(saved)
 
 
-def _moved(cast: ActorCritic) -> list[nn.Parameter]:
-    return [*cast.bank.parameters(POLICY), *cast.bank.parameters(VALUE)]
+def save_critic(actor_critic: ActorCritic, folder: Path) -> None:
+    """Write the critic as a scorer, or its head alone into a `head` subdirectory if it cannot be a scorer.
 
-
-def save_critic(cast: ActorCritic, folder: Path) -> None:
-    """Write the critic as a scorer; where its trunk cannot be one, its head alone in a `head` folder.
-
-    That is so on the policy's trunk, and for a whole language model's copy, whose trunk is saved as it is.
+    It cannot if it shares the policy's hidden states, or if it is a whole language model; the latter is saved, too.
     """
-    with cast.bank.use(cast.trunk) as model, cast.bank.use(REFERENCE) as other:
-        is_whole = model is not other
-        is_language_model = is_whole and not hasattr(model, "score")
-    if not cast.is_shared and not is_language_model:
-        cast.bank.save(VALUE, folder)
+    model = actor_critic.model
+    with model.use(actor_critic.trunk) as critic, model.use(REFERENCE) as reference:
+        is_whole = critic is not reference
+        is_language_model = is_whole and not hasattr(critic, "score")
+    if not actor_critic.is_shared and not is_language_model:
+        model.save(VALUE, folder)
         return
-    head = cast.bank.heads.pop(VALUE)
+    head = model.heads.pop(VALUE)
     try:
-        if not cast.is_shared:
-            cast.bank.save(VALUE, folder)
+        if not actor_critic.is_shared:
+            model.save(VALUE, folder)
     finally:
-        cast.bank.heads[VALUE] = head
+        model.heads[VALUE] = head
     (folder / "head").mkdir(parents=True, exist_ok=True)
     weight: Tensor = next(head.parameters()).detach().cpu()[None]  # (1, H)
     save_file({HEAD_KEY: weight.contiguous()}, folder / "head" / "model.safetensors", metadata={"format": "pt"})
+
+
+def _trainable_parameters(actor_critic: ActorCritic) -> list[nn.Parameter]:
+    model = actor_critic.model
+    return [*model.parameters(POLICY), *model.parameters(VALUE)]

@@ -1,11 +1,11 @@
-"""The arithmetic of PPO on token sequences, as pure functions of tensors: torch alone, no model, no device choice.
+"""Compute PPO's losses, rewards and advantages on token sequences, as pure functions of tensors. Needs only torch.
 
 Shapes: B sequences, R response slots, V vocabulary. `mask` (B, R) is True on valid response tokens; it may be ragged
-and may have holes (a tool's answer between two turns). What stands in a masked slot, NaN included, changes neither a
-result nor a gradient. Log-probabilities are natural logarithms of the selected tokens, in float32.
+and may have holes (the output of a tool between two turns). The content of a masked slot, even NaN, changes neither
+results nor gradients. Log-probabilities are natural logarithms of the selected tokens, in float32.
 
-Left out on purpose: sampling, models, micro-batches. A loss here is the mean over its own mask; who cuts a minibatch
-into pieces weights each piece by its share of the minibatch's valid tokens, so that the cut changes nothing.
+Sampling, models and micro-batches are left out on purpose. A loss here is the mean over its own mask. A caller that
+splits a minibatch weights each part by its share of the minibatch's valid tokens, so that the split changes nothing.
 
 Sources, by the names used below:
     Schulman 2017   "Proximal policy optimization algorithms", arXiv:1707.06347
@@ -29,7 +29,7 @@ Estimator = Literal["k1", "k2", "k3"]
 
 
 class Gae(NamedTuple):
-    """Advantages and the returns that the critic learns, both (B, R), 0 in masked slots."""
+    """Advantages, and the returns that the critic learns; both (B, R), 0 in masked slots."""
 
     advantages: Tensor
     returns: Tensor
@@ -38,14 +38,16 @@ class Gae(NamedTuple):
 class PolicyStats(NamedTuple):
     """Scalars over the valid tokens, detached."""
 
-    clip_fraction: Tensor  # share of tokens whose clipped surrogate is the strictly worse one
-    approx_kl: Tensor  # k3 of old against new, nats a token
+    clip_fraction: Tensor  # share of tokens whose clipped surrogate is strictly worse
+    approx_kl: Tensor  # k3 of KL(old ‖ new), nats per token
     ratio_mean: Tensor
     ratio_min: Tensor
     ratio_max: Tensor
 
 
 class PolicyLoss(NamedTuple):
+    """The policy loss and its statistics."""
+
     loss: Tensor  # scalar
     stats: PolicyStats
 
@@ -53,18 +55,20 @@ class PolicyLoss(NamedTuple):
 class ValueStats(NamedTuple):
     """Scalars over the valid tokens, detached."""
 
-    clip_fraction: Tensor  # share of tokens whose clipped error is the strictly greater one
+    clip_fraction: Tensor  # share of tokens whose clipped error is strictly greater
 
 
 class ValueLoss(NamedTuple):
+    """The value loss and its statistics."""
+
     loss: Tensor  # scalar
     stats: ValueStats
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator) -> Tensor:
-    """KL(policy ‖ reference) of each token, in nats, from one sample of the policy. (B, R), (B, R) -> (B, R).
+    """Estimate KL(policy ‖ reference) of each token, in nats, from one sample of the policy. (B, R), (B, R) -> (B, R).
 
-    With d = log π − log π_ref (Schulman 2020): k1 = d, unbiased, of either sign; k2 = d²/2, biased, ≥ 0;
+    With d = log π − log π_ref (Schulman 2020): k1 = d, unbiased, positive or negative; k2 = d²/2, biased, ≥ 0;
     k3 = e^−d − 1 + d, unbiased, ≥ 0.
     """
     d = logprobs - ref_logprobs
@@ -76,22 +80,22 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator) ->
 
 
 def shape_rewards(kl: Tensor, score: Tensor, mask: Tensor, coef: float) -> Tensor:
-    """Reward of each token: −coef·KL, and the sequence's score on its last valid token (Ziegler 2019, eq. 2).
+    """Compute the reward of each token: −coef·KL, plus the score on the last valid token (Ziegler 2019, eq. 2).
 
     kl (B, R) nats, score (B,), mask (B, R) -> (B, R), 0 in masked slots. A row without a valid token gets no score.
     """
     rewards = torch.where(mask, -coef * kl, 0.0)
     slots = torch.arange(mask.shape[1], device=mask.device)
-    last = torch.where(mask, slots, -1).amax(dim=1, keepdim=True)  # (B, 1), −1 where a row is all masked
+    last = torch.where(mask, slots, -1).amax(dim=1, keepdim=True)  # (B, 1), −1 if a row is all masked
     return torch.where(slots == last, rewards + score[:, None].to(rewards.dtype), rewards)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Gae:
-    """Generalized advantage estimation (Schulman 2016, eq. 11–16). (B, R) three times -> Gae of (B, R).
+    """Estimate advantages by GAE (Schulman 2016, eq. 11–16). (B, R) three times -> Gae of (B, R).
 
-    δ_t = r_t + γ·V(s_{t+1}) − V(s_t) and A_t = δ_t + γλ·A_{t+1}, where t+1 is the row's next *valid* slot, so that
-    holes and the tail are stepped over; after the last one, V and A are 0 (the episode ends there, cut off or not).
-    Returns are the unwhitened advantages + values, TD(λ)'s target.
+    δ_t = r_t + γ·V(s_{t+1}) − V(s_t) and A_t = δ_t + γλ·A_{t+1}. Here t+1 is the row's next *valid* slot, so that holes
+    and the tail are skipped. After the last one, V and A are 0 (the episode ends there, truncated or not). Returns are
+    unwhitened advantages + values, the target of TD(λ).
     """
     next_value = torch.zeros_like(values[:, 0])
     next_advantage = torch.zeros_like(next_value)
@@ -107,12 +111,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
 
 
 def whiten(x: Tensor, mask: Tensor, center: bool = True) -> Tensor:
-    """`x` scaled to unit variance over the valid slots of all devices. (B, R), (B, R) -> (B, R), 0 in masked slots.
+    """Scale `x` to unit variance over the valid slots of all devices. (B, R), (B, R) -> (B, R), 0 in masked slots.
 
-    center=True also moves the mean to 0; center=False keeps the mean where it is. The variance is the unbiased one
-    (Bessel's), as torch's and Huang 2024's; `center` is Ziegler 2019's
-    `shift_mean`. One valid slot, or equal values throughout, have no spread: they become 0, or with
-    center=False stay as they are.
+    center=True also moves the mean to 0; center=False keeps the mean. The variance is unbiased (Bessel's correction),
+    as in torch and Huang 2024. `center` is Ziegler 2019's `shift_mean`. A single valid slot, or equal values, do not
+    have a spread: they become 0, or stay unchanged with center=False.
     """
     valid = torch.where(mask, x, 0.0)
     count = _over_devices(mask.sum().to(x.dtype))
@@ -132,12 +135,12 @@ def policy_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """The clipped surrogate, negated, as a mean over valid tokens (Schulman 2017, eq. 7). All (B, R) -> scalar.
+    """Compute the negated clipped surrogate, a mean over valid tokens (Schulman 2017, eq. 7). All (B, R) -> scalar.
 
     With r = π/π_old: −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A). Unequal bounds are Yu 2025's "clip-higher"
-    (section 3.1). `dual_clip` c > 1 bounds the loss of a token with A < 0 by −c·A (Ye 2020, dual-clip PPO), so that one
-    token whose ratio exploded cannot carry the whole step. approx_kl is k3 of KL(old ‖ new), mean of e^d − 1 − d with
-    d = log r (Schulman 2020).
+    (section 3.1). `dual_clip` c > 1 bounds the loss of a token with A < 0 by −c·A (Ye 2020, dual-clip PPO), so that a
+    single token with an exploding ratio cannot dominate the step. approx_kl is k3 of KL(old ‖ new), the mean of
+    e^d − 1 − d with d = log r (Schulman 2020).
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
     advantages = torch.where(mask, advantages, 0.0)
@@ -160,10 +163,10 @@ def policy_loss(
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> ValueLoss:
-    """The clipped value loss, ½·max((V − R)², (clip(V) − R)²) as a mean over valid tokens. All (B, R) -> scalar.
+    """Compute the clipped value loss ½·max((V − R)², (clip(V) − R)²), a mean over valid tokens. All (B, R) -> scalar.
 
-    clip(V) keeps V within ±`clip` of its value at the rollout (Ziegler 2019's code; kept by
-    Huang 2024). The ½ and the maximum are theirs too.
+    clip(V) keeps V within ±`clip` of its value at the rollout (the code of Ziegler 2019; also in Huang 2024). The ½ and
+    the maximum are from the same sources.
     """
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     kept = torch.clamp(values, old_values - clip, old_values + clip)
@@ -175,7 +178,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 
 def entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Entropy of softmax(logits / temperature), in nats a token. (…, V) -> (…), float32.
+    """Compute the entropy of softmax(logits / temperature), in nats per token. (…, V) -> (…), float32.
 
     H = −Σ p·log p (Shannon 1948, theorem 2).
     """
@@ -186,10 +189,10 @@ def entropy(logits: Tensor, temperature: float) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(R − V) / Var(R) over valid slots: 1 is a perfect critic, 0 one no better than a constant. -> scalar.
+    """Compute 1 − Var(R − V) / Var(R) over valid slots. 1: a perfect critic; 0: no better than a constant. -> scalar.
 
-    As in OpenAI baselines' `explained_variance`; where returns do not vary at all: 1 if the critic errs by a constant
-    alone, else 0, so that a logged figure is always finite.
+    As in OpenAI baselines' `explained_variance`. If returns do not vary, it is 1 if the critic's error is constant,
+    else 0, so that the logged metric is always finite.
     """
     residual, spread = (returns - values)[mask], returns[mask]
     if spread.numel() == 0:
@@ -200,31 +203,31 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 class AdaptiveKL:
-    """The KL coefficient that steers KL towards a target (Ziegler 2019, section 2.2; n/horizon for K_β as in its code).
+    """A KL coefficient that moves KL towards a target (Ziegler 2019, section 2.2; n/horizon for K_β as in its code).
 
-    coef is in reward per nat, target in nats a *sequence*, horizon in episodes (sequences).
+    coef is in reward per nat, target in nats per *sequence*, horizon in episodes (sequences).
     """
 
     def __init__(self, coef: float, target: float, horizon: int) -> None:
         self.coef, self.target, self.horizon = coef, target, horizon
 
     def update(self, kl_per_sequence: float, n: int) -> None:
-        """`n` episodes had a mean KL of `kl_per_sequence` nats: coef moves by 20 % · n/horizon at most."""
+        """Update coef after `n` episodes with a mean KL of `kl_per_sequence` nats, by at most 20 % · n/horizon."""
         error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * n / self.horizon
 
 
 class RunningMoments:
-    """Mean and spread of all scores seen so far, over all devices (Chan, Golub and LeVeque 1979, eq. 2.1).
+    """Mean and deviation of all scores so far, over all devices (Chan, Golub and LeVeque 1979, eq. 2.1).
 
-    Rewards of changing scale are normalized by it. The first scores are normalized by themselves.
+    They normalize rewards of changing scale. The first scores are normalized by their own mean and deviation.
     """
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0.0, 0.0, 0.0  # squares: the sum of squared deviations
 
     def update(self, scores: Tensor) -> None:
-        """Take in scores (B,)."""
+        """Include scores (B,)."""
         x = scores.double()
         count = float(_over_devices(torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)))
         mean = float(_over_devices(x.sum())) / count
@@ -235,18 +238,18 @@ class RunningMoments:
         self.count = total
 
     def normalize(self, scores: Tensor) -> Tensor:
-        """(scores − mean) / deviation, (B,); the deviation is the unbiased one, and 1 where nothing varies."""
+        """Return (scores − mean) / deviation, (B,); the deviation is unbiased, and 1 if scores do not vary."""
         deviation = (self.squares / max(self.count - 1, 1)) ** 0.5
         return (scores - self.mean) / (deviation if deviation > 0 else 1.0)
 
 
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` over the valid slots, 0 where there are none."""
+    """Return the mean of `x` over the valid slots, or 0 if there are none."""
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def _over_devices(total: Tensor) -> Tensor:
-    """The sum of every process's `total`, where there is more than one."""
+    """Return the sum of `total` over all processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
     return total

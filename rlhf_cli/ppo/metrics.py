@@ -1,4 +1,4 @@
-"""An iteration's figures: distance from the reference, and means over the update's steps."""
+"""Compute an iteration's metrics: KL from the reference, and aggregates over the update's minibatches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_cli.ppo import algorithm, update
+from rlhf_cli.ppo import algorithm
+from rlhf_cli.ppo.types import MinibatchStats
 
 
-def distance(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
-    """KL(policy ‖ reference): k1 a sequence and a token, k3 a token, in nats."""
+def kl_metrics(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """Return KL(policy ‖ reference) in nats: k1 per sequence and per token, k3 per token. All (B, R)."""
     k1 = torch.where(mask, algorithm.kl_estimate(logprobs, ref_logprobs, "k1"), 0.0)
     k3 = algorithm.kl_estimate(logprobs, ref_logprobs, "k3")[mask]
     return {
@@ -21,9 +22,11 @@ def distance(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, 
     }
 
 
-def over_steps(steps: Sequence[update.Step]) -> dict[str, float]:
-    """An iteration's figures from its minibatches': means, and the extremes of the ratio."""
-    mean = {name: sum(getattr(s, name) for s in steps) / len(steps) for name in update.Step._fields}
+def aggregate_minibatches(minibatches: Sequence[MinibatchStats]) -> dict[str, float]:
+    """Return an iteration's metrics from those of its minibatches: means, and the extremes of the ratio."""
+    mean = {
+        name: sum(getattr(stats, name) for stats in minibatches) / len(minibatches) for name in MinibatchStats._fields
+    }
     return {
         "policy_loss": mean["policy_loss"],
         "value_loss": mean["value_loss"],
@@ -31,6 +34,6 @@ def over_steps(steps: Sequence[update.Step]) -> dict[str, float]:
         "value_clip_fraction": mean["value_clip_fraction"],
         "approx_kl": mean["approx_kl"],
         "ratio.mean": mean["ratio_mean"],
-        "ratio.min": min(s.ratio_min for s in steps),
-        "ratio.max": max(s.ratio_max for s in steps),
+        "ratio.min": min(stats.ratio_min for stats in minibatches),
+        "ratio.max": max(stats.ratio_max for stats in minibatches),
     }

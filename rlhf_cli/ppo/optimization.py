@@ -1,7 +1,7 @@
-"""The optimizer, its schedule and the trackers, as `ppo.trainer` asks for them in transformers' words.
+"""Build the optimizer, its schedule and the trackers from `ppo.trainer`.
 
-The keys are fields of transformers.TrainingArguments, read and checked by it. Those that PPO's loop does not act on
-are refused with the recipe (`recipe.trainer_keys`), rather than taken and left without effect.
+The options are fields of transformers.TrainingArguments, which parses and validates them. Options without effect on
+PPO's loop are refused when the recipe is validated (`recipe.trainer_options`).
 """
 
 from __future__ import annotations
@@ -16,88 +16,125 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.formatting import format_exception
 from rlhf_cli.recipe.schema import Ppo
 
-FED_BY_A_METRIC = ("reduce_lr_on_plateau", "greedy")
+METRIC_DRIVEN_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
 class Optimization(NamedTuple):
-    """What moves the parameters. Group 0 of the optimizer is the policy's, group 1 the critic's."""
+    """The optimizer and its schedule. Parameter group 0 is the policy's, group 1 the critic's."""
 
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     max_grad_norm: float  # of policy and critic each; 0 or less: no clipping
 
 
-def arguments(trainer: Mapping[str, Any], folder: Path) -> TrainingArguments:
-    """`ppo.trainer` as TrainingArguments. The learning rate is constant, nothing is reported, and on a GPU activations
-    are computed again in the backward pass, unless it says so.
+def training_arguments(options: Mapping[str, Any], folder: Path) -> TrainingArguments:
+    """Return `ppo.trainer` as TrainingArguments.
+
+    By default the learning rate is constant, nothing is reported, and activations are recomputed in the backward pass
+    on a GPU.
+
+    Args:
+        options: The options of `ppo.trainer`, whose names are already validated.
+        folder: The directory that trackers write to.
 
     Raises:
-        RecipeError: transformers refuses a value. The keys were checked with the recipe.
+        RecipeError: A value is invalid, or the schedule cannot be used with PPO.
     """
-    ours: dict[str, Any] = {"lr_scheduler_type": "constant", "report_to": "none", "project": "rlhf"}
-    ours["use_cpu"] = not torch.accelerator.is_available()
-    given = {**ours, "activation_checkpointing": torch.cuda.is_available(), **trainer}
+    arguments: dict[str, Any] = {
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "project": "rlhf",
+        "use_cpu": not torch.accelerator.is_available(),
+        "activation_checkpointing": torch.cuda.is_available(),
+        **options,
+    }
     try:
-        asked = TrainingArguments(output_dir=str(folder), **given)
+        parsed = TrainingArguments(output_dir=str(folder), **arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"transformers refuses it: {error}", location="ppo.trainer") from error
-    if asked.lr_scheduler_type in FED_BY_A_METRIC:
-        location = "ppo.trainer.lr_scheduler_type"
         raise RecipeError(
-            f"{given['lr_scheduler_type']} follows an evaluation loss, which PPO has not.", location=location
+            "recipe.invalid-value",
+            f"invalid value: {format_exception(error).rstrip('.')}.",
+            location="ppo.trainer",
+            hint="Correct the value; see transformers.TrainingArguments.",
+        ) from error
+    if parsed.lr_scheduler_type in METRIC_DRIVEN_SCHEDULES:
+        raise RecipeError(
+            "recipe.invalid-value",
+            f"{arguments['lr_scheduler_type']} needs an evaluation loss, which PPO does not compute.",
+            location="ppo.trainer.lr_scheduler_type",
+            hint="Use another schedule, such as linear or cosine.",
         )
-    return asked
+    return parsed
 
 
-def build(
-    settings: Ppo, asked: TrainingArguments, policy: list[nn.Parameter], critic: list[nn.Parameter]
+def build_optimization(
+    settings: Ppo, arguments: TrainingArguments, policy: list[nn.Parameter], critic: list[nn.Parameter]
 ) -> Optimization:
-    """Optimizer and schedule over both; the schedule counts optimizer steps, and is the same factor for both."""
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(asked)
+    """Build the optimizer and the schedule. The schedule counts optimizer steps and scales both learning rates.
+
+    Args:
+        settings: Gives the learning rates and the number of steps.
+        arguments: From `training_arguments`.
+        policy: Parameters of the policy.
+        critic: Parameters of the critic.
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     groups = [
-        {"params": policy, "lr": settings.learning_rate, "weight_decay": asked.weight_decay},
-        {"params": critic, "lr": settings.critic.learning_rate, "weight_decay": asked.weight_decay},
+        {"params": policy, "lr": settings.learning_rate, "weight_decay": arguments.weight_decay},
+        {"params": critic, "lr": settings.critic.learning_rate, "weight_decay": arguments.weight_decay},
     ]
-    optimizer = kind(groups, **options)
-    total = settings.iterations * settings.epochs * settings.minibatches
+    optimizer = optimizer_class(groups, **options)
+    step_count = settings.iterations * settings.epochs * settings.minibatches
     schedule = get_scheduler(
-        asked.lr_scheduler_type,
+        arguments.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=asked.get_warmup_steps(total),
-        num_training_steps=total,
-        scheduler_specific_kwargs=asked.lr_scheduler_kwargs,
+        num_warmup_steps=arguments.get_warmup_steps(step_count),
+        num_training_steps=step_count,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
     )
-    return Optimization(optimizer, schedule, asked.max_grad_norm)
+    return Optimization(optimizer, schedule, arguments.max_grad_norm)
 
 
 class Trackers:
-    """Weights & Biases, TensorBoard and the like, through accelerate; none unless `report_to` names them."""
+    """Experiment trackers such as Weights & Biases or TensorBoard, through accelerate; none without `report_to`.
 
-    def __init__(self, asked: TrainingArguments, config: Mapping[str, Any]) -> None:
-        names = [name for name in asked.report_to if name != "none"]
-        self._accelerator = Accelerator(log_with=names, project_dir=asked.output_dir) if names else None
+    Raises:
+        RecipeError: A tracker is not installed.
+    """
+
+    def __init__(self, arguments: TrainingArguments, config: Mapping[str, Any]) -> None:
+        names = [name for name in arguments.report_to if name != "none"]
+        self._accelerator = Accelerator(log_with=names, project_dir=arguments.output_dir) if names else None
         if self._accelerator is not None:
-            working = {str(getattr(tracker, "value", tracker)) for tracker in self._accelerator.log_with}
-            absent = [name for name in names if name not in working]
-            if absent:
-                hint = f"pip install {' '.join(absent)}, or leave it out of report_to."
-                raise RecipeError(f"{', '.join(absent)} is not installed.", location="ppo.trainer.report_to", hint=hint)
-            self._accelerator.init_trackers(asked.project, config=dict(config))
+            available = {str(getattr(tracker, "value", tracker)) for tracker in self._accelerator.log_with}
+            missing = [name for name in names if name not in available]
+            if missing:
+                raise RecipeError(
+                    "recipe.missing-package",
+                    f"not installed: {', '.join(missing)}.",
+                    location="ppo.trainer.report_to",
+                    hint=f"Run `pip install {' '.join(missing)}`, or remove it from report_to.",
+                )
+            self._accelerator.init_trackers(arguments.project, config=dict(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One iteration's figures."""
+        """Log the metrics of one iteration."""
         if self._accelerator is not None:
             self._accelerator.log(dict(metrics), step=step)
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Answers to the watched prompts, as text: keys prompt, response, reward."""
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log completions of the sample prompts as text: keys prompt, response, reward."""
         if self._accelerator is not None:
-            texts = {f"sample.{i}": "\n\n".join(f"{k}: {v}" for k, v in row.items()) for i, row in enumerate(rows, 1)}
+            texts = {
+                f"sample.{number}": "\n\n".join(f"{key}: {value}" for key, value in row.items())
+                for number, row in enumerate(rows, start=1)
+            }
             self._accelerator.log(texts, step=step)
 
     def close(self) -> None:
-        """Let the trackers write what they hold back."""
+        """Flush the trackers."""
         if self._accelerator is not None:
             self._accelerator.end_training()

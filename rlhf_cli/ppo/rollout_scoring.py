@@ -1,10 +1,10 @@
-"""A rollout made ready to learn from: log-probabilities, values, rewards, advantages, and the figures of all that."""
+"""Score a rollout: log-probabilities, values, rewards, advantages, and the rollout's metrics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,142 +13,196 @@ from rlhf_cli import distributed
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.evaluation import text
 from rlhf_cli.inference import scoring
+from rlhf_cli.inference.batching import length_mask, pad_tensors
 from rlhf_cli.inference.stopping import StoppingRules
-from rlhf_cli.ppo import algorithm, metrics, update
+from rlhf_cli.ppo import algorithm
 from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE, ActorCritic
+from rlhf_cli.ppo.metrics import kl_metrics
+from rlhf_cli.ppo.types import Experience, RewardScores, ScoredRollout, Trajectory
 from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.rewards import build
+from rlhf_cli.rewards.base import Completions
 
 
-class RewardScores(NamedTuple):
-    """What each response earned, KL aside."""
+class _BatchOptions(TypedDict):
+    """How scoring forms its micro-batches."""
 
-    raw: Tensor  # (B,) the weighted sum of the sources
-    shaped: Tensor  # (B,) after normalizing, clipping and the penalty: what PPO learns from
-    by_source: dict[str, list[float]]  # each source's scores, unweighted; NaN where it did not judge
-
-
-class Trajectories(NamedTuple):
-    """A rollout by rows, as processes exchange it: lists of B; tensors are (R_i,), in main memory."""
-
-    prompts: list[list[int]]
-    responses: list[list[int]]
-    reward: list[float]  # the weighted sum of the sources
-    by_source: list[dict[str, float]]
-    entropy: list[Tensor]
-    logprobs: list[Tensor]
-    ref_logprobs: list[Tensor]
-    values: list[Tensor]
-    whitened: list[Tensor]
-    returns: list[Tensor]
-    advantages: list[Tensor]
+    pad_id: int
+    max_tokens: int
 
 
-class ScoredRollout(NamedTuple):
-    """A rollout ready to learn from, and its figures."""
+class RolloutScorer:
+    """Score rollouts with the models and the reward functions.
 
-    experience: update.Experience
-    metrics: dict[str, float]
-
-
-class Scorer:
-    """Scores rollouts. Its state is `moments`, of all rewards so far."""
+    Attributes:
+        reward_functions: The recipe's reward sources.
+        moments: Running mean and deviation of all rewards, the only state.
+    """
 
     def __init__(
-        self, settings: Ppo, cast: ActorCritic, terms: Sequence[build.RewardFunction], stops: StoppingRules, pad_id: int
+        self,
+        settings: Ppo,
+        actor_critic: ActorCritic,
+        reward_functions: Sequence[build.RewardFunction],
+        stops: StoppingRules,
+        pad_id: int,
     ) -> None:
-        self.settings, self.cast, self.bank = settings, cast, cast.bank
-        self.terms, self.stops, self.pad_id = terms, stops, pad_id
+        self.reward_functions = list(reward_functions)
         self.moments = algorithm.RunningMoments()
+        self._settings, self._actor_critic, self._model = settings, actor_critic, actor_critic.model
+        self._stops = stops
+        self._batch_options = _BatchOptions(pad_id=pad_id, max_tokens=settings.micro_batch_tokens)
 
-    def earned(self, answered: build.Completions, *, learn: bool = True) -> RewardScores:
-        """The rewards of responses. `learn=False` leaves the running mean and deviation as they are."""
-        settings = self.settings
-        limit = settings.micro_batch_tokens
-        scores = build.score(self.terms, self.bank, answered, pad_id=self.pad_id, max_tokens=limit)
-        raw = shaped = build.weighted(self.terms, scores)
-        if settings.normalize_reward and learn:
+    def score_completions(self, completions: Completions, *, update_moments: bool = True) -> RewardScores:
+        """Return the rewards of completions.
+
+        Args:
+            completions: Prompts with their completions.
+            update_moments: Whether to update the running mean and deviation.
+        """
+        settings = self._settings
+        scores = build.score_completions(self.reward_functions, self._model, completions, **self._batch_options)
+        raw = shaped = build.weighted_sum(self.reward_functions, scores)  # (B,)
+        if settings.normalize_reward and update_moments:
             self.moments.update(raw)
         if settings.normalize_reward:
             shaped = self.moments.normalize(shaped)
         if settings.reward_clip is not None:
             shaped = shaped.clamp(-settings.reward_clip, settings.reward_clip)
         if settings.missing_eos_penalty is not None:
-            cut_off = [self.stops.is_truncated(response) for response in answered.responses]
-            shaped = shaped - settings.missing_eos_penalty * torch.tensor(cut_off, device=shaped.device)
-        return RewardScores(raw, shaped, {name: score.tolist() for name, score in scores.items()})
+            is_truncated = [self._stops.is_truncated(response) for response in completions.responses]
+            shaped = shaped - settings.missing_eos_penalty * torch.tensor(is_truncated, device=shaped.device)
+        return RewardScores(raw, shaped, {name: values.tolist() for name, values in scores.items()})
 
-    def score(self, answered: build.Completions, coefficient: float) -> ScoredRollout:
-        """Everything that the update needs, of all processes' answers. `coefficient`: of KL, in reward per nat."""
-        rows = self._local(answered, coefficient)
-        parts = distributed.all_gather_object(rows)
-        if len(parts) > 1:  # one process's rows after the other's would sort the prompts by process
-            rows = Trajectories(
-                *([x for group in zip(*lists, strict=True) for x in group] for lists in zip(*parts, strict=True))
-            )
-        return ScoredRollout(_experience(rows, self.bank.device), self._metrics(rows, coefficient))
+    def score_rollout(self, completions: Completions, kl_coef: float) -> ScoredRollout:
+        """Return all processes' completions, scored and ready to learn from.
 
-    def _local(self, answered: build.Completions, coefficient: float) -> Trajectories:
-        """This process's answers, scored; advantages are whitened over all processes'."""
-        settings, prompts, responses = self.settings, answered.prompt_ids, answered.responses
-        limits: dict[str, Any] = {"pad_id": self.pad_id, "max_tokens": settings.micro_batch_tokens}
-        shared = VALUE if self.cast.is_shared else None
+        Args:
+            completions: This process's prompts with their completions.
+            kl_coef: Coefficient of KL, in reward per nat.
+
+        Raises:
+            DivergedError: No reward source scored any completion, or a reward is not finite.
+        """
+        by_process = distributed.all_gather_object(self._score_local(completions, kl_coef))
+        # Interleaved, because appending one process's rows to another's would sort the prompts by process.
+        trajectories = [trajectory for group in zip(*by_process, strict=True) for trajectory in group]
+        return ScoredRollout(_to_experience(trajectories, self._model.device), self._metrics(trajectories, kl_coef))
+
+    def _score_local(self, completions: Completions, kl_coef: float) -> list[Trajectory]:
+        """Score this process's completions. Advantages are whitened over those of all processes."""
+        settings, prompts, responses = self._settings, completions.prompt_ids, completions.responses
         policy = scoring.policy_scores(
-            self.bank, POLICY, prompts, responses, temperature=settings.temperature, value_head=shared, **limits
+            self._model,
+            POLICY,
+            prompts,
+            responses,
+            temperature=settings.temperature,
+            value_head=VALUE if self._actor_critic.is_shared else None,
+            **self._batch_options,
         )
         reference = scoring.token_logprobs(
-            self.bank, REFERENCE, prompts, responses, temperature=settings.temperature, **limits
+            self._model, REFERENCE, prompts, responses, temperature=settings.temperature, **self._batch_options
         )
-        if self.cast.is_shared:
-            value_list = [score.values for score in policy]
+        if self._actor_critic.is_shared:
+            critic = [score.values for score in policy]
         else:
-            value_list = scoring.token_values(self.bank, self.cast.trunk, VALUE, prompts, responses, **limits)
-        earned = self.earned(answered)
-        logprobs, ref_logprobs = scoring.pad([p.logprobs for p in policy]), scoring.pad(reference)  # (B, R)
-        values, mask = scoring.pad(value_list), _mask(responses, logprobs.device)
+            critic = scoring.token_values(
+                self._model, self._actor_critic.trunk, VALUE, prompts, responses, **self._batch_options
+            )
+        rewards = self.score_completions(completions)
+        logprobs, ref_logprobs = pad_tensors([score.logprobs for score in policy]), pad_tensors(reference)  # (B, R)
+        values = pad_tensors(critic)  # (B, R)
+        lengths = [len(response) for response in responses]
+        mask = length_mask(lengths, logprobs.device)  # (B, R)
         kl = algorithm.kl_estimate(logprobs, ref_logprobs, settings.kl.estimator)
-        charged = coefficient if settings.kl.apply_to == "reward" else 0.0
-        shaped = algorithm.shape_rewards(kl, earned.shaped, mask, charged)
-        advantages, returns = algorithm.gae(shaped, values, mask, settings.gamma, settings.gae_lambda)
+        reward_kl_coef = kl_coef if settings.kl.apply_to == "reward" else 0.0
+        token_rewards = algorithm.shape_rewards(kl, rewards.shaped, mask, reward_kl_coef)
+        advantages, returns = algorithm.gae(token_rewards, values, mask, settings.gamma, settings.gae_lambda)
         whitened = algorithm.whiten(advantages, mask)
-        judged = [dict(zip(earned.by_source, row, strict=True)) for row in zip(*earned.by_source.values(), strict=True)]
-        tensors = (logprobs, ref_logprobs, values, whitened, returns, advantages)
-        ragged = ([row[: len(r)].cpu() for row, r in zip(x, responses, strict=True)] for x in tensors)
-        return Trajectories(prompts, responses, earned.raw.tolist(), judged, [p.entropy.cpu() for p in policy], *ragged)
+        return [
+            Trajectory(
+                prompt=prompts[i],
+                response=responses[i],
+                reward=reward,
+                by_source={name: scores[i] for name, scores in rewards.by_source.items()},
+                entropy=_to_cpu(policy[i].entropy),
+                logprobs=_to_cpu(policy[i].logprobs),
+                ref_logprobs=_to_cpu(reference[i]),
+                values=_to_cpu(critic[i]),
+                advantages=_to_cpu(advantages[i, : lengths[i]]),
+                whitened=_to_cpu(whitened[i, : lengths[i]]),
+                returns=_to_cpu(returns[i, : lengths[i]]),
+            )
+            for i, reward in enumerate(rewards.raw.tolist())
+        ]
 
-    def _metrics(self, rows: Trajectories, coefficient: float) -> dict[str, float]:
-        raw, responses = torch.tensor(rows.reward), rows.responses
-        pad, mask = scoring.pad, _mask(responses, torch.device("cpu"))
-        if all(math.isnan(score) for row in rows.by_source for score in row.values()):
-            names, hint = ", ".join(rows.by_source[0]), "None says that a source does not judge an answer; one has to."
-            raise DivergedError(f"{names} judged none of {len(responses)} answers.", location="ppo.reward", hint=hint)
-        sources = {
-            name: [row[name] for row in rows.by_source if not math.isnan(row[name])] for name in rows.by_source[0]
-        }
+    def _metrics(self, trajectories: Sequence[Trajectory], kl_coef: float) -> dict[str, float]:
+        """Return the rollout's metrics over the responses of all processes."""
+        raw = torch.tensor([t.reward for t in trajectories])
+        responses = [t.response for t in trajectories]
+        mask = length_mask([len(response) for response in responses])
+        logprobs, ref_logprobs = (
+            pad_tensors([t.logprobs for t in trajectories]),
+            pad_tensors([t.ref_logprobs for t in trajectories]),
+        )
+        values, returns = pad_tensors([t.values for t in trajectories]), pad_tensors([t.returns for t in trajectories])
         return {
             "reward": float(raw.mean()),
             "reward.std": float(raw.std(correction=0)),
-            **{f"reward.{name}": sum(scores) / len(scores) for name, scores in sources.items() if scores},
-            **metrics.distance(pad(rows.logprobs), pad(rows.ref_logprobs), mask),
-            "kl.coef": coefficient,
-            "entropy": float(torch.cat(rows.entropy).mean()),
-            "explained_variance": float(algorithm.explained_variance(pad(rows.values), pad(rows.returns), mask)),
-            "advantage.mean": float(torch.cat(rows.advantages).mean()),
-            "return.mean": float(torch.cat(rows.returns).mean()),
+            **_source_means(trajectories),
+            **kl_metrics(logprobs, ref_logprobs, mask),
+            "kl.coef": kl_coef,
+            "entropy": float(torch.cat([t.entropy for t in trajectories]).mean()),
+            "explained_variance": float(algorithm.explained_variance(values, returns, mask)),
+            "advantage.mean": float(torch.cat([t.advantages for t in trajectories]).mean()),
+            "return.mean": float(torch.cat([t.returns for t in trajectories]).mean()),
             "response_length": sum(map(len, responses)) / len(responses),
-            "truncation_rate": sum(map(self.stops.is_truncated, responses)) / len(responses),
+            "truncation_rate": sum(map(self._stops.is_truncated, responses)) / len(responses),
             "repeated_4gram_rate": text.repeated_ngram_rate(responses, 4),
             "distinct_2": text.distinct_ngram_rate(responses, 2),
         }
 
 
-def _experience(rows: Trajectories, device: torch.device) -> update.Experience:
-    tensors = (rows.logprobs, rows.ref_logprobs, rows.values, rows.whitened, rows.returns)
-    mask = _mask(rows.responses, device)
-    return update.Experience(rows.prompts, rows.responses, mask, *(scoring.pad(x).to(device) for x in tensors))
+def _source_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Return the mean score of each source over the responses that it scored; no key if it scored none.
+
+    Raises:
+        DivergedError: No source scored any response.
+    """
+    means = {}
+    for name in trajectories[0].by_source:
+        scores = [t.by_source[name] for t in trajectories if not math.isnan(t.by_source[name])]
+        if scores:
+            means[f"reward.{name}"] = sum(scores) / len(scores)
+    if not means:
+        raise DivergedError(
+            "training.nothing-scored",
+            f"{', '.join(trajectories[0].by_source)}: no completion was scored; found None for all "
+            f"{len(trajectories)} completions.",
+            location="ppo.reward",
+            hint="Return a number for at least one completion; None means that a source does not score it.",
+        )
+    return means
 
 
-def _mask(responses: Sequence[list[int]], device: torch.device) -> Tensor:
-    """(B, R), True on the responses' own tokens."""
-    lengths = torch.tensor([len(response) for response in responses], device=device)
-    return torch.arange(max(map(len, responses)), device=device) < lengths[:, None]
+def _to_experience(trajectories: Sequence[Trajectory], device: torch.device) -> Experience:
+    def padded(tensors: list[Tensor]) -> Tensor:  # -> (B, R)
+        return pad_tensors(tensors).to(device)
+
+    responses = [t.response for t in trajectories]
+    return Experience(
+        prompts=[t.prompt for t in trajectories],
+        responses=responses,
+        mask=length_mask([len(response) for response in responses], device),
+        logprobs=padded([t.logprobs for t in trajectories]),
+        ref_logprobs=padded([t.ref_logprobs for t in trajectories]),
+        values=padded([t.values for t in trajectories]),
+        advantages=padded([t.whitened for t in trajectories]),
+        returns=padded([t.returns for t in trajectories]),
+    )
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """Copy to main memory. A slice would be sent to other processes with the whole tensor that it is a view of."""
+    return tensor.to("cpu", copy=True)

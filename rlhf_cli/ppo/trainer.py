@@ -1,15 +1,15 @@
-"""The PPO loop: roll out, score, update; one iteration after another.
+"""Run the PPO loop: in each iteration roll out, score and update.
 
-A loop of our own on torch rather than a subclass of transformers.PPOTrainer, because
-- an iteration ends where PPO says (target_kl is a `break`), while a PPOTrainer step that is skipped still counts, and its
-  resume divides the step count by a fixed number of steps an epoch;
-- a checkpoint is the policy at an iteration's end, written by the run atomically; PPOTrainer writes its own, in place and
-  with pickles, through private methods;
-- a PPOTrainer would take a hundred TrainingArguments of which this loop acts on a dozen; here the others are refused.
-What was worth having comes from the libraries directly: optimizers and schedules from transformers, trackers from
-accelerate, clipping from torch.
+This is our own loop on torch and does not use transformers' Trainer, because
+- target_kl ends an iteration early, while Trainer counts skipped steps, and its resume divides the step count by a
+  fixed number of steps per epoch;
+- a checkpoint is the policy at the end of an iteration, which the run writes atomically; Trainer writes its own in
+  place, with pickles, through private methods;
+- Trainer accepts a hundred TrainingArguments of which this loop uses a dozen; here the others are refused.
 
-Between two iterations everything is at rest: what is saved then (`PPOTrainer._state`) is all that an exact resume needs.
+Optimizers and schedules come from transformers, trackers from accelerate, and clipping from torch.
+
+Between two iterations all state is in `PPOTrainer._state`, which is all that an exact resume needs.
 """
 
 from __future__ import annotations
@@ -19,313 +19,358 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli import distributed
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError, ModelError
 from rlhf_cli.inference import generation
 from rlhf_cli.inference.stopping import StoppingRules
-from rlhf_cli.models import footprint
-from rlhf_cli.ppo import algorithm, metrics, update
-from rlhf_cli.ppo.actor_critic import POLICY, VALUE, ActorCritic, copied, restore, save_critic
+from rlhf_cli.models.device_memory import peak_memory
+from rlhf_cli.ppo import algorithm, update
+from rlhf_cli.ppo.actor_critic import (
+    POLICY,
+    VALUE,
+    ActorCritic,
+    restore_weights,
+    save_critic,
+    snapshot_weights,
+)
+from rlhf_cli.ppo.metrics import aggregate_minibatches
 from rlhf_cli.ppo.optimization import Optimization, Trackers
-from rlhf_cli.ppo.rollout_scoring import Scorer
+from rlhf_cli.ppo.prompt_order import PromptOrder
+from rlhf_cli.ppo.rollout_scoring import RolloutScorer
+from rlhf_cli.ppo.types import (
+    Demonstrations,
+    Experience,
+    GradientNorms,
+    MinibatchStats,
+    PolicySnapshot,
+    PPOData,
+    Prompts,
+)
 from rlhf_cli.recipe.schema import Ppo
-from rlhf_cli.rewards import build
+from rlhf_cli.rewards.base import Completions, as_completion, completion_text
+from rlhf_cli.rewards.build import RewardFunction
 from rlhf_cli.runs.run import Run
 from rlhf_cli.runs.training_state import generator_states, load_state, restore_generators, save_state
 
 logger = logging.getLogger(__name__)
 
-ROLLOUT_TOKENS = 4  # times micro_batch_tokens that one batch of `generate` may hold: it keeps no activations
-
-
-class Prompts(NamedTuple):
-    """Prompts with their token ids."""
-
-    rows: list[PromptRow]
-    ids: list[list[int]]
-
-
-class PolicySnapshot(NamedTuple):
-    """The last policy whose rollout passed the checks, and its critic."""
-
-    iteration: int  # whose update it came from; 0: the start
-    weights: list[Tensor]  # in main memory: an adapter's are small, those of whole models are not (`adapter: null`)
+ROLLOUT_TOKENS = 4  # times micro_batch_tokens, the tokens of a batch of `generate`, which keeps no activations
+SHUFFLE_SEED_FACTOR = 1_000_003  # keeps the shuffles of different seeds apart for a million iterations
 
 
 class PPOTrainer:
-    """One PPO run. `train` is its only door; everything else is an iteration's parts, in their order."""
+    """One PPO run. Call `train`, then `save`.
+
+    Attributes:
+        model: Policy, reference, reward and critic.
+        scorer: Scores rollouts.
+        optimization: The optimizer and its schedule.
+        run: The run that it writes to.
+    """
 
     def __init__(
         self,
         settings: Ppo,
-        cast: ActorCritic,
-        terms: Sequence[build.RewardFunction],
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Prompts,
-        watched: Prompts,
-        demonstrations: update.Demonstrations | None,
+        actor_critic: ActorCritic,
+        reward_functions: Sequence[RewardFunction],
+        data: PPOData,
         optimization: Optimization,
         trackers: Trackers,
         run: Run,
         seed: int,
     ) -> None:
-        self.settings, self.cast, self.bank = settings, cast, cast.bank
-        self.tokenizer, self.pad_id = tokenizer, int(tokenizer.pad_token_id)
-        self.stops = StoppingRules(tokenizer, settings.stop)
-        self.scorer = Scorer(settings, cast, terms, self.stops, self.pad_id)
-        self.prompts, self.watched, self.demonstrations = prompts, watched, demonstrations
-        self.optimization, self.trackers, self.run, self.seed = optimization, trackers, run, seed
-        self.order = generation.PromptOrder(len(prompts.rows), seed)
-        self.imitated = None if demonstrations is None else generation.PromptOrder(len(demonstrations.prompts), seed)
+        self.model = actor_critic.model
+        self.optimization = optimization
+        self.run = run
+        self._settings = settings
+        self._actor_critic = actor_critic
+        self._data = data
+        self._trackers = trackers
+        self._seed = seed
+        self._pad_id = int(data.tokenizer.pad_token_id)
+        self._stops = StoppingRules(data.tokenizer, settings.stop)
+        self.scorer = RolloutScorer(settings, actor_critic, reward_functions, self._stops, self._pad_id)
+        self._order = PromptOrder(len(data.prompts.rows), seed)
+        self._ptx_order = None if data.demonstrations is None else PromptOrder(len(data.demonstrations.prompts), seed)
         kl = settings.kl
-        self.adaptive = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
-        self.saved: set[int] = set()  # iterations whose policy is in a checkpoint
-        self.good: PolicySnapshot | None = None
-        self.asked: list[PromptRow] = []  # of the iteration that is under way
+        self._adaptive_kl = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
+        self._saved_iterations: set[int] = set()  # iterations whose policy is in a checkpoint
+        self._snapshot: PolicySnapshot | None = None
+        self._rollout_rows: list[PromptRow] = []  # prompts of the current iteration
 
     @property
-    def coefficient(self) -> float:
-        """Of KL in the reward (or the loss), now; per nat."""
-        return self.settings.kl.coef if self.adaptive is None else self.adaptive.coef
-
-    @property
-    def _samples(self) -> int:
-        return self.settings.samples_per_prompt
+    def kl_coef(self) -> float:
+        """The current coefficient of KL in the reward or the loss, per nat."""
+        return self._settings.kl.coef if self._adaptive_kl is None else self._adaptive_kl.coef
 
     def train(self) -> list[dict[str, float]]:
-        """All iterations; gives each one's metrics.
+        """Run all iterations and return the metrics of each.
 
         Raises:
-            DivergedError: a number is not finite, or KL is beyond kl.abort. It names the last good policy's checkpoint.
+            DivergedError: A number is not finite, or KL exceeds kl.abort. The hint names the checkpoint of the last
+                policy that passed validation.
+            StoppedError: A signal was received; the last iteration is saved.
         """
-        settings, run = self.settings, self.run
+        settings, run = self._settings, self.run
         run.begin(settings.iterations, "iterations", handles_signals=True)
-        torch.manual_seed(self.seed + distributed.rank())  # each process samples answers of its own
+        torch.manual_seed(self._seed + distributed.rank())  # each process samples its own completions
         history = self._resume() if run.resumed_from is not None else []
         if not history:
-            self._sample(0)
+            self._log_samples(0)
         try:
             for iteration in range(len(history) + 1, settings.iterations + 1):
-                history.append(self._iterate(iteration))
+                history.append(self._run_iteration(iteration))
                 self._log(iteration, history[-1])
                 is_due = iteration % settings.save_every == 0
                 if is_due or iteration == settings.iterations:
-                    self._sample(iteration)  # before it is saved: a resume goes on behind both
+                    self._log_samples(iteration)  # before the checkpoint: a resume starts after both
                 is_stopped = any(distributed.all_gather_object(run.stop_requested))
                 if is_due or is_stopped:
-                    self._save(iteration, state=True)
+                    self.save_checkpoint(iteration)
                 if is_stopped:
                     raise run.stopped(iteration)
         except DivergedError as error:
-            found = error.issues[0]
-            hint = f"{found.hint} The prompts of that iteration are in log.txt."
-            logger.debug("\n".join([f"prompts of iteration {iteration}:", *(str(row.prompt) for row in self.asked)]))
-            if self.good is not None:
-                restore(self.cast, self.good.weights)
-                hint += f" The last good policy is in {self._save(self.good.iteration, state=False)}."
-            raise DivergedError(
-                f"iteration {iteration}: {found.message}", location=found.location, hint=hint
-            ) from error
+            raise self._diverged(iteration, error) from error
         finally:
-            self.trackers.close()
+            self._trackers.close()
         return history
 
     def save(self, model: Path, critic: Path) -> None:
-        """Write the policy with its tokenizer, as later stages load it, and the critic."""
-        self.bank.save(POLICY, model)
-        self.tokenizer.save_pretrained(model)
-        save_critic(self.cast, critic)
+        """Write the policy with its tokenizer, in the format that later stages load, and the critic."""
+        self.model.save(POLICY, model)
+        self._data.tokenizer.save_pretrained(model)
+        save_critic(self._actor_critic, critic)
 
-    def _iterate(self, iteration: int) -> dict[str, float]:
-        begin = time.perf_counter()
-        chosen = [i for i in self.order.take(self.settings.rollout_batch_size) for _ in range(self._samples)]
-        chosen = chosen[distributed.rank() :: distributed.world_size()]
-        self.asked = [self.prompts.rows[i] for i in chosen]
-        answered = self._answer(Prompts(self.asked, [self.prompts.ids[i] for i in chosen]))
-        rolled_out = time.perf_counter()
-        scored = self.scorer.score(answered, self.coefficient)
-        scoring_done = time.perf_counter()
+    def save_checkpoint(self, iteration: int, *, with_state: bool = True) -> Path:
+        """Write a checkpoint unless this policy is already in one. Return its directory.
+
+        Args:
+            iteration: The iteration that the policy belongs to.
+            with_state: Whether to save the state for a resume, too. Otherwise only the models are saved: those of an
+                earlier iteration, whose optimizer and generators no longer exist.
+        """
+        if iteration not in self._saved_iterations:
+            with self.run.checkpoint(iteration) as folder:
+                self.save(folder / "model", folder / "critic")
+                if with_state:
+                    save_state(folder / "state", self._state())
+            distributed.barrier()  # no process may end before the checkpoint is complete
+            self._saved_iterations.add(iteration)
+        return self.run.checkpoint_path(iteration)
+
+    def _run_iteration(self, iteration: int) -> dict[str, float]:
+        """Roll out, score and update. Return the metrics."""
+        settings = self._settings
+        start = time.perf_counter()
+        indices = [i for i in self._order.take(settings.rollout_batch_size) for _ in range(settings.samples_per_prompt)]
+        indices = indices[distributed.rank() :: distributed.world_size()]
+        self._rollout_rows = [self._data.prompts.rows[i] for i in indices]
+        completions = self._complete(Prompts(self._rollout_rows, [self._data.prompts.ids[i] for i in indices]))
+        rollout_end = time.perf_counter()
+        experience, rollout_metrics = self.scorer.score_rollout(completions, self.kl_coef)
+        scoring_end = time.perf_counter()
         try:
-            self._check(scored.metrics)
-            self.good = None  # so that there is one copy at a time
-            self.good = PolicySnapshot(iteration - 1, copied(self.cast))
-            learned = self._learn(scored.experience, iteration)
+            self._check_rollout(rollout_metrics)
+            self._snapshot = None  # freed first, so that only one copy is in memory
+            self._snapshot = PolicySnapshot(iteration - 1, snapshot_weights(self._actor_critic))
+            update_metrics = self._update(experience, iteration)
         except DivergedError:
-            self._log(iteration, scored.metrics)  # what it died of is to be seen
+            self._log(iteration, rollout_metrics)  # show the metrics of the failed iteration, too
             raise
         end = time.perf_counter()
-        if self.adaptive is not None:
-            self.adaptive.update(scored.metrics["kl"], n=len(scored.experience.responses))
+        if self._adaptive_kl is not None:
+            self._adaptive_kl.update(rollout_metrics["kl"], n=len(experience.responses))
+        response_tokens = sum(map(len, experience.responses))
         return {
-            **scored.metrics,
-            **learned,
-            "seconds.rollout": rolled_out - begin,
-            "seconds.scoring": scoring_done - rolled_out,
-            "seconds.update": end - scoring_done,
-            "tokens_per_second": sum(map(len, scored.experience.responses)) / (end - begin),  # response tokens
-            "memory_peak_bytes": footprint.peak(self.bank.device),
-            "episodes": float(self.order.served * self._samples),
+            **rollout_metrics,
+            **update_metrics,
+            "seconds.rollout": rollout_end - start,
+            "seconds.scoring": scoring_end - rollout_end,
+            "seconds.update": end - scoring_end,
+            "tokens_per_second": response_tokens / (end - start),
+            "memory_peak_bytes": peak_memory(self.model.device),
+            "episodes": float(self._order.served * settings.samples_per_prompt),
         }
 
-    def _answer(self, prompts: Prompts) -> build.Completions:
-        settings = self.settings
-        longest = max(distributed.all_gather_object(max(map(len, prompts.ids)))) + settings.max_new_tokens
-        with self.bank.use(POLICY) as model:
+    def _complete(self, prompts: Prompts) -> Completions:
+        """Sample a completion of each prompt from the policy."""
+        settings = self._settings
+        longest_prompt = max(distributed.all_gather_object(max(map(len, prompts.ids))))
+        with self.model.use(POLICY) as causal_lm:
             responses = generation.generate(
-                model,
+                causal_lm,
                 prompts.ids,
-                pad_id=self.pad_id,
-                stops=self.stops,
+                pad_id=self._pad_id,
+                stops=self._stops,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
-                batch_size=max(1, ROLLOUT_TOKENS * settings.micro_batch_tokens // longest),
-                synced_gpus=self.bank.sharded,
+                batch_size=max(
+                    1, ROLLOUT_TOKENS * settings.micro_batch_tokens // (longest_prompt + settings.max_new_tokens)
+                ),
+                synced_gpus=self.model.sharded,
             )
-        texts = [self.stops.text(response) for response in responses]
-        completions = [build.as_completion(row.prompt, t) for row, t in zip(prompts.rows, texts, strict=True)]
-        return build.Completions(prompts.rows, prompts.ids, responses, completions)
+        completions = [
+            as_completion(row.prompt, self._stops.text(response))
+            for row, response in zip(prompts.rows, responses, strict=True)
+        ]
+        return Completions(prompts.rows, prompts.ids, responses, completions)
 
-    def _check(self, metrics: Mapping[str, float]) -> None:
-        """Raise DivergedError where learning from this rollout would make things worse."""
+    def _check_rollout(self, metrics: Mapping[str, float]) -> None:
+        """Raise DivergedError if a metric or a weight is not finite, or if KL exceeds kl.abort."""
         for name, value in metrics.items():
             if not math.isfinite(value):
-                hint = "Lower the learning rate, or raise kl.coef."
-                raise DivergedError(f"{name} of a rollout is {value}.", location="ppo", hint=hint)
-        for role in (POLICY, VALUE):  # attention may hide them: a softmax over NaN alone gives zeros on some devices
-            if not all(bool(p.isfinite().all()) for p in self.bank.parameters(role)):
-                hint = "Lower the learning rate."
-                raise DivergedError(f"the weights of role {role} are not finite.", location="ppo", hint=hint)
-        abort = self.settings.kl.abort
-        if abort is not None and metrics["kl"] > abort:
+                raise DivergedError(
+                    "training.non-finite",
+                    f"{name} of the rollout: must be finite; found {value}.",
+                    location="ppo",
+                    hint="Lower the learning rate, or raise kl.coef.",
+                )
+        for role in (POLICY, VALUE):  # attention may hide them: on some devices, a softmax over NaN only returns zeros
+            if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters(role)):
+                raise DivergedError(
+                    "training.non-finite",
+                    f"weights of role {role}: not finite.",
+                    location="ppo",
+                    hint="Lower the learning rate.",
+                )
+        limit = self._settings.kl.abort
+        if limit is not None and metrics["kl"] > limit:
             raise DivergedError(
-                f"the policy is {metrics['kl']:.3g} nats a sequence from its reference; kl.abort is {abort:g}.",
+                "training.kl-limit",
+                f"KL from the reference: exceeds kl.abort; found {metrics['kl']:.3g} nats per sequence, "
+                f"expected at most {limit:g}.",
                 location="ppo.kl.abort",
                 hint="Raise kl.coef, or lower the learning rate.",
             )
 
-    def _learn(self, scored: update.Experience, iteration: int) -> dict[str, float]:
-        """`epochs` passes over the rollout in shuffled minibatches, fewer where target_kl is reached."""
-        settings = self.settings
-        policy_too = iteration > settings.critic.warmup_iterations
-        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)  # the same in every process
-        steps: list[update.Step] = []
-        norms: list[tuple[float, float]] = []
-        imitations: list[float] = []
-        rates = [float(group["lr"]) for group in self.optimization.optimizer.param_groups]
-        stopped = False
+    def _update(self, experience: Experience, iteration: int) -> dict[str, float]:
+        """Make `epochs` passes over the rollout in shuffled minibatches, or fewer if target_kl is reached."""
+        settings = self._settings
+        train_policy = iteration > settings.critic.warmup_iterations
+        shuffle = torch.Generator().manual_seed(self._seed * SHUFFLE_SEED_FACTOR + iteration)  # same on all processes
+        minibatches: list[MinibatchStats] = []
+        norms: list[GradientNorms] = []
+        ptx_losses: list[float] = []
+        policy_rate, critic_rate = (float(group["lr"]) for group in self.optimization.optimizer.param_groups)
+        reached_target = False
         for _ in range(settings.epochs):
-            for rows in torch.randperm(len(scored.responses), generator=shuffle).tensor_split(settings.minibatches):
-                found = update.gradients(
-                    self.cast,
+            permutation = torch.randperm(len(experience.responses), generator=shuffle)
+            for rows in permutation.tensor_split(settings.minibatches):
+                stats = update.accumulate_gradients(
+                    self._actor_critic,
                     settings,
-                    scored,
+                    experience,
                     rows.tolist(),
-                    pad_id=self.pad_id,
-                    kl_coef=self.coefficient,
-                    policy_too=policy_too,
+                    pad_id=self._pad_id,
+                    kl_coef=self.kl_coef,
+                    train_policy=train_policy,
                 )
-                stopped = bool(steps) and settings.target_kl is not None and found.approx_kl > settings.target_kl
-                if stopped:  # this step would start from beyond the target
+                if minibatches and settings.target_kl is not None and stats.approx_kl > settings.target_kl:
+                    reached_target = True
                     self.optimization.optimizer.zero_grad(set_to_none=True)
                     break
-                if policy_too and self.demonstrations is not None:
-                    imitations.append(self._imitate(len(rows)))
-                steps.append(found)
-                norms.append(update.step(self.optimization))
-            if stopped:
+                minibatches.append(stats)
+                if train_policy and self._ptx_order is not None:
+                    ptx_losses.append(self._ptx_loss(len(rows)))
+                norms.append(update.optimizer_step(self.optimization))
+            if reached_target:
                 break
         return {
-            **metrics.over_steps(steps),
-            **({"ptx_loss": sum(imitations) / len(imitations)} if imitations else {}),
-            "grad_norm.policy": sum(norm for norm, _ in norms) / len(norms),
-            "grad_norm.critic": sum(norm for _, norm in norms) / len(norms),
-            "learning_rate": rates[0] if policy_too else 0.0,
-            "learning_rate.critic": rates[1],
-            "optimizer_steps": float(len(steps)),
+            **aggregate_minibatches(minibatches),
+            **({"ptx_loss": sum(ptx_losses) / len(ptx_losses)} if ptx_losses else {}),
+            "grad_norm.policy": sum(norm.policy for norm in norms) / len(norms),
+            "grad_norm.critic": sum(norm.critic for norm in norms) / len(norms),
+            "learning_rate": policy_rate if train_policy else 0.0,
+            "learning_rate.critic": critic_rate,
+            "optimizer_steps": float(len(minibatches)),
         }
 
-    def _imitate(self, count: int) -> float:
-        """Add the gradients of `count` demonstrations; gives their loss."""
-        assert self.demonstrations is not None
-        assert self.imitated is not None
-        prompts, completions = self.demonstrations
-        chosen = self.imitated.take(count)
-        rows = update.Demonstrations([prompts[i] for i in chosen], [completions[i] for i in chosen])
-        return update.ptx_loss(self.cast, self.settings, rows, pad_id=self.pad_id)
+    def _ptx_loss(self, count: int) -> float:
+        """Accumulate the gradients of `count` demonstrations and return their loss."""
+        assert self._data.demonstrations is not None
+        assert self._ptx_order is not None
+        prompts, completions = self._data.demonstrations
+        indices = self._ptx_order.take(count)
+        batch = Demonstrations([prompts[i] for i in indices], [completions[i] for i in indices])
+        return update.ptx_loss(self._actor_critic, self._settings, batch, pad_id=self._pad_id)
 
     def _log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self.run.log(iteration, metrics)
-        self.trackers.log(iteration, metrics)
+        self._trackers.log(iteration, metrics)
 
-    def _save(self, iteration: int, *, state: bool) -> Path:
-        """A checkpoint, unless this very policy is in one; gives its folder.
+    def _log_samples(self, iteration: int) -> None:
+        """Log completions of the sample prompts, with the same seed each time, without changing training's draws."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed)
+            completions = self._complete(self._data.sample_prompts)
+        rewards = self.scorer.score_completions(completions, update_moments=False).raw.tolist()
+        samples = [
+            {"prompt": prompt, "response": completion_text(completion), "reward": reward}
+            for prompt, completion, reward in zip(completions.prompts, completions.completions, rewards, strict=True)
+        ]
+        for sample in samples:
+            self.run.sample({"step": iteration, **sample})
+        self._trackers.log_samples(iteration, samples)
 
-        `state=False`: the policy alone, of an iteration that is past, whose optimizer and generators are gone.
-        """
-        if iteration not in self.saved:
-            with self.run.checkpoint(iteration) as folder:
-                self.save(folder / "model", folder / "critic")
-                if state:
-                    save_state(folder / "state", self._state())
-            distributed.all_gather_object(None)  # no process may end before it is saved
-            self.saved.add(iteration)
-        return self.run.checkpoint_path(iteration)
+    def _diverged(self, iteration: int, error: DivergedError) -> DivergedError:
+        """Restore and save the last policy that passed validation. Return the error to raise, which names it."""
+        issue = error.issues[0]
+        prompts = [str(row.prompt) for row in self._rollout_rows]
+        logger.debug("\n".join([f"prompts of iteration {iteration}:", *prompts]))
+        hint = f"{issue.hint} The prompts of that iteration are in log.txt."
+        if self._snapshot is not None:
+            restore_weights(self._actor_critic, self._snapshot.weights)
+            folder = self.save_checkpoint(self._snapshot.iteration, with_state=False)
+            hint += f" The last policy that passed validation is in {folder}."
+        message = f"iteration {iteration}: {issue.message}"
+        return DivergedError(issue.code, message, location=issue.location or "ppo", hint=hint)
 
     def _state(self) -> dict[str, Any]:
-        """All that the next iteration depends on, beside the recipe and its inputs."""
+        """Return all that the next iteration depends on, except for the recipe and its inputs."""
         moments = self.scorer.moments
         return {
-            "weights": copied(self.cast),
+            "weights": snapshot_weights(self._actor_critic),
             "optimizer": self.optimization.optimizer.state_dict(),
             "schedule": self.optimization.schedule.state_dict(),
             "generators": distributed.all_gather_object(generator_states()),
-            "prompts": self.order.served,
-            "demonstrations": None if self.imitated is None else self.imitated.served,
-            "kl_coef": self.coefficient,
+            "prompts": self._order.served,
+            "demonstrations": None if self._ptx_order is None else self._ptx_order.served,
+            "kl_coef": self.kl_coef,
             "moments": (moments.count, moments.mean, moments.squares),
         }
 
     def _resume(self) -> list[dict[str, float]]:
-        """Go back to the checkpoint that the run goes on from; gives the metrics of the iterations before it."""
+        """Restore the checkpoint that the run resumes from. Return the metrics of the iterations before it.
+
+        Raises:
+            ModelError: The checkpoint was saved when the run diverged.
+        """
         folder = self.run.resumed_from
         assert folder is not None
         if not (folder / "state").is_dir():
-            hint = f"Set ppo.start: {folder / 'model'}, and what made it diverge, and start anew."
-            message = "this run diverged: its last good policy is no place to go on from."
-            raise ModelError(message, location=str(folder), hint=hint)
-        tree = load_state(folder / "state")
-        restore(self.cast, tree["weights"])
-        self.optimization.optimizer.load_state_dict(tree["optimizer"])
-        self.optimization.schedule.load_state_dict(tree["schedule"])
-        self.order.served = tree["prompts"]
-        if self.imitated is not None:
-            self.imitated.served = tree["demonstrations"]
-        if self.adaptive is not None:
-            self.adaptive.coef = tree["kl_coef"]
+            raise ModelError(
+                "model.not-resumable",
+                "this checkpoint holds the last valid policy of a run that diverged, and cannot be resumed.",
+                location=str(folder),
+                hint=f"Set `ppo.start: {folder / 'model'}`, change what made it diverge, and start a new run.",
+            )
+        state = load_state(folder / "state")
+        restore_weights(self._actor_critic, state["weights"])
+        self.optimization.optimizer.load_state_dict(state["optimizer"])
+        self.optimization.schedule.load_state_dict(state["schedule"])
+        self._order.served = state["prompts"]
+        if self._ptx_order is not None:
+            self._ptx_order.served = state["demonstrations"]
+        if self._adaptive_kl is not None:
+            self._adaptive_kl.coef = state["kl_coef"]
         moments = self.scorer.moments
-        moments.count, moments.mean, moments.squares = tree["moments"]
-        restore_generators(tree["generators"][distributed.rank()])
-        self.saved.add(self.run.resumed_step)
+        moments.count, moments.mean, moments.squares = state["moments"]
+        restore_generators(state["generators"][distributed.rank()])
+        self._saved_iterations.add(self.run.resumed_step)
         return self.run.logged()
-
-    def _sample(self, iteration: int) -> None:
-        """Answers to the watched prompts, drawn alike each time and without touching training's own draws."""
-        devices = [self.bank.device] if self.bank.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed)
-            answered = self._answer(self.watched)
-        scores = self.scorer.earned(answered, learn=False).raw.tolist()
-        rows = []
-        for prompt, completion, score in zip(answered.prompts, answered.completions, scores, strict=True):
-            said = completion if isinstance(completion, str) else completion[-1]["content"]
-            rows.append({"prompt": prompt, "response": said, "reward": score})
-        for row in rows:
-            self.run.sample({"step": iteration, **row})
-        self.trackers.samples(iteration, rows)

@@ -20,7 +20,8 @@ def recipe_json_schema() -> dict[str, Any]:
         for field in definition.get("properties", {}).values():
             _simplify(field)
             _allow_null(field)
-    required = {"required": schema.pop("required"), "properties": {"base": {"required": _pop_required(definitions)}}}
+    base_with_model = {"type": "object", "required": definitions["Base"].pop("required")}
+    required = {"required": schema.pop("required"), "properties": {"base": base_with_model}}
     file_keys = {
         "schema": {"const": SCHEMA, "default": SCHEMA, "description": "version of the recipe format"},
         "extends": {"type": "string", "description": "path of the recipe that this one is merged over"},
@@ -48,9 +49,3 @@ def _allow_null(field: dict[str, Any]) -> None:
         field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
     elif field.get("type") in ("array", "object"):
         field["type"] = [field["type"], "null"]
-
-
-def _pop_required(definitions: dict[str, Any]) -> list[str]:
-    """Remove and return the required fields of the base model's section."""
-    required: list[str] = definitions["Base"].pop("required")
-    return required

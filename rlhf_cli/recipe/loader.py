@@ -17,7 +17,7 @@ from rlhf_cli.recipe import validation
 from rlhf_cli.recipe.overrides import apply_override, fill_empty_sections, merge_document
 from rlhf_cli.recipe.schema import SCHEMA, Key, PathKind, Recipe, Section
 from rlhf_cli.recipe.schema_issues import schema_issues
-from rlhf_cli.recipe.yaml_document import Document, Dumper, read_document
+from rlhf_cli.recipe.yaml_document import Document, Dumper, format_value, read_document
 from rlhf_cli.stages import STAGES
 
 MAX_VALIDATIONS = 10  # each removes the invalid keys that it finds; nested errors need a few
@@ -119,7 +119,7 @@ def _check_schema_version(document: Document) -> None:
         return
     is_newer = isinstance(schema, int) and schema > SCHEMA
     hint = "Install a newer version of rlhf." if is_newer else f"Write `schema: {SCHEMA}`, or remove it."
-    message = f"schema: unsupported version; found {schema}, expected {SCHEMA}."
+    message = f"schema: unsupported version; found {format_value(schema)}, expected {SCHEMA}."
     raise RecipeError("recipe.unsupported-schema", message, location=document.location(("schema",)), hint=hint)
 
 
@@ -131,7 +131,7 @@ def _parent_path(document: Document, parent: object, chain: tuple[Path, ...]) ->
     """
     location = document.location(("extends",))
     if not isinstance(parent, str):
-        message = f"extends: invalid value; found {parent!r}, expected the path of a recipe."
+        message = f"extends: invalid value; found {format_value(parent)}, expected the path of a recipe."
         raise RecipeError("recipe.invalid-value", message, location=location)
     path = (document.path.parent / parent).resolve()
     if path in chain:

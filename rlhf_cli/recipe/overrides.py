@@ -12,7 +12,7 @@ from rlhf_cli.recipe.schema import Key, Recipe, Section
 from rlhf_cli.recipe.yaml_document import Document, Position, dotted, parse_scalar
 from rlhf_cli.redaction import redact_urls
 
-SOURCE_KEYS = ("path", "hub", "run")  # exactly one of them tells where the rows of a data source are
+SOURCE_KEYS = ("path", "hub", "run")  # exactly one of them is the location of a source's rows
 
 
 def merge_document(base: Document, extending: Document) -> None:
@@ -96,7 +96,7 @@ def _set_value(document: Document, key: Key, value: Any, position: Position) -> 
 
 
 def _is_set_source_key(document: Document, key: Key) -> bool:
-    """Return whether `key` already tells where a source's rows are. Its columns and split then stay unchanged."""
+    """Return whether `key` is already the location of a source's rows. Its columns and split then stay unchanged."""
     if len(key) != 3 or key[0] != "data" or key[2] not in SOURCE_KEYS:
         return False
     source = (document.values.get("data") or {}).get(key[1])

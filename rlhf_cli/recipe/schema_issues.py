@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from rlhf_cli.errors import Issue
@@ -14,7 +13,7 @@ from rlhf_cli.recipe.foreign_keys import foreign_key_hint
 from rlhf_cli.recipe.schema import Key, Recipe
 from rlhf_cli.recipe.schema.lookup import section_class, sections_with_field
 from rlhf_cli.recipe.trainer_options import accepts_trainer_option
-from rlhf_cli.recipe.yaml_document import Document, dotted, shorten
+from rlhf_cli.recipe.yaml_document import Document, dotted, format_value
 
 EXPECTED: Mapping[str, str] = {  # type of a pydantic error: what was expected
     "string_type": "text",
@@ -67,7 +66,7 @@ def _issue(document: Document, values: dict[str, Any], key: Key, errors: list[An
     expected = " or ".join(dict.fromkeys(_expected(item) for item in errors))
     is_number = isinstance(found, int | float | bool)
     hint = "Put it in quotes." if EXPECTED["string_type"] in expected and is_number else ""
-    message = f"{dotted(key)}: invalid value; found {_format_value(found)}, expected {expected}."
+    message = f"{dotted(key)}: invalid value; found {format_value(found)}, expected {expected}."
     return Issue("recipe.invalid-value", message, location, hint)
 
 
@@ -77,15 +76,6 @@ def _expected(error: Any) -> str:
         return EXPECTED[error["type"]]
     text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     return f"a value {text}" if text.startswith(("greater than", "less than")) else text
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    text: str = yaml.safe_dump(value, default_flow_style=True)
-    return shorten(text.removesuffix("\n...\n").strip())
 
 
 def _unknown_key_hint(key: Key) -> str:

@@ -19,7 +19,7 @@ from rlhf_cli.errors import Issue
 from rlhf_cli.formatting import did_you_mean
 from rlhf_cli.recipe.foreign_keys import foreign_key_hint
 from rlhf_cli.recipe.schema import Key
-from rlhf_cli.recipe.yaml_document import dotted, shorten
+from rlhf_cli.recipe.yaml_document import dotted, format_value
 from rlhf_cli.stages import STAGES
 
 TRANSFORMERS_CONFIG = "TrainingArguments"  # the class that all config classes of TRL inherit from
@@ -120,7 +120,7 @@ def accepts_trainer_option(section: str, name: str) -> bool:
 
 
 def _name_issue(key: tuple[str, str, str], config: str | None) -> Issue | None:
-    """Return what is wrong with the name of an option, or None. `config` is None for a training loop of rlhf."""
+    """Return the issue of an option's name, or None if it is valid. `config` is None for a training loop of rlhf."""
     return _own_loop_issue(key) if config is None else _trl_issue(key, config)
 
 
@@ -150,7 +150,7 @@ def _own_loop_issue(key: tuple[str, str, str]) -> Issue | None:
 
 
 def _value_issue(key: Key, value: Any, annotation: str) -> Issue | None:
-    """Return what is wrong with a value, or None. `annotation` is its field's, such as `SchedulerType | str`."""
+    """Return the issue of a value for a field with `annotation`, such as `SchedulerType | str`, or None."""
     parts = [part.partition("[")[0] for part in annotation.split(" | ")]
     choices = next((_enumerations()[part] for part in parts if part in _enumerations()), None)
     if choices is not None:
@@ -162,13 +162,13 @@ def _value_issue(key: Key, value: Any, annotation: str) -> Issue | None:
         return None
     expected = " or ".join(TYPES[part][1] for part in parts)
     hint = "Write it without quotes." if isinstance(value, str) else ""
-    message = f"{dotted(key)}: invalid value; found {shorten(str(value))}, expected {expected}."
+    message = f"{dotted(key)}: invalid value; found {format_value(value)}, expected {expected}."
     return Issue("recipe.invalid-value", message, hint=hint)
 
 
 def _choice_issue(key: Key, value: Any, choices: list[str]) -> Issue:
     shown = [*choices[:8], "…"] if len(choices) > 8 else choices
-    message = f"{dotted(key)}: invalid value; found {shorten(str(value))}, expected one of {', '.join(shown)}."
+    message = f"{dotted(key)}: invalid value; found {format_value(value)}, expected one of {', '.join(shown)}."
     return Issue("recipe.invalid-value", message, hint=did_you_mean(str(value), choices))
 
 

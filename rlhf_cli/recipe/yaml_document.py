@@ -51,7 +51,7 @@ for _kind, _pattern, _characters in _SCALARS:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a key is written.
+    """The position of a key.
 
     Attributes:
         location: `file:line:column`, or the command-line option.
@@ -102,6 +102,16 @@ def shorten(text: str) -> str:
     if len(text) <= MAX_SHOWN_CHARACTERS:
         return text
     return f"{text[:MAX_SHOWN_CHARACTERS]}… ({len(text):,} characters)"
+
+
+def format_value(value: object) -> str:
+    """Return a value as a message quotes it: as in YAML, shortened, or only its kind for lists and mappings."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return shorten(text.removesuffix("\n...\n").strip())
 
 
 def read_document(path: Path) -> Document:

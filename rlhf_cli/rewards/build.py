@@ -1,4 +1,11 @@
-"""What a response is worth: reward runs and other judges, each scored by itself, summed with weights."""
+"""Build the recipe's reward functions, and score completions with them: one score per source, and the weighted sum.
+
+To add a kind of reward source:
+
+1. write its scorer, a class with the methods of `RewardScorer`, in a file of its own;
+2. add one row to `SCORERS`;
+3. add the field with the same name to the section `RewardSource` of the recipe.
+"""
 
 from __future__ import annotations
 
@@ -15,131 +22,147 @@ from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference import scoring
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.recipe.schema import Base, RewardSource
-from rlhf_cli.recipe.user_functions import load_function
-from rlhf_cli.rewards.base import Completions, RewardScorer, as_completion, content, short
+from rlhf_cli.rewards.base import Completions, RewardScorer, completion_text, quote
 from rlhf_cli.rewards.http import HttpScorer
 from rlhf_cli.rewards.model import ModelScorer
-from rlhf_cli.rewards.python import PythonScorer, call
+from rlhf_cli.rewards.python import PythonScorer
 from rlhf_cli.rewards.rules import RuleScorer
-from rlhf_cli.rewards.tokenizer_check import check_tokenizer
 
-__all__ = [
-    "Completions",
-    "RewardFunction",
-    "RewardScorer",
-    "as_completion",
-    "call",
-    "check_tokenizer",
-    "load_function",
-    "prepare",
-    "score",
-    "terms",
-    "weighted",
-]
-
-TRAINERS_OWN = "std"  # `reward.std` is the spread of the weighted sum
+SCORERS: Mapping[str, Callable[[RewardSource], RewardScorer]] = {  # field of RewardSource: what builds its scorer
+    "python": PythonScorer.from_source,
+    "model": ModelScorer.from_source,
+    "http": HttpScorer.from_source,
+    "rule": RuleScorer.from_source,
+}
+RESERVED_NAMES = ("std",)  # `reward.std` is the standard deviation of the weighted sum
 
 
 class RewardFunction(NamedTuple):
-    """One reward source: a role of the bank that has a score head, or a judge beside it."""
+    """One reward source: a role of the policy's model that has a score head, or a scorer.
 
-    name: str  # as logged, behind `reward.`
+    Attributes:
+        name: Its score is logged as `reward.<name>`.
+        weight: Factor in the sum.
+        role: The role of a reward run, or None.
+        scorer: The scorer, or None for a reward run.
+    """
+
+    name: str
     weight: float
     role: str | None
-    judge: RewardScorer | None
+    scorer: RewardScorer | None
 
 
-def terms(sources: Sequence[RewardSource], tell: Callable[[str], None] = lambda text: None) -> list[RewardFunction]:
-    """The recipe's reward sources. Loads functions, configs and tokenizers, and no weights.
+def build_reward_functions(sources: Sequence[RewardSource]) -> list[RewardFunction]:
+    """Build the recipe's reward functions. Loads functions, configs and tokenizers, but no weights.
 
-    Runs get a role's name (`reward`, `reward_2`, …). `tell` is told what a person may want to know as training goes.
+    Reward runs get the roles `reward`, `reward_2`, …
+
+    Raises:
+        RecipeError: A Python function cannot be loaded.
+        ModelError: A model was not found, or is not a reward model.
     """
     found: list[RewardFunction] = []
     for source in sources:
-        role, judge = None, None
+        role, scorer = None, None
         if source.run is not None:
-            number = 1 + sum(term.role is not None for term in found)
-            role = "reward" if number == 1 else f"reward_{number}"
+            runs = sum(1 for function in found if function.role is not None)
+            role = f"reward_{runs + 1}" if runs else "reward"
             name = Path(source.run).name.partition("@")[0]
         else:
-            name, judge = _judge(source, tell)
-        found.append(RewardFunction(_free(name, found), source.weight, role, judge))
+            kind = next(kind for kind in SCORERS if getattr(source, kind) is not None)
+            scorer = SCORERS[kind](source)
+            name = scorer.name
+        found.append(RewardFunction(_unique_name(name, found), source.weight, role, scorer))
     return found
 
 
-def prepare(terms: Sequence[RewardFunction], rows: Sequence[PromptRow], base: Base, *, smoke: bool) -> None:
-    """Have every judge look at the prompts, then load the weights of those that have any.
+def prepare_reward_functions(
+    functions: Sequence[RewardFunction], rows: Sequence[PromptRow], base: Base, *, smoke: bool
+) -> None:
+    """Check every scorer with the prompts, and then load the weights of those that have any.
+
+    Args:
+        functions: The reward functions.
+        rows: The prompts.
+        base: The recipe's base model.
+        smoke: Whether to use tiny models with random weights.
 
     Raises:
-        ModelError, RecipeError, DivergedError: one cannot judge answers to these prompts, or does not answer.
+        RecipeError, ModelError, DivergedError: A scorer cannot score completions of these prompts.
     """
-    judges = [term.judge for term in terms if term.judge is not None]
-    for judge in judges:
-        judge.check(rows)
-    for judge in judges:
-        if isinstance(judge, ModelScorer):
-            judge.load(base, smoke=smoke)
+    scorers = [function.scorer for function in functions if function.scorer is not None]
+    for scorer in scorers:
+        scorer.check(rows)
+    for scorer in scorers:
+        scorer.load(base, smoke=smoke)
 
 
-def score(
-    terms: Sequence[RewardFunction], bank: MultiAdapterModel, answered: Completions, *, pad_id: int, max_tokens: int
+def score_completions(
+    functions: Sequence[RewardFunction],
+    model: MultiAdapterModel,
+    completions: Completions,
+    *,
+    pad_id: int,
+    max_tokens: int,
 ) -> dict[str, Tensor]:
-    """Each term's unweighted scores by its name, (B,) float32 on the bank's device.
+    """Return the unweighted scores of each source, and its details as `<name>.<detail>`: (B,) float32.
 
-    A reward run sees the very tokens: prompt ids, then the response with its end token if it has one. NaN: the judge
-    gave None, for it does not judge this response. `<name>.too_long` is 1 where a model saw an answer's end alone.
+    A reward run reads the policy's token ids: the prompt, then the response with its end token if it has one. A score
+    is NaN if the source does not score the completion.
+
+    Args:
+        functions: The reward functions.
+        model: The model whose roles are the reward runs. The scores are on its device.
+        completions: The B completions.
+        pad_id: The id to pad with.
+        max_tokens: Tokens of a forward pass, padding included.
+
+    Raises:
+        DivergedError: A scorer failed, or a score is not finite.
     """
-    scores = {}
-    sequences = [p + r for p, r in zip(answered.prompt_ids, answered.responses, strict=True)]
-    for term in terms:
-        unjudged: list[int] = []
-        if term.role is not None:
-            found = scoring.final_scores(bank, term.role, sequences, pad_id=pad_id, max_tokens=max_tokens)
-        else:
-            assert term.judge is not None
-            values = term.judge.score(answered, max_tokens=max_tokens)
-            numbers = [0.0 if value is None else value for value in values]
-            found = torch.tensor(numbers, dtype=torch.float32, device=bank.device)
-            unjudged = [index for index, value in enumerate(values) if value is None]
-        bad = (~found.isfinite()).nonzero().flatten().tolist()
-        if bad:
-            said = short(content(answered.completions[bad[0]]))
-            raise DivergedError(
-                f"the reward of response {bad[0]} is {found[bad[0]].item()}: {said}",
-                location=f"ppo.reward {term.name}",
-                hint="A reward must be a finite number for every response, an empty one too.",
-            )
-        found[unjudged] = math.nan
-        scores[term.name] = found
-        if isinstance(term.judge, ModelScorer):
-            scores[f"{term.name}.too_long"] = torch.tensor(term.judge.too_long, device=bank.device).float()
+    scores: dict[str, Tensor] = {}
+    sequences = [p + r for p, r in zip(completions.prompt_ids, completions.responses, strict=True)]
+    for function in functions:
+        if function.role is not None:
+            values = scoring.final_scores(model, function.role, sequences, pad_id=pad_id, max_tokens=max_tokens)
+            _check_finite(function, values, completions)
+            scores[function.name] = values
+            continue
+        assert function.scorer is not None
+        found = function.scorer.score(completions, max_tokens=max_tokens)
+        numbers = [0.0 if value is None else value for value in found.values]
+        values = torch.tensor(numbers, dtype=torch.float32, device=model.device)
+        _check_finite(function, values, completions)
+        values[[index for index, value in enumerate(found.values) if value is None]] = math.nan
+        scores[function.name] = values
+        for name, detail in found.details.items():
+            scores[f"{function.name}.{name}"] = torch.tensor(detail, dtype=torch.float32, device=model.device)
     return scores
 
 
-def weighted(terms: Sequence[RewardFunction], scores: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the terms' scores with their weights, (B,). A term adds nothing where it did not judge."""
-    return torch.stack([term.weight * scores[term.name] for term in terms]).nansum(dim=0)
+def weighted_sum(functions: Sequence[RewardFunction], scores: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the sources' scores with their weights, (B,). A NaN score adds nothing."""
+    return torch.stack([function.weight * scores[function.name] for function in functions]).nansum(dim=0)
 
 
-def _judge(source: RewardSource, tell: Callable[[str], None]) -> tuple[str, RewardScorer]:
-    """The source's name, as logged, and its judge."""
-    if source.python is not None:
-        return source.python.rpartition(":")[2], PythonScorer(source.python)
-    if source.model is not None:
-        model = ModelScorer(source.model, source.revision or "main", tell)
-        return model.name, model
-    if source.http is not None:
-        return "http", HttpScorer.of(source, tell)
-    assert source.rule is not None
-    rule = RuleScorer(source.rule)
-    return rule.name, rule
+def _check_finite(function: RewardFunction, values: Tensor, completions: Completions) -> None:
+    non_finite = (~values.isfinite()).nonzero().flatten().tolist()
+    if non_finite:
+        index = non_finite[0]
+        text = quote(completion_text(completions.completions[index]))
+        message = (
+            f"{function.name}: the score of completion {index} is not finite; found {values[index].item()} for {text}."
+        )
+        hint = "A source must return a finite number for every completion, including an empty one."
+        raise DivergedError("training.non-finite", message, location="ppo.reward", hint=hint)
 
 
-def _free(name: str, taken: Sequence[RewardFunction]) -> str:
-    """`name`, or `name_2`, … where a term has it already, or the trainer itself logs `reward.name`."""
-    names = {TRAINERS_OWN, *(term.name for term in taken)}
+def _unique_name(name: str, functions: Sequence[RewardFunction]) -> str:
+    """Return `name`, or `name_2`, … if another source has it or it is reserved."""
+    names = {*RESERVED_NAMES, *(function.name for function in functions)}
     number = 2
-    free = name
-    while free in names:
-        free, number = f"{name}_{number}", number + 1
-    return free
+    unique = name
+    while unique in names:
+        unique, number = f"{name}_{number}", number + 1
+    return unique

@@ -1,214 +1,277 @@
-"""Rewards from a server: batches of answers as JSON over HTTP, tried again where that may help.
+"""Score completions with a server: batches as JSON over HTTP, retried if that may help.
 
     POST {"prompts": […], "completions": […], "<column>": […]}  ->  [0.5, …]  or  {"scores": [0.5, …]}
 
-Text prompts come with text completions, conversations with `[{"role": "assistant", "content": …}]`, the data's further
-columns as they are. RLHF_REWARD_TOKEN of the environment, where it is set, is sent as a Bearer token, and shown
-nowhere; nor is what a URL holds beyond its path. Redirects are not followed: they would take the token elsewhere.
+Text prompts are sent with text completions, conversations with `[{"role": "assistant", "content": …}]`, and the
+dataset's other columns unchanged. If RLHF_REWARD_TOKEN is set in the environment, it is sent as a Bearer token. It is
+never shown, nor is any part of a URL besides scheme, host and path. Redirects are not followed, because they would send
+the token to another server.
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import functools
 import json
+import logging
 import os
+import ssl
 import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+
+import httpx2
 
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DataError, DivergedError, RecipeError
-from rlhf_cli.recipe.schema import RewardSource
-from rlhf_cli.rewards.base import Completions, as_completion, short
+from rlhf_cli.recipe.schema import Base, RewardSource
+from rlhf_cli.rewards.base import Completions, SourceScores, as_completion, quote
 
-TOKEN = "RLHF_REWARD_TOKEN"
-TIMEOUT, BATCH_SIZE, RETRIES = 60.0, 64, 4  # seconds, answers, further tries: where the recipe says nothing
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds; the pause doubles from try to try
-MAX_BYTES = 1 << 24  # of an answer
-LARGEST = 3.4028234663852886e38  # float32's, in which rewards are summed
-AGAIN = (408, 425, 429)  # besides 5xx: statuses that may be gone at the next try
-ANSWER = 'Answer a list of numbers, one for each completion, or {"scores": […]}.'
-MENDS = {
-    400: "It must take {prompts, completions, …columns} as JSON.",
-    401: f"Set {TOKEN} in the environment.",
-    403: f"Set {TOKEN} in the environment to a token that it takes.",
+TOKEN_VARIABLE = "RLHF_REWARD_TOKEN"
+DEFAULT_TIMEOUT = 60.0  # seconds
+DEFAULT_BATCH_SIZE = 64  # completions
+DEFAULT_RETRIES = 4
+FIRST_DELAY = 1.0  # seconds before the first retry; doubled for each further one
+MAX_DELAY = 60.0  # seconds
+MAX_RESPONSE_BYTES = 1 << 24
+MAX_EXCERPT_BYTES = 1000  # of a response in an error message
+MAX_FLOAT32 = 3.4028234663852886e38  # scores are summed in float32
+RETRYABLE_STATUSES = (408, 425, 429)  # besides 5xx
+RESPONSE_HINT = 'Return a list of numbers, one per completion, or {"scores": […]}.'
+CONNECTION_HINT = "Check that the server runs and can be reached; see timeout and retries in ppo.reward."
+STATUS_HINTS = {
+    400: "The server must accept {prompts, completions, …columns} as JSON.",
+    401: f"Set {TOKEN_VARIABLE} in the environment.",
+    403: f"Set {TOKEN_VARIABLE} in the environment to a token that the server accepts.",
     404: "Check the path of the URL.",
-    405: "It must take POST.",
-    413: "Lower the source's batch_size.",
-    422: "It must take {prompts, completions, …columns} as JSON.",
+    405: "The server must accept POST.",
+    413: "Lower batch_size of the source.",
+    422: "The server must accept {prompts, completions, …columns} as JSON.",
 }
 
+logger = logging.getLogger(__name__)
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs each URL with its parameters
 
-class _Failed(Exception):
-    """One try that failed. `pause`: seconds that the server asks to wait; None where another try cannot help."""
 
-    def __init__(self, message: str, hint: str, pause: float | None) -> None:
+class _RequestError(Exception):
+    """A failed attempt.
+
+    Attributes:
+        code: Code of the issue.
+        hint: Hint of the issue.
+        delay: Seconds that the server asks to wait before a retry, or None if a retry cannot help.
+    """
+
+    def __init__(self, message: str, hint: str, delay: float | None, code: str = "training.reward-server") -> None:
         super().__init__(message)
-        self.hint, self.pause = hint, pause
+        self.code, self.hint, self.delay = code, hint, delay
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+class _Response(NamedTuple):
+    """A response, of an error only its beginning."""
+
+    status: int
+    retry_after: str
+    data: bytes
 
 
-_opener = urllib.request.build_opener(_NoRedirects)
+class HttpScorer:
+    """Scores with a server.
 
+    Args:
+        url: The server's URL.
+        timeout: Seconds for one request with its complete response.
+        batch_size: Completions per request.
+        retries: Retries of a failed request.
+    """
 
-class HttpScorer(NamedTuple):
-    """A server that judges answers."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        retries: int = DEFAULT_RETRIES,
+    ) -> None:
+        self.url, self.timeout, self.batch_size, self.retries = url, timeout, batch_size, retries
 
-    url: str
-    timeout: float  # seconds for one answer
-    batch_size: int  # answers in one request
-    retries: int  # further tries
-    tell: Callable[[str], None]
-
-    @staticmethod
-    def of(source: RewardSource, tell: Callable[[str], None]) -> HttpScorer:
-        """The endpoint that the recipe describes."""
+    @classmethod
+    def from_source(cls, source: RewardSource) -> HttpScorer:
+        """Return the scorer of the source's server."""
         assert source.http is not None
-        return HttpScorer(
-            source.http,
-            TIMEOUT if source.timeout is None else source.timeout,
-            BATCH_SIZE if source.batch_size is None else source.batch_size,
-            RETRIES if source.retries is None else source.retries,
-            tell,
-        )
+        given = {"timeout": source.timeout, "batch_size": source.batch_size, "retries": source.retries}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return cls(source.http, **options)
 
     @property
-    def shown(self) -> str:
-        """The URL as it may be told: no user, no password, no parameters."""
+    def name(self) -> str:
+        """Always `http`."""
+        return "http"
+
+    @property
+    def display_url(self) -> str:
+        """The URL without user, password and parameters."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def check(self, rows: Sequence[PromptRow]) -> None:
-        """Ask once, with an empty answer to the first prompt: a wrong address is told before a model is loaded."""
-        self.score(Completions(rows[:1], [[]], [[]], [as_completion(rows[0].prompt, "")]), max_tokens=0)
-
-    def score(self, answered: Completions, *, max_tokens: int) -> list[float]:
-        """A number a response.
+        """Send one request with an empty completion of the first prompt, so that a wrong URL is found early.
 
         Raises:
-            DivergedError: it cannot be reached, refuses, or answers something other than one finite number each.
+            DivergedError: As `score`.
         """
-        columns = {**answered.columns, "prompts": answered.prompts, "completions": answered.completions}
-        scores: list[float] = []
-        for start in range(0, len(answered.completions), self.batch_size):
-            part = {name: values[start : start + self.batch_size] for name, values in columns.items()}
-            scores += self._ask(_json(part), len(part["completions"]))
-        return scores
+        self.score(Completions(rows[:1], [[]], [[]], [as_completion(rows[0].prompt, "")]), max_tokens=0)
 
-    def _ask(self, body: bytes, count: int) -> list[float]:
-        tried = 0
+    def load(self, base: Base, *, smoke: bool) -> None:
+        """Do nothing: the server has the weights."""
+
+    def score(self, completions: Completions, *, max_tokens: int) -> SourceScores:  # noqa: ARG002
+        """Send the completions in batches.
+
+        Raises:
+            DivergedError: The server cannot be reached, refuses, or does not return one finite number per completion.
+            RecipeError: The token cannot be sent in an HTTP header.
+            DataError: A column holds NaN or infinity.
+        """
+        columns = {**completions.columns, "prompts": completions.prompts, "completions": completions.completions}
+        scores: list[float] = []
+        for start in range(0, len(completions.completions), self.batch_size):
+            batch = {name: values[start : start + self.batch_size] for name, values in columns.items()}
+            scores += self._request_scores(_to_json(batch), len(batch["completions"]))
+        return SourceScores(scores)
+
+    def _request_scores(self, body: bytes, count: int) -> list[float]:
+        """Return the scores of one batch, after retries if needed."""
+        attempt = 0
         while True:
             try:
-                return _numbers(self._post(body), count)
-            except _Failed as failure:
-                told = f"{self.shown} {failure}"
-                if failure.pause is None or tried == self.retries:
-                    tries = f" ({tried + 1} tries)" if tried else ""
-                    raise DivergedError(f"{told}{tries}.", location="ppo.reward http", hint=failure.hint) from None
-                pause = min(max(FIRST_PAUSE * 2**tried, failure.pause), LONGEST_PAUSE)
-                tried += 1
-                self.tell(f"{told}; again in {pause:g} s ({tried} of {self.retries})")
-                time.sleep(pause)
+                return _parse_scores(self._post(body), count)
+            except _RequestError as error:
+                if error.delay is None or attempt == self.retries:
+                    attempts = f" ({attempt + 1} attempts)" if attempt else ""
+                    message = f"{self.display_url}: {error}{attempts}."
+                    raise DivergedError(error.code, message, location="ppo.reward", hint=error.hint) from None
+                delay = min(max(FIRST_DELAY * 2**attempt, error.delay), MAX_DELAY)
+                attempt += 1
+                logger.info(f"{self.display_url}: {error}; retry {attempt} of {self.retries} in {delay:g} s")
+                time.sleep(delay)
 
     def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self.url, body, {**_headers(), "Content-Type": "application/json"})
-        deadline = time.monotonic() + self.timeout
-        hint = "Check that it runs and is reached from here; ppo.reward's timeout and retries say how long to wait."
+        """Send one request, and return the response of a success."""
         try:
-            with _opener.open(request, timeout=self.timeout) as response:
-                return _read(response, deadline)
-        except HTTPError as error:
-            with error:
-                said = _excerpt(_start_of(error))
-            again = error.code >= 500 or error.code in AGAIN
-            pause = _seconds(error.headers.get("Retry-After", "")) if again else None
-            if error.code < 400:
-                hint = "Write the address that it redirects to."
-            raise _Failed(f"answered {error.code}: {said}", MENDS.get(error.code, hint), pause) from None
+            response = asyncio.run(self._exchange(body))
         except TimeoutError:
-            raise _Failed(f"did not answer within {self.timeout:g} s", hint, 0.0) from None
-        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = error.reason if isinstance(error, URLError) else error
-            if isinstance(reason, TimeoutError):
-                raise _Failed(f"did not answer within {self.timeout:g} s", hint, 0.0) from None
-            told = reason if str(reason) else type(reason).__name__
-            raise _Failed(f"cannot be reached: {told}", hint, 0.0) from None
+            raise _RequestError(f"no complete response within {self.timeout:g} s", CONNECTION_HINT, 0.0) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise _RequestError(f"cannot be reached: {_root_cause(error)}", CONNECTION_HINT, 0.0) from None
+        if response.status < 300:
+            return response.data
+        hint = STATUS_HINTS.get(response.status, CONNECTION_HINT)
+        if response.status < 400:
+            hint = "Write the URL that it redirects to."
+        may_recover = response.status >= 500 or response.status in RETRYABLE_STATUSES
+        delay = _parse_retry_after(response.retry_after) if may_recover else None
+        raise _RequestError(f"status {response.status}; found {_excerpt(response.data)}", hint, delay)
+
+    async def _exchange(self, body: bytes) -> _Response:
+        """Send one request.
+
+        The timeouts of an HTTP client limit single reads, so a server that sends a byte now and then could take
+        forever. This deadline includes everything from the connection to the last byte.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+        """
+        async with (
+            asyncio.timeout(self.timeout),
+            httpx2.AsyncClient(timeout=None, follow_redirects=False, verify=_ssl_context()) as client,
+            client.stream("POST", self.url, content=body, headers=_headers()) as response,
+        ):
+            is_error = response.status_code >= 300
+            data = b""
+            async for chunk in response.aiter_raw():
+                data += chunk
+                if is_error and len(data) >= MAX_EXCERPT_BYTES:
+                    break
+                if len(data) > MAX_RESPONSE_BYTES:
+                    message = f"the response is too large; expected at most {MAX_RESPONSE_BYTES:,} bytes"
+                    raise _RequestError(message, RESPONSE_HINT, None, "training.invalid-reward")
+            return _Response(response.status_code, response.headers.get("Retry-After", ""), data)
+
+
+@functools.cache
+def _ssl_context() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
 
 
 def _headers() -> dict[str, str]:
-    token = os.environ.get(TOKEN, "").strip()
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token.isascii() or not token.isprintable():
-        raise RecipeError(
-            f"{TOKEN} holds characters that no header takes.", location="environment", hint="Set it again."
-        )
-    accepted = {"Accept": "application/json", "User-Agent": "rlhf"}
-    return {**accepted, "Authorization": f"Bearer {token}"} if token else accepted
+        message = f"{TOKEN_VARIABLE}: contains characters that an HTTP header cannot hold."
+        hint = "Set it again, without line breaks."
+        raise RecipeError("recipe.invalid-token", message, location="environment", hint=hint)
+    headers = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",  # a compressed response could exceed the byte limit when it is expanded
+        "Content-Type": "application/json",
+        "User-Agent": "rlhf",
+    }
+    return {**headers, "Authorization": f"Bearer {token}"} if token else headers
 
 
-def _json(part: dict[str, Any]) -> bytes:
+def _to_json(batch: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(part, default=str, allow_nan=False).encode()
+        return json.dumps(batch, default=str, allow_nan=False).encode()
     except ValueError:
-        message = "a column holds NaN or infinity, which JSON cannot hold; an HTTP reward is sent all columns."
-        raise DataError(message, location="data.prompts", hint="Take it out of the data.") from None
+        message = "a column holds NaN or infinity, which cannot be sent to an HTTP reward as JSON."
+        hint = "Replace these values or drop the column."
+        raise DataError("data.non-finite", message, location="data.prompts", hint=hint) from None
 
 
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole answer. A server that sends a byte now and then keeps within each read's timeout, not the deadline."""
-    data = b""
-    while chunk := response.read1(1 << 16):
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise _Failed(f"answered more than {MAX_BYTES:,} bytes", ANSWER, None)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    if response.length:
-        raise ConnectionError("it hung up in the middle of its answer")
-    return data
+def _root_cause(error: BaseException) -> str:
+    """Return the operating system's description of the error behind `error`, or the message of `error`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            # asyncio replaces the description, which would repeat the address; a failed name look-up has errno < 0
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
-def _start_of(error: HTTPError) -> bytes:
-    try:
-        return error.read(1000)
-    except (OSError, http.client.HTTPException):
-        return b""
-
-
-def _seconds(text: str) -> float:
-    """Of a Retry-After header; 0 where it is a date, or absent."""
+def _parse_retry_after(text: str) -> float:
+    """Return the seconds of a Retry-After header; 0 if it is a date or missing."""
     return float(text) if text.isdecimal() else 0.0
 
 
-def _numbers(data: bytes, count: int) -> list[float]:
-    """The numbers of an answer; _Failed where it is not `count` finite ones."""
+def _parse_scores(data: bytes, count: int) -> list[float]:
+    """Return the numbers in a response. Raise _RequestError unless it holds `count` finite numbers."""
+
+    def invalid(message: str, code: str = "training.invalid-reward") -> _RequestError:
+        return _RequestError(message, RESPONSE_HINT, None, code)
+
     try:
-        answer = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError):
-        raise _Failed(f"answered what is not JSON: {_excerpt(data)}", ANSWER, None) from None
-    scores = answer.get("scores") if isinstance(answer, dict) else answer
+        raise invalid(f"the response is not JSON; found {_excerpt(data)}") from None
+    scores = content.get("scores") if isinstance(content, dict) else content
     if not isinstance(scores, list):
-        raise _Failed(f"answered {_excerpt(data)}, expected a list of numbers", ANSWER, None)
+        raise invalid(f"invalid response; found {_excerpt(data)}, expected a list of numbers")
     if len(scores) != count:
-        raise _Failed(f"answered {len(scores)} numbers for {count} completions", ANSWER, None)
+        raise invalid(f"wrong number of scores; found {len(scores)}, expected {count}")
     for index, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float):
+            # null, which many servers write for NaN, is refused too, so that no divergence is hidden
             found = _excerpt(json.dumps(score).encode())
-            raise _Failed(f"answered {found} for completion {index}, which is not a number", ANSWER, None)
-        # null, which many servers write for NaN, is no number either: nothing is to diverge unseen
-        if not abs(score) <= LARGEST:
-            raise _Failed(f"answered a number for completion {index} that is not finite", ANSWER, None)
+            raise invalid(f"the score of completion {index} is not a number; found {found}")
+        if not abs(score) <= MAX_FLOAT32:
+            raise invalid(f"the score of completion {index} is not a finite float32 number", "training.non-finite")
     return [float(score) for score in scores]
 
 
 def _excerpt(data: bytes) -> str:
-    """The beginning of what a server said, without the token, which it may repeat."""
-    text = data[:1000].decode("utf-8", "replace")
-    token = os.environ.get(TOKEN, "").strip()
-    return short(text.replace(token, "…") if token else text, 200)
+    """Return the beginning of a response without the token, which the server may repeat."""
+    text = data[:MAX_EXCERPT_BYTES].decode("utf-8", "replace")
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    return quote(text.replace(token, "…") if token else text, 200)

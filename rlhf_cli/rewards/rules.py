@@ -1,40 +1,57 @@
-"""Rules built in: 1.0 for an answer that keeps the rule, 0.0 for one that does not. The weight does the rest."""
+"""Score completions with built-in rules: 1.0 if a completion satisfies the rule, else 0.0."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from rlhf_cli.data.rows import PromptRow
-from rlhf_cli.recipe.schema import Rule
-from rlhf_cli.rewards.base import Completions, content
+from rlhf_cli.recipe.schema import Base, RewardSource, Rule
+from rlhf_cli.rewards.base import Completions, SourceScores, completion_text
 
 
-class RuleScorer(NamedTuple):
-    """Judges by the recipe's rule."""
+class RuleScorer:
+    """Scores with one rule of the recipe."""
 
-    rule: Rule
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    @classmethod
+    def from_source(cls, source: RewardSource) -> RuleScorer:
+        """Return the scorer of the source's rule."""
+        assert source.rule is not None
+        return cls(source.rule)
 
     @property
     def name(self) -> str:
+        """The kind of rule: length, pattern or forbidden."""
         return next(name for name in Rule.model_fields if getattr(self.rule, name) is not None)
 
     def check(self, rows: Sequence[PromptRow]) -> None:
-        """The recipe was checked: nothing is left to fail."""
+        """Do nothing: the recipe was validated."""
 
-    def score(self, answered: Completions, *, max_tokens: int) -> list[float]:
-        texts = map(content, answered.completions)
-        return [float(keeps(self.rule, t, len(r))) for t, r in zip(texts, answered.responses, strict=True)]
+    def load(self, base: Base, *, smoke: bool) -> None:
+        """Do nothing: a rule has no weights."""
+
+    def score(self, completions: Completions, *, max_tokens: int) -> SourceScores:  # noqa: ARG002
+        """Score each completion."""
+        pairs = zip(completions.completions, completions.responses, strict=True)
+        return SourceScores([float(satisfies(self.rule, completion_text(text), len(ids))) for text, ids in pairs])
 
 
-def keeps(rule: Rule, text: str, tokens: int) -> bool:
-    """Whether an answer of so many tokens, its end token included, keeps the rule."""
+def satisfies(rule: Rule, text: str, tokens: int) -> bool:
+    """Return whether a completion satisfies the rule.
+
+    Args:
+        rule: The rule.
+        text: The completion.
+        tokens: Its number of tokens, with the end token.
+    """
     if rule.length is not None:
         return rule.length.min <= tokens and (rule.length.max is None or tokens <= rule.length.max)
     if rule.pattern is not None:
         return re.search(rule.pattern, text) is not None
     assert rule.forbidden is not None
-    # Whole words, not \b: a forbidden word may begin or end with a character that is no letter, such as "C++".
+    # Not \b: a forbidden phrase may begin or end with a character that is not part of a word, such as "C++".
     phrases = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in rule.forbidden)
     return re.search(rf"(?<!\w)(?:{phrases})(?!\w)", text, re.IGNORECASE) is None

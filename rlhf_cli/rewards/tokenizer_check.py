@@ -1,4 +1,4 @@
-"""Reward runs read the policy's very tokens: its tokenizer has to be the one that they were trained with."""
+"""Check that reward runs were trained with the policy's tokenizer, because they read the policy's token ids."""
 
 from __future__ import annotations
 
@@ -11,37 +11,47 @@ from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import loading
 
-SPECIAL = ("bos_token", "eos_token", "pad_token")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
+HINT = "Train the reward model again with this recipe, or name it under `model`, which uses its own tokenizer."
 
 
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, folder: Path, prompts: Iterable[Text], *, location: str
 ) -> None:
-    """Hold the policy's tokenizer, prepared as for training, against the one beside a reward model.
+    """Compare the policy's tokenizer with the one saved with a reward model.
 
-    A chat template counts where there are conversations; text does not go through it. A folder without a tokenizer,
-    such as an adapter that came from elsewhere, says nothing.
+    The chat template only matters if there are conversations, because text does not go through it. A folder without a
+    tokenizer, such as an adapter that rlhf did not write, is not checked.
+
+    Args:
+        tokenizer: The policy's tokenizer, prepared for training.
+        folder: The reward model's folder.
+        prompts: The prompts.
+        location: The location of an issue.
 
     Raises:
-        ModelError: the reward model would read other tokens, or another string, than it was trained with.
+        ModelError: The reward model would read other token ids, or another text, than it was trained with.
     """
     if not (folder / loading.TOKENIZER_CONFIG).is_file():
         return
-    own = loading.load_tokenizer(str(folder), "main")
-    mine, theirs = tokenizer.get_vocab(), own.get_vocab()
-    hint = "Train the reward model again with this recipe, or name it under `model`, where it has its own tokenizer."
-    if mine != theirs:
-        other = sum(theirs.get(token) != number for token, number in mine.items())
-        message = (
-            f"the tokenizer beside the reward model ({folder}, {len(theirs):,} tokens) is not the policy's "
-            f"({tokenizer.name_or_path}, {len(mine):,} tokens): {other:,} of these are not the same there."
-        )
-        raise ModelError(message, location=location, hint=hint)
-    for name in SPECIAL:
-        if getattr(own, name) != getattr(tokenizer, name):
-            message = f"the reward model was trained with {name} {getattr(own, name)}, the policy has "
-            raise ModelError(f"{message}{getattr(tokenizer, name)} ({folder}).", location=location, hint=hint)
-    if own.chat_template != tokenizer.chat_template and any(not isinstance(prompt, str) for prompt in prompts):
-        message = f"the reward model ({folder}) was trained with another chat template than base.chat_template gives."
-        hint = "Set base.chat_template to the reward run's (model/chat_template.jinja), or train it again."
-        raise ModelError(message, location=location, hint=hint)
+    theirs = loading.load_tokenizer(str(folder), "main")
+    differences = list(_token_differences(tokenizer, theirs))
+    if differences:
+        message = f"the tokenizer of the reward model in {folder} differs from the policy's: {'; '.join(differences)}."
+        raise ModelError("model.reward-tokenizer-mismatch", message, location=location, hint=HINT)
+    if theirs.chat_template != tokenizer.chat_template and any(not isinstance(prompt, str) for prompt in prompts):
+        message = f"the chat template of the reward model in {folder} differs from base.chat_template."
+        hint = "Set base.chat_template to the reward run's model/chat_template.jinja, or train the reward model again."
+        raise ModelError("model.reward-tokenizer-mismatch", message, location=location, hint=hint)
+
+
+def _token_differences(tokenizer: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> Iterable[str]:
+    """Yield how the vocabulary and the special tokens of a reward model differ from the policy's."""
+    vocabulary, other_vocabulary = tokenizer.get_vocab(), theirs.get_vocab()
+    if vocabulary != other_vocabulary:
+        changed = sum(other_vocabulary.get(token) != number for token, number in vocabulary.items())
+        yield f"found {len(other_vocabulary):,} tokens, expected {len(vocabulary):,}, of which {changed:,} differ"
+    for name in SPECIAL_TOKENS:
+        found, expected = getattr(theirs, name), getattr(tokenizer, name)
+        if found != expected:
+            yield f"found {name} {found}, expected {expected}"

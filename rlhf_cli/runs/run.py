@@ -27,7 +27,7 @@ from rlhf_cli.runs.checkpoint import (
     write_checkpoint,
 )
 from rlhf_cli.runs.lock import STARTED_FILE, Lock, StartRecord, acquire_lock, remove_lock, write_started
-from rlhf_cli.runs.manifest import MANIFEST_FILE, SCHEMA, hash_files, sync, write_manifest
+from rlhf_cli.runs.manifest import SCHEMA, hash_files, sync, write_manifest
 from rlhf_cli.runs.resume import STEP_LOGS, ResumableRun, newest_checkpoint, rewind
 from rlhf_cli.runs.run_log import RunLogHandler
 
@@ -80,7 +80,6 @@ class Run:
         handles_signals: Whether the stage checks `stop_requested` after each step.
         stop_requested: Whether a signal was received: save after this step, and raise `stopped(step)`.
         elapsed_before_resume: Seconds of work up to the checkpoint `resumed_from`.
-        base_path: Folder or Hub id of the base model, for stages that still ask the run for it.
     """
 
     stage: str
@@ -96,7 +95,6 @@ class Run:
     handles_signals: bool = False
     stop_requested: bool = False
     elapsed_before_resume: float = 0.0
-    base_path: str = ""
     _opened: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -113,7 +111,6 @@ class Run:
         smoke: bool,
         reporter: Reporter,
         provenance: Mapping[str, Any] = MappingProxyType({}),
-        base_path: str = "",
     ) -> Run:
         """Claim the next version and lock it.
 
@@ -124,7 +121,6 @@ class Run:
             smoke: Whether it is a smoke run.
             reporter: Shows progress.
             provenance: Settings, inputs and versions, which a resume compares with its own.
-            base_path: Folder or Hub id of the base model.
 
         Raises:
             DiskError: The folder cannot be created.
@@ -133,7 +129,7 @@ class Run:
         try:
             with disk.convert_disk_errors(path):
                 lock = acquire_lock(path, new=True)
-                run = cls(stage, name, path, runs_dir, smoke, reporter, lock, base_path=base_path)
+                run = cls(stage, name, path, runs_dir, smoke, reporter, lock)
                 write_started(path, StartRecord(run.started, smoke, dict(provenance)))
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
@@ -141,7 +137,7 @@ class Run:
         return run
 
     @classmethod
-    def resume(cls, found: ResumableRun, *, reporter: Reporter, base_path: str = "") -> tuple[Run, list[str]]:
+    def resume(cls, found: ResumableRun, *, reporter: Reporter) -> tuple[Run, list[str]]:
         """Resume a run from its newest undamaged checkpoint, and remove what it wrote later.
 
         Returns:
@@ -160,7 +156,6 @@ class Run:
             found.record.smoke,
             reporter,
             found.lock,
-            base_path=base_path,
             started=found.record.started,
             resumed_from=point.path,
             elapsed_before_resume=point.manifest["seconds"],
@@ -179,26 +174,6 @@ class Run:
         folder = self.path / "model"
         folder.mkdir(exist_ok=True)
         return folder
-
-    def resolve(self, ref: str) -> Path:
-        """Return the folder of the complete run that `ref` names, or `ref` itself if it is an absolute path."""
-        if Path(ref).is_absolute():
-            return Path(ref)
-        return layout.find(self.runs_dir, ref, self.name, smoke=self.smoke).path
-
-    def model_path(self, ref: str) -> Path:
-        """Return the model folder that `ref` names: the `model/` of a run, or a folder that is not a run."""
-        folder = self.resolve(ref)
-        is_run = (folder / MANIFEST_FILE).exists() and (folder / "model").is_dir()
-        return folder / "model" if is_run else folder
-
-    # Former names, until every stage uses the new ones.
-    find = resolve
-    model_of = model_path
-
-    def base_source(self) -> str:
-        """Return `base_path`."""
-        return self.base_path
 
     @property
     def resumed_step(self) -> int:

@@ -21,7 +21,6 @@ class RunHandle(NamedTuple):
     path: Path
     runs_dir: Path
     smoke: bool
-    base_path: str
     resumed_from: Path | None
     elapsed_before_resume: float
 
@@ -34,7 +33,6 @@ class RunHandle(NamedTuple):
             run.path,
             run.runs_dir,
             run.smoke,
-            run.base_path,
             run.resumed_from,
             run.elapsed_before_resume,
         )
@@ -59,7 +57,6 @@ class WorkerRun(Run):
             main.smoke,
             reporter,
             acquire_lock(folder, new=True),
-            base_path=main.base_path,
             resumed_from=main.resumed_from,
             elapsed_before_resume=main.elapsed_before_resume,
         )

@@ -1,9 +1,9 @@
-"""The `eval` stage: is `of` better than `against`, on rows that training did not see?
+"""Compare the candidate with the baseline on rows that training did not see.
 
-Held-out demonstrations give the loss, held-out preferences the reward model's accuracy, held-out prompts the answers
-of both sides under the same decoding and the same seed. One base is in memory; `of`, `against` and the reward model
-are roles on it. A gate that fails does not fail the stage: its figures are complete, and dispatch exits with 8 once
-the run is. Left to later: judges other than the reward model and Python functions, slices, people.
+Held-out demonstrations give the loss, held-out preferences the reward model's accuracy, and held-out prompts the
+completions of both sides, with the same decoding settings and the same random draws. One base model is in memory;
+candidate, baseline and reward model are roles on it. The registry of metrics decides what is computed. A failed gate
+does not fail the stage: the run is completed first, and then the command exits with code 8.
 """
 
 from __future__ import annotations
@@ -11,262 +11,313 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_cli.data import chat_template, held_out
 from rlhf_cli.data.held_out import HeldOut
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
-from rlhf_cli.evaluation import comparison, gates, report
-from rlhf_cli.evaluation import metrics as metric_registry
-from rlhf_cli.evaluation.comparison import Metrics, ScoredCompletions
+from rlhf_cli.evaluation import gates, report
+from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
+from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, Metric
+from rlhf_cli.evaluation.metrics import compute, function_name, metric_names, metrics_of
 from rlhf_cli.inference import generation, scoring
 from rlhf_cli.inference.stopping import StoppingRules
 from rlhf_cli.models import loading
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
-from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.rewards import build
+from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.rewards.base import Completions, as_completion
+from rlhf_cli.rewards.python import PythonScorer
+from rlhf_cli.rewards.tokenizer_check import check_tokenizer
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training import length_checks
+from rlhf_cli.training.prepared_data import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-CANDIDATE, BASELINE, REWARD = "candidate", "baseline", "reward"  # roles in the bank
-FEW = 30  # items under which an interval is too wide to say much
-
-Functions = Mapping[str, Callable[..., Any]]
+CANDIDATE, BASELINE, REWARD = "candidate", "baseline", "reward"  # roles of the model, and fields of the section
+MIN_PROMPTS_FOR_INTERVALS = 30  # with fewer, intervals are too wide to decide anything
 
 
-class Bench(NamedTuple):
-    """What every measurement works with."""
+class EvalContext(NamedTuple):
+    """What every measurement needs."""
 
-    recipe: Recipe
+    stage: ResolvedStage
     run: Run
-    bank: MultiAdapterModel
-    tokenizer: Any
+    model: MultiAdapterModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: Sequence[Metric]
+    scorers: Mapping[str, PythonScorer]  # the functions of eval.python, by name
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The roles that are compared; `of` alone where there is nothing to compare it with."""
-        return (CANDIDATE,) if self.recipe.eval.baseline is None else (CANDIDATE, BASELINE)
+        """The roles that are compared; only the candidate if the recipe has no baseline."""
+        return (CANDIDATE,) if self.stage.section.baseline is None else (CANDIDATE, BASELINE)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The limit on a completion's tokens."""
+        tokens: int = self.stage.section.max_new_tokens or self.stage.recipe.ppo.max_new_tokens
+        return tokens
+
+    @property
+    def pad_id(self) -> int:
+        """The id to pad with."""
+        return int(self.tokenizer.pad_token_id)
 
 
-def run(recipe: Recipe, run: Run) -> StageMetrics:
-    """Measure, write report.json and report.md, and give the metrics back. What can fail early does."""
-    promised = metric_registry.metric_names(recipe)
-    if not promised:
-        raise RecipeError("there is nothing to evaluate on.", location="data", hint="Set data.prompts, or data.sft.")
-    gates.check_names(recipe.eval.gates, promised)
-    functions = {metric_registry.function_name(spec): build.load_function(spec) for spec in recipe.eval.python}
-    rows = held_out.load(recipe, run.find, smoke=run.smoke)
-    bench = _bench(recipe, run, rows)
-    parts: list[Callable[[], Metrics]] = []
-    if rows.sft:
-        parts.append(lambda: _demonstrations(bench, rows.sft))
-    if rows.preferences:
-        parts.append(lambda: _preferences(bench, rows.preferences))
+def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    """Compute the recipe's metrics, and write report.json and report.md."""
+    names = metric_names(stage.recipe)
+    if not names:
+        message = "no dataset to evaluate on; expected data.sft, data.prompts, or data.preferences with eval.reward."
+        hint = "Add data.prompts or data.sft."
+        raise RecipeError("eval.nothing-to-evaluate", message, location="data", hint=hint)
+    gates.check_gate_metrics(stage.section.gates, names)
+    scorers = {function_name(spec): PythonScorer(spec, allow_none=False) for spec in stage.section.python}
+    rows = held_out.load(stage.recipe, stage.dataset_path, smoke=stage.smoke)
     if rows.prompts:
-        parts.append(lambda: _comparison(bench, functions, rows.prompts))
+        for scorer in scorers.values():
+            scorer.check(rows.prompts)
+    context = _load_models(stage, run, rows, scorers)
+    parts: list[Callable[[], dict[str, float]]] = []
+    if rows.sft:
+        parts.append(lambda: _evaluate_demonstrations(context, rows.sft))
+    if rows.preferences:
+        parts.append(lambda: _evaluate_preferences(context, rows.preferences))
+    if rows.prompts:
+        parts.append(lambda: _evaluate_completions(context, rows.prompts))
     run.begin(len(parts), "parts")
-    metrics: Metrics = {}
+    values: dict[str, float] = {}
     for step, part in enumerate(parts, start=1):
         found = part()
         _check_finite(found)
         run.log(step, found)
-        metrics |= found
-    assert set(metrics) == set(promised), set(metrics) ^ set(promised)
-    _report(recipe, run, rows, metrics)
-    return StageMetrics(metrics=metrics)
+        values |= found
+    metrics = {name: values[name] for name in names}
+    verdicts = gates.evaluate_gates(stage.section.gates, metrics)
+    for verdict in verdicts:
+        logger.info(verdict.text)
+    _write_report(stage, run, rows, metrics, verdicts)
+    return StageMetrics(metrics, gates=tuple(verdict.as_json() for verdict in verdicts))
 
 
-def _bench(recipe: Recipe, run: Run, rows: HeldOut) -> Bench:
-    source = run.base_source()
-    tokenizer = loading.load_tokenizer(source, recipe.base.revision)
-    chat_template.prepare(tokenizer, recipe.base.chat_template)
-    references = {CANDIDATE: recipe.eval.candidate, BASELINE: recipe.eval.baseline, REWARD: recipe.eval.reward}
+def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping[str, PythonScorer]) -> EvalContext:
+    tokenizer = load_tokenizer(stage)
     roles = {
-        role: None if reference == "base" else run.model_of(reference)
-        for role, reference in references.items()
-        if reference is not None
+        role: stage.model_path(role)
+        for role in (CANDIDATE, BASELINE, REWARD)
+        if getattr(stage.section, role) is not None
     }
-    judge = roles.get(REWARD)
-    if judge is not None:
+    reward_model = roles.get(REWARD)
+    if reward_model is not None:
         prompts = [*(row.prompt for row in rows.prompts), *(row.prompt for row in rows.preferences)]
-        build.check_tokenizer(tokenizer, judge, prompts, location="eval.reward")
-    bank = MultiAdapterModel.load(recipe.base, recipe.adapter, source, roles, smoke=run.smoke)
-    if REWARD in roles and REWARD not in bank.heads:
+        check_tokenizer(tokenizer, reward_model, prompts, location="eval.reward")
+    recipe = stage.recipe
+    model = MultiAdapterModel.load(recipe.base, recipe.adapter, stage.base_path, roles, smoke=stage.smoke)
+    if REWARD in roles and REWARD not in model.heads:
+        message = f"{stage.section.reward} is not a reward model; expected a run of the reward stage."
         hint = "Name a run of the reward stage, or null."
-        raise ModelError(f"{recipe.eval.reward} is no reward model.", location="eval.reward", hint=hint)
-    return Bench(recipe, run, bank, tokenizer)
+        raise ModelError("model.not-a-reward-model", message, location="eval.reward", hint=hint)
+    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers)
 
 
-def _demonstrations(bench: Bench, rows: Sequence[SftRow]) -> Metrics:
-    """Loss on the completions, weighted by token: a mean of batch means would depend on the batches."""
+def _evaluate_demonstrations(context: EvalContext, rows: Sequence[SftRow]) -> dict[str, float]:
+    """Return the metrics of the loss on the completions, truncated as in sft."""
     prompts, completions = [], []
-    limit = bench.recipe.sft.max_length
-    for pair in chat_template.encode_pairs(bench.tokenizer, [(row.prompt, row.completion) for row in rows]):
-        # without a prompt, the first token has nothing to be predicted from
-        start = len(pair.prompt_ids) or 1
+    limit = context.stage.recipe.sft.max_length
+    for pair in chat_template.encode_pairs(context.tokenizer, [(row.prompt, row.completion) for row in rows]):
+        start = len(pair.prompt_ids) or 1  # the first token of a row without a prompt cannot be predicted
         ids = (pair.prompt_ids + pair.completion_ids)[:limit]
         if len(ids) > start:
             prompts.append(ids[:start])
             completions.append(ids[start:])
-    _warn_dropped(bench.run, "demonstrations", len(prompts), len(rows), f"the prompt fills sft.max_length ({limit})")
-    metrics: Metrics = {}
-    for role in bench.sides:
-        total = sum(float(-lp.sum()) for lp in _logprobs(bench, role, prompts, completions, temperature=1.0))
-        nll = total / sum(map(len, completions))
-        if role == BASELINE:
-            metrics["sft.nll.baseline"] = nll
-        else:
-            metrics |= {"sft.nll": nll, "sft.perplexity": math.exp(min(nll, 700.0))}  # exp(710) overflows
-    return metrics
+    reason = f"the prompt fills sft.max_length ({limit} tokens)"
+    _check_dropped("demonstrations", len(prompts), len(rows), reason, "sft.max_length")
+    values: dict[str, float] = {}
+    for role in context.sides:
+        nll = sum(float(-logprobs.sum()) for logprobs in _logprobs(context, role, prompts, completions, 1.0))
+        loss = CompletionLoss(nll, tokens=sum(map(len, completions)))
+        values |= compute(context.metrics, "demonstrations", loss, of_baseline=role == BASELINE)
+    return values
 
 
-def _preferences(bench: Bench, rows: Sequence[PreferenceRow]) -> Metrics:
-    """How often the reward model prefers what people chose; a tie is counted apart."""
-    limit = bench.recipe.reward.max_length
-    chosen = chat_template.encode_pairs(bench.tokenizer, [(row.prompt, row.chosen) for row in rows])
-    rejected = chat_template.encode_pairs(bench.tokenizer, [(row.prompt, row.rejected) for row in rows])
+def _evaluate_preferences(context: EvalContext, rows: Sequence[PreferenceRow]) -> dict[str, float]:
+    """Return the metrics of the reward model's scores of chosen and rejected completions."""
+    limit = context.stage.recipe.reward.max_length
+    chosen = chat_template.encode_pairs(context.tokenizer, [(row.prompt, row.chosen) for row in rows])
+    rejected = chat_template.encode_pairs(context.tokenizer, [(row.prompt, row.rejected) for row in rows])
     pairs = [
         (c, r)
         for c, r in zip(chosen, rejected, strict=True)
         if max(len(c.completion_ids), len(r.completion_ids)) + len(c.prompt_ids) <= limit
     ]
-    _warn_dropped(bench.run, "preferences", len(pairs), len(rows), f"longer than reward.max_length ({limit})")
-    scores = _scores(bench, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
-    margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
-    longer = [float(len(c.completion_ids) - len(r.completion_ids)) for c, r in pairs]
-    return comparison.ranking(margins, longer)
+    reason = f"longer than reward.max_length ({limit} tokens)"
+    _check_dropped("preferences", len(pairs), len(rows), reason, "reward.max_length")
+    scores = _reward_scores(context, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
+    margins = PreferenceMargins(
+        margins=[c - r for c, r in zip(scores[::2], scores[1::2], strict=True)],
+        length_differences=[float(len(c.completion_ids) - len(r.completion_ids)) for c, r in pairs],
+    )
+    return compute(context.metrics, "preferences", margins)
 
 
-def _comparison(bench: Bench, functions: Functions, rows: Sequence[PromptRow]) -> Metrics:
-    """Both sides answer the same prompts with the same decoding; every difference is paired by prompt."""
-    limit = bench.recipe.ppo.max_prompt_length
-    encoded = chat_template.encode_prompts(bench.tokenizer, [row.prompt for row in rows])
+def _evaluate_completions(context: EvalContext, rows: Sequence[PromptRow]) -> dict[str, float]:
+    """Return the metrics of both sides' completions, and of their differences, paired by prompt."""
+    limit = context.stage.recipe.ppo.max_prompt_length
+    encoded = chat_template.encode_prompts(context.tokenizer, [row.prompt for row in rows])
     kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= limit]
-    _warn_dropped(bench.run, "prompts", len(kept), len(rows), f"longer than ppo.max_prompt_length ({limit})")
-    if len(kept) < FEW and not bench.run.smoke:
-        logger.warning(f"{len(kept)} held-out prompts: the intervals say little below {FEW}.")
+    reason = f"longer than ppo.max_prompt_length ({limit} tokens)"
+    _check_dropped("prompts", len(kept), len(rows), reason, "ppo.max_prompt_length")
+    if len(kept) < MIN_PROMPTS_FOR_INTERVALS and not context.stage.smoke:
+        unreliable = f"confidence intervals are unreliable below {MIN_PROMPTS_FOR_INTERVALS}"
+        logger.warning(f"only {len(kept)} held-out prompts; {unreliable}")
     prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
-    answer = bench.recipe.eval.max_new_tokens or bench.recipe.ppo.max_new_tokens
+    _check_positions(context, longest=max(map(len, ids)), limit=limit)
+    candidate = _complete(context, CANDIDATE, prompts, ids)
+    values = compute(context.metrics, "completions", candidate)
+    sides = {CANDIDATE: candidate}
+    if BASELINE in context.sides:
+        baseline = sides[BASELINE] = _complete(context, BASELINE, prompts, ids)
+        values |= compute(context.metrics, "completions", baseline, of_baseline=True)
+        log_ratios = _log_ratios(context, ids, candidate.responses)
+        pair = PairedCompletions(candidate, baseline, log_ratios, context.stage.recipe.seed)
+        values |= compute(context.metrics, "comparison", pair)
+    _write_samples(context.run, prompts, sides)
+    return values
+
+
+def _check_positions(context: EvalContext, *, longest: int, limit: int) -> None:
+    """Check the lengths of prompts, in tokens, with completions against the base model's positions; log warnings."""
+    sizes = loading.read_model_sizes(context.stage.base_path, context.stage.recipe.base.revision)
     warnings = length_checks.check_positions(
-        loading.read_model_sizes(bench.run.base_source(), bench.recipe.base.revision).positions,
-        max(map(len, ids)) + answer,
-        limit + answer,
+        sizes.positions,
+        longest + context.max_new_tokens,
+        limit + context.max_new_tokens,
         "eval.max_new_tokens",
-        what="a prompt with its answer",
+        noun="a prompt with its completion",
     )
     for warning in warnings:
         logger.warning(warning)
-    sides = {role: _answer(bench, role, functions, prompts, ids) for role in bench.sides}
-    metrics: Metrics = {}
-    for role, side in sides.items():
-        suffix = "" if role == CANDIDATE else ".baseline"
-        figures = comparison.figures(side)
-        metrics |= {f"{name}{suffix}": value for name, value in figures.items()}
-    if BASELINE in sides:
-        metrics |= _kl(bench, ids, sides[CANDIDATE].responses)
-        metrics |= comparison.gains(sides[CANDIDATE], sides[BASELINE], bench.recipe.seed)
-    _write_samples(bench.run, prompts, sides)
-    return metrics
 
 
-def _answer(
-    bench: Bench, role: str, functions: Functions, prompts: Sequence[PromptRow], ids: list[list[int]]
-) -> ScoredCompletions:
-    settings = bench.recipe.eval
-    stops = StoppingRules(bench.tokenizer, bench.recipe.ppo.stop)
-    torch.manual_seed(bench.recipe.seed)  # the same draws for both sides
-    with bench.bank.use(role) as model:
+def _complete(context: EvalContext, role: str, prompts: Sequence[PromptRow], ids: list[list[int]]) -> ScoredCompletions:
+    """Sample one completion per prompt, and score it with the reward model and the Python functions."""
+    stops = StoppingRules(context.tokenizer, context.stage.recipe.ppo.stop)
+    torch.manual_seed(context.stage.recipe.seed)  # the same draws for both sides
+    with context.model.use(role) as model:
         responses = generation.generate(
             model,
             ids,
-            pad_id=bench.tokenizer.pad_token_id,
+            pad_id=context.pad_id,
             stops=stops,
-            max_new_tokens=settings.max_new_tokens or bench.recipe.ppo.max_new_tokens,
-            temperature=settings.temperature,
-            batch_size=settings.batch_size,
+            max_new_tokens=context.max_new_tokens,
+            temperature=context.stage.section.temperature,
+            batch_size=context.stage.section.batch_size,
         )
     texts = [stops.text(response) for response in responses]
-    whole = [prompt + response for prompt, response in zip(ids, responses, strict=True)]
-    scores = _scores(bench, whole) if settings.reward is not None else []
-    said = [build.as_completion(row.prompt, content) for row, content in zip(prompts, texts, strict=True)]
-    answered = build.Completions(prompts, ids, responses, said)
-    columns = {**answered.columns, "completion_ids": responses, "prompt_ids": ids}  # as PPO hands them over
-    try:
-        judged = {name: build.call(function, answered.prompts, said, columns) for name, function in functions.items()}
-    except DivergedError as error:  # in PPO it may be the policy's doing; nothing trains here
-        raise RecipeError(error.issues) from error.__cause__
-    _check_finite({name: sum(values) for name, values in judged.items()})
-    return ScoredCompletions(responses, texts, scores, judged, [stops.is_truncated(response) for response in responses])
-
-
-def _kl(bench: Bench, prompts: list[list[int]], responses: list[list[int]]) -> Metrics:
-    """KL(of ‖ against) by k1, the mean of log(p/q) over answers of `of`, as sampled: at the same temperature."""
-    temperature = bench.recipe.eval.temperature
-    ours = _logprobs(bench, CANDIDATE, prompts, responses, temperature)
-    theirs = _logprobs(bench, BASELINE, prompts, responses, temperature)
-    total = sum(float((p - q).sum()) for p, q in zip(ours, theirs, strict=True))
-    return {"kl": total / len(responses), "kl.token": total / sum(map(len, responses))}
-
-
-def _logprobs(
-    bench: Bench, role: str, prompts: list[list[int]], responses: list[list[int]], temperature: float
-) -> list[torch.Tensor]:
-    return scoring.token_logprobs(
-        bench.bank,
-        role,
-        prompts,
+    completions = [as_completion(row.prompt, text) for row, text in zip(prompts, texts, strict=True)]
+    has_reward_model = context.stage.section.reward is not None
+    sequences = [prompt + response for prompt, response in zip(ids, responses, strict=True)]
+    return ScoredCompletions(
         responses,
-        pad_id=bench.tokenizer.pad_token_id,
-        temperature=temperature,
-        max_tokens=bench.recipe.ppo.micro_batch_tokens,
+        texts,
+        reward_scores=_reward_scores(context, sequences) if has_reward_model else [],
+        function_scores=_function_scores(context, Completions(prompts, ids, responses, completions)),
+        truncated=[stops.is_truncated(response) for response in responses],
     )
 
 
-def _scores(bench: Bench, sequences: list[list[int]]) -> list[float]:
-    limit = bench.recipe.ppo.micro_batch_tokens
-    pad_id = bench.tokenizer.pad_token_id
-    scores = scoring.final_scores(bench.bank, REWARD, sequences, pad_id=pad_id, max_tokens=limit).tolist()
+def _function_scores(context: EvalContext, completions: Completions) -> dict[str, list[float]]:
+    """Return the scores of each Python function.
+
+    Raises:
+        RecipeError: A function failed. In PPO the policy may have caused that, but nothing is trained here.
+        ModelError: A score is not finite.
+    """
+    scores: dict[str, list[float]] = {}
+    for name, scorer in context.scorers.items():
+        try:
+            values = scorer.score(completions, max_tokens=0).values
+        except DivergedError as error:
+            raise RecipeError(error.issues) from error.__cause__
+        scores[name] = [value for value in values if value is not None]
+    _check_finite({name: sum(values) for name, values in scores.items()})
+    return scores
+
+
+def _reward_scores(context: EvalContext, sequences: list[list[int]]) -> list[float]:
+    max_tokens = context.stage.recipe.ppo.micro_batch_tokens
+    scores: list[float] = scoring.final_scores(
+        context.model, REWARD, sequences, pad_id=context.pad_id, max_tokens=max_tokens
+    ).tolist()
     _check_finite({"the reward model's score": sum(scores)})
     return scores
 
 
-def _warn_dropped(run: Run, what: str, kept: int, rows: int, why: str) -> None:
+def _log_ratios(context: EvalContext, prompts: list[list[int]], responses: list[list[int]]) -> list[float]:
+    """Return log p_candidate - log p_baseline of each response, at the temperature that it was sampled with."""
+    temperature = context.stage.section.temperature
+    candidate = _logprobs(context, CANDIDATE, prompts, responses, temperature)
+    baseline = _logprobs(context, BASELINE, prompts, responses, temperature)
+    return [float((p - q).sum()) for p, q in zip(candidate, baseline, strict=True)]
+
+
+def _logprobs(
+    context: EvalContext, role: str, prompts: list[list[int]], responses: list[list[int]], temperature: float
+) -> list[torch.Tensor]:
+    return scoring.token_logprobs(
+        context.model,
+        role,
+        prompts,
+        responses,
+        pad_id=context.pad_id,
+        temperature=temperature,
+        max_tokens=context.stage.recipe.ppo.micro_batch_tokens,
+    )
+
+
+def _check_dropped(noun: str, kept: int, rows: int, reason: str, key: str) -> None:
+    """Warn if rows were dropped. Raise DataError if all were."""
     if not kept:
-        raise DataError(
-            f"none of {rows} held-out {what} can be used: {why}.", location="eval", hint="Raise that limit."
-        )
+        message = f"no held-out {noun} left to evaluate on; dropped all {rows}: {reason}."
+        raise DataError("data.no-usable-rows", message, location=key, hint=f"Raise {key}.")
     if kept < rows:
-        logger.warning(f"{rows - kept} of {rows} held-out {what} dropped: {why}.")
+        logger.warning(f"dropped {rows - kept} of {rows} held-out {noun}: {reason}")
 
 
-def _check_finite(metrics: Metrics) -> None:
-    """A sum is finite only where each of its terms is, so sums will do."""
-    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if broken:
-        hint = "A model that diverged, or a function in eval.python, gives such numbers."
-        raise ModelError(f"{', '.join(broken)}: not a finite number.", location="eval", hint=hint)
+def _check_finite(values: Mapping[str, float]) -> None:
+    """Raise ModelError unless all values are finite. A sum is finite only if each of its terms is."""
+    non_finite = [name for name, value in values.items() if not math.isfinite(value)]
+    if non_finite:
+        message = f"not a finite number: {', '.join(non_finite)}."
+        hint = "Check the function in eval.python, or whether the model diverged."
+        raise ModelError("eval.non-finite", message, location="eval", hint=hint)
 
 
 def _write_samples(run: Run, prompts: Sequence[PromptRow], sides: Mapping[str, ScoredCompletions]) -> None:
+    """Write one line per prompt with the completions and scores of each side."""
     for index, row in enumerate(prompts):
         line: dict[str, object] = {"prompt": row.prompt}
         line |= {role: side.texts[index] for role, side in sides.items()}
-        line |= {f"{role}_score": side.scores[index] for role, side in sides.items() if side.scores}
+        line |= {f"{role}_score": side.reward_scores[index] for role, side in sides.items() if side.reward_scores}
         for role, side in sides.items():
-            suffix = "" if role == CANDIDATE else ".baseline"
-            line |= {f"{name}{suffix}": values[index] for name, values in side.judged.items()}
+            suffix = BASELINE_SUFFIX if role == BASELINE else ""
+            line |= {f"{name}{suffix}": scores[index] for name, scores in side.function_scores.items()}
         run.sample(line)
 
 
-def _report(recipe: Recipe, run: Run, rows: HeldOut, metrics: Metrics) -> None:
-    verdicts = gates.judge(recipe.eval.gates, metrics)
-    for verdict in verdicts:
-        logger.info(verdict.text)
+def _write_report(
+    stage: ResolvedStage,
+    run: Run,
+    rows: HeldOut,
+    metrics: Mapping[str, float],
+    verdicts: Sequence[gates.GateVerdict],
+) -> None:
     sizes = {"demonstrations": len(rows.sft), "preferences": len(rows.preferences), "prompts": len(rows.prompts)}
-    page = report.Report(recipe.eval.candidate, recipe.eval.baseline, recipe.eval.reward, sizes, metrics, verdicts)
-    report.write(page, run.path)
+    section = stage.section
+    content = report.Report(section.candidate, section.baseline, section.reward, sizes, metrics, verdicts)
+    report.write(content, run.path)

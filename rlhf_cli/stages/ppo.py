@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_cli import distributed
 from rlhf_cli.data import tokenization
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.evaluation.training_metrics import SUMMARIZED_ITERATION_METRICS
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training.length_checks import LengthLimit, check_all
@@ -14,21 +15,10 @@ from rlhf_cli.training.prepared_data import PreparedData, load_rows, log_rows, p
 
 if TYPE_CHECKING:
     from rlhf_cli.ppo.actor_critic import ActorCritic
-    from rlhf_cli.ppo.update import Demonstrations
+    from rlhf_cli.ppo.types import Demonstrations
 
 SAMPLE_PROMPTS = 4  # held-out prompts whose completions are kept as training goes
-SUMMARIZED_METRICS = (  # of the last iterations, in the manifest
-    "reward",
-    "reward.std",
-    "kl",
-    "kl.token",
-    "entropy",
-    "explained_variance",
-    "response_length",
-    "truncation_rate",
-    "repeated_4gram_rate",
-    "distinct_2",
-)
+SUMMARIZED_METRICS = [metric.name for metric in SUMMARIZED_ITERATION_METRICS]  # in the manifest
 
 
 def prepare(stage: ResolvedStage) -> PreparedData:
@@ -40,13 +30,14 @@ def prepare(stage: ResolvedStage) -> PreparedData:
 def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     """Train the policy for `ppo.iterations`. The final policy is the run's model; the critic is saved beside it."""
     from rlhf_cli.ppo import actor_critic, optimization
-    from rlhf_cli.ppo.trainer import PPOTrainer, Prompts
+    from rlhf_cli.ppo.trainer import PPOTrainer
+    from rlhf_cli.ppo.types import PPOData, Prompts
     from rlhf_cli.rewards import build
     from rlhf_cli.training import memory_check
 
     settings = stage.section
     _check_minibatches(stage)
-    arguments = optimization.arguments(settings.trainer, run.path)
+    arguments = optimization.training_arguments(settings.trainer, run.path)
     reward_functions = build.build_reward_functions(settings.reward)
     trackers = optimization.Trackers(arguments, settings.model_dump(mode="json"))
     data = prepare(stage)
@@ -54,11 +45,11 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     memory_check.check(run, stage, data.train.lengths(), ())
     demonstrations = _demonstrations(stage, data) if settings.ptx_coef else None
     _check_reward_tokenizers(stage, data)
-    build.prepare(reward_functions, data.train.rows, stage.recipe.base, smoke=stage.smoke)
+    build.prepare_reward_functions(reward_functions, data.train.rows, stage.recipe.base, smoke=stage.smoke)
     models = _load_models(stage, reward_functions)
     if arguments.activation_checkpointing:
         models.model.recompute_activations()
-    parts = optimization.build(
+    parts = optimization.build_optimization(
         settings,
         arguments,
         models.model.parameters(actor_critic.POLICY),
@@ -69,10 +60,12 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         settings,
         models,
         reward_functions,
-        data.tokenizer,
-        Prompts(data.train.rows, data.train.ids),
-        Prompts(sampled.rows[:SAMPLE_PROMPTS], sampled.ids[:SAMPLE_PROMPTS]),
-        demonstrations,
+        PPOData(
+            tokenizer=data.tokenizer,
+            prompts=Prompts(data.train.rows, data.train.ids),
+            sample_prompts=Prompts(sampled.rows[:SAMPLE_PROMPTS], sampled.ids[:SAMPLE_PROMPTS]),
+            demonstrations=demonstrations,
+        ),
         parts,
         trackers,
         run,
@@ -96,14 +89,14 @@ def _check_minibatches(stage: ResolvedStage) -> None:
 
 
 def _check_reward_tokenizers(stage: ResolvedStage, data: PreparedData) -> None:
-    from rlhf_cli.rewards import build
+    from rlhf_cli.rewards.tokenizer_check import check_tokenizer
 
     for index, source in enumerate(stage.section.reward):
         if source.run is not None:
             key = f"ppo.reward.{index}"
             folder = stage.model_path(key)
             assert folder is not None
-            build.check_tokenizer(data.tokenizer, folder, (row.prompt for row in data.train.rows), location=key)
+            check_tokenizer(data.tokenizer, folder, (row.prompt for row in data.train.rows), location=key)
 
 
 def _load_models(stage: ResolvedStage, reward_functions: list[Any]) -> ActorCritic:
@@ -117,16 +110,16 @@ def _load_models(stage: ResolvedStage, reward_functions: list[Any]) -> ActorCrit
         recipe.base,
         recipe.adapter,
         stage.base_path,
-        actor_critic.folders(stage.model_path("start"), reward_functions, reward_runs),
+        actor_critic.role_folders(stage.model_path("start"), reward_functions, reward_runs),
         smoke=stage.smoke,
         sharded=stage.sharded,
     )
-    return actor_critic.assign(model, stage.section.critic, reward_functions)
+    return actor_critic.build_actor_critic(model, stage.section.critic, reward_functions)
 
 
 def _demonstrations(stage: ResolvedStage, data: PreparedData) -> Demonstrations:
     """Load the demonstrations of the pretraining loss (PPO-ptx), truncated as in sft."""
-    from rlhf_cli.ppo.update import Demonstrations
+    from rlhf_cli.ppo.types import Demonstrations
 
     limit = LengthLimit("sft.max_length", stage.recipe.sft.max_length)
     split = load_rows(stage, "sft")

@@ -47,7 +47,7 @@ def prepare(stage: ResolvedStage) -> PreparedData:
     held_out = pack(tokenizer, [row.text for row in split.held_out], stage.max_length)
     if not train.kept:
         message, hint = "not enough text to train on; expected at least 2 tokens.", "Add more text."
-        raise DataError("data.no-training-rows", message, location="data.pretrain", hint=hint)
+        raise DataError("data.no-rows", message, location="data.pretrain", hint=hint)
     example = Encoded([], train.parts[0]["input_ids"][0])
     return PreparedData(tokenizer, split, train, held_out, example, warnings)
 

@@ -84,7 +84,7 @@ def check_overlong(limit: LengthLimit, lengths: Sequence[int], counts: Mapping[s
     if not lengths:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in counts.items() if count)
         hint = f"Raise {limit.key}, or fix the data."
-        raise DataError("data.no-training-rows", f"no rows left to train on ({reasons}).", location=limit.key, hint=hint)
+        raise DataError("data.no-usable-rows", f"no rows left to train on ({reasons}).", location=limit.key, hint=hint)
     over = sum(counts.values())
     kept = len(lengths) // limit.sequences_per_row
     rows = kept + sum(count for reason, count in counts.items() if reason.startswith("dropped"))

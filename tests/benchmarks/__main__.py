@@ -1,13 +1,14 @@
-"""`python -m tests.benchmarks [NAME [WORD…]]…`: run benchmarks and print their tables; a WORD picks among its cases."""
+"""Run benchmarks and print their tables: `python -m tests.benchmarks [NAME [WORD…]]…`. Words select cases of a NAME."""
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable, Mapping
 
 from tests.benchmarks import data, memory, ppo, startup, trl_overhead
 
-BENCHMARKS = {
+BENCHMARKS: Mapping[str, Callable[..., None]] = {
     "startup": startup.run,
     "data": data.run,
     "trl_overhead": trl_overhead.run,
@@ -16,14 +17,14 @@ BENCHMARKS = {
 }
 
 if __name__ == "__main__":
-    asked: list[tuple[str, list[str]]] = []
+    chosen: list[tuple[str, list[str]]] = []
     for word in sys.argv[1:] or BENCHMARKS:
         if word in BENCHMARKS:
-            asked.append((word, []))
-        elif asked:
-            asked[-1][1].append(word)
+            chosen.append((word, []))
+        elif chosen:
+            chosen[-1][1].append(word)
         else:
-            sys.exit(f"no benchmark {word}; there is {', '.join(BENCHMARKS)}")
-    for name, words in asked:
+            sys.exit(f"unknown benchmark {word!r}; expected {', '.join(BENCHMARKS)}")
+    for name, words in chosen:
         print(f"\n## {name}\n\n{inspect.getdoc(BENCHMARKS[name])}\n", flush=True)
         BENCHMARKS[name](*words)

@@ -1,4 +1,4 @@
-"""The memory estimate beside what a run takes: every stage, and what changes its peak."""
+"""Compare the memory estimate with the memory that a run takes: every stage, and the settings that change its peak."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.benchmarks.ppo_job import work
+from tests.benchmarks.ppo_job import run_worker
 from tests.benchmarks.ppo_world import World
 
-WORLD = World(32_000, 384, 1024, 6, 6, 3, 96, 32)  # 22M parameters
+WORLD = World(32_000, 384, 1024, 6, 6, 3, 96, 32)  # 22 million parameters
 CASES = (
     ("ppo", "lora"),
     ("ppo", "lora", "checkpointing"),
@@ -28,37 +28,39 @@ CASES = (
 )
 
 
-class Measured(NamedTuple):
-    """Bytes above the interpreter and its imports."""
+class MemoryResult(NamedTuple):
+    """Bytes above those of the interpreter and its imports."""
 
     estimated: float
     measured: float
 
     @property
     def ratio(self) -> float:
+        """Estimated over measured."""
         return self.estimated / self.measured
 
 
 def run(*words: str) -> None:
-    """Estimated before loading, and measured: a process of its own for each case, its peak above its imports.
+    """Print the estimate and the measured peak of each case, which runs in a process of its own.
 
-    22M parameters, vocabulary 32,000, 8 rows of 128 tokens in memory at once (reward: 4 pairs). On a CPU glibc is told
-    to give freed memory back at once, as the stages do where memory is short; behind it, the same as glibc does it by
-    itself. With a GPU it is its allocator's peak.
+    22M parameters, vocabulary 32,000, 8 rows of 128 tokens in memory at once (reward: 4 pairs). On a CPU, glibc
+    returns freed memory at once, as in the stages if memory is short; the last column is without that. On a GPU, it is
+    the allocator's peak.
     """
     print("| case | estimated, MB | measured, MB | ratio | by default, MB |\n|---|---|---|---|---|", flush=True)
     for case in CASES:
         if set(words) <= {*case}:
-            found, default = measured(case), measured(case, default_malloc=True)
+            found = measure(case)
+            default = measure(case, default_malloc=True)
             cells = f"{found.estimated / 1e6:,.0f} | {found.measured / 1e6:,.0f} | {found.ratio:.2f}"
             print(f"| {' '.join(case)} | {cells} | {default.measured / 1e6:,.0f} |", flush=True)
 
 
-def measured(case: tuple[str, ...], world: World = WORLD, *, default_malloc: bool = False) -> Measured:
-    """Run `case` in a process of its own; another one makes what it runs on."""
+def measure(case: tuple[str, ...], world: World = WORLD, *, default_malloc: bool = False) -> MemoryResult:
+    """Run `case` in a process of its own, after another one has made its model and data."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python = Path(sys.executable)
-        work(python, "memory_worker", ["make", json.dumps([case, asdict(world), name])], folder)
-        work(python, "memory_worker", [json.dumps([case, asdict(world), name, default_malloc])], folder)
-        return Measured(*json.loads((folder / "result.json").read_text()))
+        run_worker(python, "memory_worker", ["make", json.dumps([case, asdict(world), name])], folder)
+        run_worker(python, "memory_worker", [json.dumps([case, asdict(world), name, default_malloc])], folder)
+        return MemoryResult(*json.loads((folder / "result.json").read_text()))

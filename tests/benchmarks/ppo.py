@@ -1,13 +1,12 @@
-"""PPO beside TRL 1.12.0's PPOTrainer: speed and memory on random models, learning on a real one.
+"""Compare PPO with TRL 1.12.0's PPOTrainer: speed and memory on random models, learning on a real one.
 
-`python -m tests.benchmarks ppo [WORD…]` takes the cases that have every WORD among `fixed real` (lengths), `260k
-vocab32k` (models), `lora full nf4` (tuning); `gpu` takes those that need one, and `learn` the learning case. Without a
-word it is all that this machine can run.
+`python -m tests.benchmarks ppo [WORD…]` runs the cases that have every WORD among `fixed real` (lengths), `260k
+vocab32k` (models) and `lora full nf4` (tuning); `gpu` selects those that need a GPU, and `learn` the learning case.
+Without a word, it runs everything that this machine can run.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import tempfile
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.benchmarks import ppo_learning, trl_environment
-from tests.benchmarks.ppo_job import Job, Result, Tuning, WorkerError, measured, work
+from tests.benchmarks.ppo_job import Job, Result, Tuning, WorkerError, measure_job, run_worker
 from tests.benchmarks.ppo_world import World
-from tests.benchmarks.timing import spread
+from tests.benchmarks.timing import format_spread
 
 ROUNDS = 3
 ITERATIONS = 4  # the first one is not counted
-REAL_LENGTHS = 0.3  # mean length of an answer, as a share of the limit
+REAL_LENGTHS = 0.3  # mean length of a completion, as a fraction of the limit
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # asking torch for a GPU would load it in this process
 
 SMALL = World(512, 64, 172, 5, 8, 4, prompt_tokens=64, response_tokens=64)  # stories260k's shape
 WIDE = World(32_000, 256, 704, 6, 4, 4, prompt_tokens=96, response_tokens=96)  # 13 million parameters
@@ -34,20 +34,27 @@ GPU_WORLDS = {
 
 
 class Case(NamedTuple):
-    """One job for both; `job.tuning` is ours, `trl` is TRL's."""
+    """One job for both tools.
+
+    Attributes:
+        words: The words that select it.
+        world: Its models and prompts.
+        job: The job, with our tuning.
+        trl_tuning: TRL's tuning.
+    """
 
     words: tuple[str, ...]
     world: World
     job: Job
-    trl: Tuning
+    trl_tuning: Tuning
 
 
 class Column(NamedTuple):
-    """A figure of a result, its format, and whether the table has the tools' ratio."""
+    """A metric of a result, its format, and whether the table has the ratio of the tools."""
 
     name: str
     value: Callable[[Result], float]
-    form: str
+    format: str
     has_ratio: bool
 
 
@@ -57,29 +64,29 @@ COLUMNS = (
     Column("scoring, s", lambda result: result.mean("scoring"), ".2f", True),
     Column("update, s", lambda result: result.mean("update"), ".2f", True),
     Column("peak, MB", lambda result: result.peak_bytes / 1e6, ",.0f", True),
-    Column("tokens, of it answers", lambda result: result.mean("tokens"), ",.0f", False),
+    Column("completion tokens", lambda result: result.mean("tokens"), ",.0f", False),
     Column("reward", lambda result: result.mean("reward"), ".3f", False),
     Column("KL", lambda result: result.mean("kl"), ".3f", False),
 )
 
 
 def run(*words: str) -> None:
-    """The same model, prompts, lengths, epochs, optimizer steps and micro-batches for both, in turn.
+    """Run the same model, prompts, lengths, epochs, optimizer steps and micro-batches with both tools, in turn.
 
-    Each figure is of a whole process of its own; its first iteration is not counted. tokens/s are the answers' own,
-    end token included, padding not. Memory is the process's peak above its interpreter and imports (on a GPU, the
+    Each value is of a process of its own, whose first iteration is not counted. tokens/s are those of the completions,
+    with end tokens and without padding. Memory is the process's peak above its interpreter and imports (on a GPU, the
     allocator's). Ratios are rlhf / TRL: median over the rounds, and range.
     """
-    has_gpu = os.path.exists("/proc/driver/nvidia/version")  # to ask torch would load it here
-    chosen = [case for case in _cases() if set(words) <= {*case.words} and ("gpu" in case.words) <= has_gpu]
+    has_gpu = NVIDIA_DRIVER.exists()
+    chosen = [case for case in _cases() if set(words) <= {*case.words} and (has_gpu or "gpu" not in case.words)]
     if chosen:
-        theirs = trl_environment.python()
+        trl_python = trl_environment.python()
         print(
             f"| case | | {' | '.join(column.name for column in COLUMNS)} |\n|---|---{'|---' * len(COLUMNS)}|",
             flush=True,
         )
         for case in chosen:
-            _compare(case, theirs)
+            _compare(case, trl_python)
     if not words or "learn" in words:
         ppo_learning.run()
     elif not chosen:
@@ -88,25 +95,26 @@ def run(*words: str) -> None:
 
 def _cases() -> Iterator[Case]:
     for lengths, share in (("fixed", None), ("real", REAL_LENGTHS)):
+        tuning: Tuning
         for tuning in ("lora", "full"):
             world = replace(SMALL, length_share=share, whole=tuning == "full")
-            yield Case((lengths, "260k", tuning), world, _job(world, tuning, prompts=64), tuning)
+            yield Case((lengths, "260k", tuning), world, _make_job(world, tuning, prompts=64), tuning)
         for tuning in ("lora", "full", "nf4"):
             world = replace(WIDE, length_share=share, whole=tuning == "full")
-            yield Case((lengths, "vocab32k", tuning), world, _job(world, tuning, prompts=32), tuning)
+            yield Case((lengths, "vocab32k", tuning), world, _make_job(world, tuning, prompts=32), tuning)
     for name, world in GPU_WORLDS.items():
         for tuning in ("lora", "nf4"):
             job = replace(
-                _job(world, tuning, prompts=64),
+                _make_job(world, tuning, prompts=64),
                 minibatches=1,
                 micro_batches=32,
                 activation_checkpointing=True,
-                trl_rollout_rows=16,  # at 64, its logits alone take more than 30 GB
+                trl_rollout_rows=16,  # with 64, its logits take more than 30 GB
             )
             yield Case(("gpu", name, tuning), world, job, "lora")
 
 
-def _job(world: World, tuning: Tuning, prompts: int) -> Job:
+def _make_job(world: World, tuning: Tuning, prompts: int) -> Job:
     return Job(
         world="",
         tuning=tuning,
@@ -118,28 +126,28 @@ def _job(world: World, tuning: Tuning, prompts: int) -> Job:
     )
 
 
-def _compare(case: Case, theirs: Path) -> None:
-    """Run the case with both, in turn, and print its rows: ours, TRL's, ratios; or why there is none."""
+def _compare(case: Case, trl_python: Path) -> None:
+    """Run the case with both tools, in turn, and print its rows: ours, TRL's, and the ratios; or why one failed."""
     found: dict[str, list[Result]] = {"rlhf": [], "TRL 1.12": []}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        work(Path(sys.executable), "ppo_world", case.world.arguments(folder), folder)
+        run_worker(Path(sys.executable), "ppo_world", case.world.arguments(folder), folder)
         job = replace(case.job, world=name)
         workers = {
             "rlhf": (Path(sys.executable), "ppo_rlhf", job),
-            "TRL 1.12": (theirs, "ppo_trl", replace(job, tuning=case.trl)),
+            "TRL 1.12": (trl_python, "ppo_trl", replace(job, tuning=case.trl_tuning)),
         }
         for index in range(ROUNDS):
             for tool in sorted(workers, reverse=index % 2 == 1):
                 try:
-                    found[tool].append(measured(*workers[tool], folder / f"{tool}-{index}"))
+                    found[tool].append(measure_job(*workers[tool], folder / f"{tool}-{index}"))
                 except WorkerError as error:
                     failures[tool] = str(error)
     for tool, results in found.items():
-        cells = [format(statistics.median(map(c.value, results)), c.form) for c in COLUMNS] if results else []
+        cells = [format(statistics.median(map(c.value, results)), c.format) for c in COLUMNS] if results else []
         print(f"| {' '.join(case.words)} | {tool} | {' | '.join(cells) or failures[tool]} |", flush=True)
     if not failures:
         pairs = [*zip(*found.values(), strict=True)]
-        cells = [spread([c.value(a) / c.value(b) for a, b in pairs]) if c.has_ratio else "" for c in COLUMNS]
+        cells = [format_spread([c.value(a) / c.value(b) for a, b in pairs]) if c.has_ratio else "" for c in COLUMNS]
         print(f"| | ratio | {' | '.join(cells)} |", flush=True)

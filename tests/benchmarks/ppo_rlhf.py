@@ -1,45 +1,24 @@
-"""Worker of the PPO benchmark: our own `rlhf ppo`, through the recipe and the stage's dispatcher."""
+"""Worker of the PPO benchmark: our own `rlhf ppo`, through the recipe and the stage runner."""
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes  # noqa: F401 - loaded with a 4-bit base; here, so that it counts as an import
+import bitsandbytes  # noqa: F401 - loaded with a 4-bit base model; imported here to count as an import
 import yaml
 
-import rlhf_cli.stages.ppo  # noqa: F401 - with torch, transformers and peft
+import rlhf_cli.stages.ppo  # noqa: F401 - imported here to count as an import
 from rlhf_cli.pipeline.runner import run_stage
-from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK, Iteration, Job, Memory, Result, asked
-from tests.support.recipe_files import load_recipe
+from rlhf_cli.recipe.loader import read_recipe
+from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK, Iteration, Job, MemoryMeter, Result, read_arguments
+from tests.benchmarks.step_timer import StepTimer
 
 
-class Stopwatch:
-    """A reporter that notes when each iteration ended, and its figures."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.figures: list[Mapping[str, float]] = []
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.ends.append(time.perf_counter())
-        self.figures.append(metrics)
-
-    def warning(self, text: str) -> None:
-        print(text, flush=True)
-
-    def stage(self, *_: object) -> None: ...
-    def begin(self, *_: object) -> None: ...
-    def say(self, *_: object) -> None: ...
-    def done(self, *_: object) -> None: ...
-
-
-def recipe(job: Job) -> dict[str, Any]:
-    """`job` in the words of a recipe."""
-    rows = job.prompts // job.minibatches // job.micro_batches  # a micro-batch
+def make_recipe(job: Job) -> dict[str, Any]:
+    """Return the recipe of a job."""
+    rows = job.prompts // job.minibatches // job.micro_batches  # per micro-batch
     return {
         "name": "benchmark",
         "seed": job.seed,
@@ -70,15 +49,16 @@ def recipe(job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    job, path = asked()
-    memory = Memory()
+    """Run the job of the command line and write its result."""
+    job, path = read_arguments()
+    memory = MemoryMeter()
     file = path.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe(job)))
-    watch = Stopwatch()
-    outcome = run_stage("ppo", load_recipe(file), path.parent / "runs", smoke=False, reporter=watch)
-    peak = memory.above()
+    file.write_text(yaml.safe_dump(make_recipe(job)))
+    timer = StepTimer()
+    result = run_stage("ppo", read_recipe(file).recipe, path.parent / "runs", smoke=False, reporter=timer)
+    peak = memory.read()
     if job.policy is not None:
-        shutil.copytree(outcome.path / "model", Path(job.policy))
+        shutil.copytree(result.path / "model", Path(job.policy))
     iterations = [
         Iteration(
             seconds=end - before,
@@ -89,7 +69,7 @@ def main() -> None:
             reward=metrics["reward"],
             kl=metrics["kl"],
         )
-        for before, end, metrics in zip(watch.ends, watch.ends[1:], watch.figures[1:], strict=False)
+        for before, end, metrics in zip(timer.step_ends, timer.step_ends[1:], timer.metrics[1:], strict=False)
     ]
     Result(iterations, peak).write(path)
 

@@ -1,7 +1,8 @@
-"""Makes the learning case's world from a small story model: one that ends its sentences, and a judge of them.
+"""Make the learning case's world from a small story model: a base that ends its sentences, and a reward model.
 
-An answer is the sentence that goes on a story. Sentences are the model's own, so no data is needed; the base learns to
-end them (`rlhf sft`, all weights), the reward model to prefer the cheerful one of two (`rlhf reward`, LoRA).
+A completion is the sentence that continues a story. The sentences are the model's own, so no data is needed. The base
+learns to end them (`rlhf sft`, all weights), and the reward model to prefer the more cheerful of two (`rlhf reward`,
+LoRA).
 """
 
 from __future__ import annotations
@@ -11,19 +12,27 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli.pipeline.runner import run_stage
+from rlhf_cli.recipe.loader import read_recipe
 from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK
-from tests.benchmarks.ppo_rlhf import Stopwatch
-from tests.support.recipe_files import load_recipe
+from tests.benchmarks.step_timer import StepTimer
 
-STORIES, HELD_OUT = 2048, 256
-STORY_TOKENS, PROMPT_TOKENS, ANSWER_TOKENS = 96, 48, 48
-ANSWERS = 4  # of which the best and the worst become a pair
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STORIES = 2048
+HELD_OUT = 256
+STORY_TOKENS = 96
+PROMPT_TOKENS = 48
+COMPLETION_TOKENS = 48
+COMPLETIONS = 4  # per prompt, of which the best and the worst become a pair
+BATCH = 256
 CHEERFUL = r"happ|lov|play|fun|friend|smil|laugh|nice|good|yummy|together|hug|excit|thank|kind|help|best|joy"
 SAD = r"sad|cr(y|ied)|scare|angry|bad|lost|hurt|mad|fell|brok|sorry|afraid|mean|worr|not "
 
@@ -32,7 +41,7 @@ def make(model: Path, folder: Path) -> None:
     """Write base, reward, prompts.jsonl and held_out.jsonl."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    stories = _continued(model, tokenizer, [""] * STORIES, STORY_TOKENS)
+    stories = _continue(model, tokenizer, [""] * STORIES, STORY_TOKENS)
     rows = [
         row for story in stories if (row := _split(story)) and len(tokenizer(row["prompt"]).input_ids) <= PROMPT_TOKENS
     ]
@@ -40,64 +49,67 @@ def make(model: Path, folder: Path) -> None:
     _write(folder / "sft.jsonl", rows)
     _write(folder / "prompts.jsonl", prompts[HELD_OUT:])
     _write(folder / "held_out.jsonl", prompts[:HELD_OUT])
-    base = {"model": str(model)}
-    data = {"sft": {"path": "sft.jsonl", "eval_fraction": 0.0}}
-    sft = {"start": "base", "epochs": 4, "learning_rate": 1e-3, "batch_size": 32, "micro_batch_size": 32}
-    shutil.copytree(_stage("sft", folder, {"base": base, "adapter": None, "data": data, "sft": sft}), folder / "base")
+    sft = {
+        "base": {"model": str(model)},
+        "adapter": None,
+        "data": {"sft": {"path": "sft.jsonl", "eval_fraction": 0.0}},
+        "sft": {"start": "base", "epochs": 4, "learning_rate": 1e-3, "batch_size": 32, "micro_batch_size": 32},
+    }
+    shutil.copytree(_run_stage("sft", folder, sft), folder / "base")
 
-    asked = [row["prompt"] for row in prompts[HELD_OUT:]]
-    drawn = [_continued(folder / "base", tokenizer, asked, ANSWER_TOKENS) for _ in range(ANSWERS)]
+    texts = [row["prompt"] for row in prompts[HELD_OUT:]]
+    samples = [_continue(folder / "base", tokenizer, texts, COMPLETION_TOKENS) for _ in range(COMPLETIONS)]
     pairs = []
-    for prompt, *answers in zip(asked, *drawn, strict=True):
-        ordered = sorted(filter(str.strip, answers), key=cheer)
-        if ordered and cheer(ordered[0]) < cheer(ordered[-1]):
+    for prompt, *completions in zip(texts, *samples, strict=True):
+        ordered = sorted(filter(str.strip, completions), key=cheerfulness)
+        if ordered and cheerfulness(ordered[0]) < cheerfulness(ordered[-1]):
             pairs.append({"prompt": prompt, "chosen": ordered[-1], "rejected": ordered[0]})
     _write(folder / "preferences.jsonl", pairs)
-    reward = {"start": "base", "epochs": 2, "learning_rate": 2e-3, "batch_size": 32, "micro_batch_size": 32}
-    settings = {
+    reward = {
         "base": {"model": str(folder / "base")},
         "adapter": {"rank": LORA_RANK, "alpha": LORA_ALPHA},
         "data": {"preferences": {"path": "preferences.jsonl", "eval_fraction": 0.1}},
-        "reward": reward,
+        "reward": {"start": "base", "epochs": 2, "learning_rate": 2e-3, "batch_size": 32, "micro_batch_size": 32},
     }
-    shutil.copytree(_stage("reward", folder, settings), folder / "reward")
+    shutil.copytree(_run_stage("reward", folder, reward), folder / "reward")
 
 
-def cheer(answer: str) -> int:
-    """What the pairs are ordered by: cheerful words less sad ones."""
-    return len(re.findall(CHEERFUL, answer)) - len(re.findall(SAD, answer))
+def cheerfulness(completion: str) -> int:
+    """Return the number of cheerful words minus the number of sad ones, by which pairs are ordered."""
+    return len(re.findall(CHEERFUL, completion)) - len(re.findall(SAD, completion))
 
 
 def _split(story: str) -> dict[str, str] | None:
-    """The first sentences of a story and the one behind them, where there are as many."""
+    """Return the first two sentences of a story and the third, or None if it has fewer."""
     sentences = re.findall(r"\s*[^.!?\n]+[.!?]", story)
     if len(sentences) < 3:
         return None
     return {"prompt": "".join(sentences[:2]).strip(), "completion": sentences[2]}
 
 
-def _continued(model: Path, tokenizer, prompts: list[str], tokens: int) -> list[str]:
-    """What the model at `model` goes on with, special tokens removed."""
+def _continue(model: Path, tokenizer: PreTrainedTokenizerBase, prompts: list[str], tokens: int) -> list[str]:
+    """Return what the model at `model` continues each prompt with, without special tokens."""
     policy = AutoModelForCausalLM.from_pretrained(model)
-    found: list[str] = []
-    for start in range(0, len(prompts), 256):
-        asked = tokenizer(prompts[start : start + 256], padding=True, return_tensors="pt")
-        out = policy.generate(**asked, do_sample=True, top_k=0, max_new_tokens=tokens)
-        # With its prompt, and that cut off: alone, the tokenizer would take the first space away.
-        whole, before = (
-            tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (out, out[:, : asked.input_ids.shape[1]])
+    completions: list[str] = []
+    for start in range(0, len(prompts), BATCH):
+        batch = tokenizer(prompts[start : start + BATCH], padding=True, return_tensors="pt")
+        output = policy.generate(**batch, do_sample=True, top_k=0, max_new_tokens=tokens)
+        # Decoded with the prompt, which is then cut off: without it, the tokenizer would remove the first space.
+        texts, prefixes = (
+            tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for ids in (output, output[:, : batch.input_ids.shape[1]])
         )
-        found += [text[len(prompt) :] for text, prompt in zip(whole, before, strict=True)]
-    return found
+        completions += [text[len(prefix) :] for text, prefix in zip(texts, prefixes, strict=True)]
+    return completions
 
 
-def _stage(stage: str, folder: Path, settings: dict) -> Path:
-    """The model that `rlhf <stage>` makes."""
+def _run_stage(stage: str, folder: Path, settings: dict[str, Any]) -> Path:
+    """Run `rlhf <stage>`, and return the folder of its model."""
     file = folder / f"{stage}.yaml"
     file.write_text(yaml.safe_dump({"name": "stories", **settings}))
-    outcome = run_stage(stage, load_recipe(file), folder / "runs", smoke=False, reporter=Stopwatch())
-    print(json.dumps(outcome.manifest["metrics"]), flush=True)
-    return outcome.path / "model"
+    result = run_stage(stage, read_recipe(file).recipe, folder / "runs", smoke=False, reporter=StepTimer())
+    print(json.dumps(result.manifest["metrics"]), flush=True)
+    return result.path / "model"
 
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:

@@ -1,9 +1,9 @@
 """Worker of the PPO benchmark: TRL 1.12.0's PPOTrainer, run by the interpreter of its own environment.
 
-Its settings are those under which it does the same work in the best way: as many optimizer steps as ours (with
-gradient_accumulation_steps it takes one in so many micro-batches, whatever the minibatches), a LoRA critic beside the
-LoRA policy, the reward model merged where it can be, no samples or checkpoints on the way. It is timed from outside:
-two of its functions are wrapped, and a callback marks where an iteration ends.
+Its settings make it do the same work in the fastest way: as many optimizer steps as ours (with
+gradient_accumulation_steps it takes one step per that number of micro-batches, whatever the minibatches), a LoRA
+critic beside the LoRA policy, the reward model merged if possible, no samples and no checkpoints during training. It is
+timed from outside: two of its functions are wrapped, and a callback marks the end of an iteration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes  # noqa: F401 - loaded with a 4-bit base; here, so that it counts as an import
+import bitsandbytes  # noqa: F401 - loaded with a 4-bit base model; imported here to count as an import
 import torch
 import transformers
 from datasets import Dataset
@@ -28,53 +28,55 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK, Iteration, Job, Memory, Result, asked
+from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK, Iteration, Job, MemoryMeter, Result, read_arguments
 
 
-class Stopwatch(TrainerCallback):
-    """Notes when rollout, scoring and iteration end, and the iteration's figures."""
+class IterationTimer(TrainerCallback):
+    """Records the end of each rollout, scoring and iteration, and the iteration's metrics."""
 
     def __init__(self, end_id: int) -> None:
         self.end_id = end_id
-        self.began = self.rolled_out = self.scored = self.ended = 0.0
+        self.rollout_start = self.rollout_end = self.scoring_end = self.iteration_end = 0.0
         self.tokens = 0
         self.iterations: list[Iteration] = []
         self._generate, ppo_trainer.batch_generation = ppo_trainer.batch_generation, self.generate
         self._whiten, ppo_trainer.masked_whiten = ppo_trainer.masked_whiten, self.whiten
 
     def generate(self, model: torch.nn.Module, queries: torch.Tensor, *rest: Any) -> Any:
-        self.began = time.perf_counter()
-        found = self._generate(model, queries, *rest)
-        self.rolled_out = time.perf_counter()
-        is_end = found[0][:, queries.shape[1] :] == self.end_id  # (B, R)
-        is_behind = is_end.cumsum(1) - is_end.long() > 0
-        self.tokens = int((~is_behind).sum())
-        return found
+        """Generate and time a rollout, and count its tokens."""
+        self.rollout_start = time.perf_counter()
+        output = self._generate(model, queries, *rest)
+        self.rollout_end = time.perf_counter()
+        is_end = output[0][:, queries.shape[1] :] == self.end_id  # (B, R)
+        is_after_end = is_end.cumsum(1) - is_end.long() > 0
+        self.tokens = int((~is_after_end).sum())
+        return output
 
-    def whiten(self, *arguments: Any, **more: Any) -> Any:
-        """Advantages are whitened once an iteration, as the last thing before the update."""
-        found = self._whiten(*arguments, **more)
-        self.scored = time.perf_counter()
-        return found
+    def whiten(self, *arguments: Any, **options: Any) -> Any:
+        """Whiten the advantages, which happens once per iteration, just before the update."""
+        output = self._whiten(*arguments, **options)
+        self.scoring_end = time.perf_counter()
+        return output
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Record an iteration."""
         end = time.perf_counter()
         self.iterations.append(
             Iteration(
-                seconds=end - self.ended,
-                rollout=self.rolled_out - self.began,
-                scoring=self.scored - self.rolled_out,
-                update=end - self.scored,
+                seconds=end - self.iteration_end,
+                rollout=self.rollout_end - self.rollout_start,
+                scoring=self.scoring_end - self.rollout_end,
+                update=end - self.scoring_end,
                 tokens=self.tokens,
                 reward=logs["objective/scores"],
                 kl=logs["objective/kl"],
             )
         )
-        self.ended = end
+        self.iteration_end = end
 
 
-def models(job: Job) -> dict[str, Any]:
-    """Policy, reward model and critic. The reference is TRL's own: a copy, or the policy without its adapter."""
+def load_models(job: Job) -> dict[str, Any]:
+    """Load policy, reward model and critic. The reference is TRL's: a copy, or the policy without its adapter."""
     dtype = getattr(torch, job.dtype)
     options: dict[str, Any] = {"dtype": dtype, "device_map": "cuda" if torch.cuda.is_available() else "cpu"}
     if job.tuning == "nf4":
@@ -86,9 +88,10 @@ def models(job: Job) -> dict[str, Any]:
         )
     base, reward = f"{job.world}/base", f"{job.world}/reward"
 
-    def load(kind: Any, folder: str) -> PreTrainedModel:
-        more = {"num_labels": 1} if kind is AutoModelForSequenceClassification else {}
-        return kind.from_pretrained(folder, **options, **more)
+    def load(auto_class: Any, folder: str) -> PreTrainedModel:
+        head = {"num_labels": 1} if auto_class is AutoModelForSequenceClassification else {}
+        model: PreTrainedModel = auto_class.from_pretrained(folder, **options, **head)
+        return model
 
     policy = load(AutoModelForCausalLM, base)
     scorer, critic = (
@@ -99,11 +102,11 @@ def models(job: Job) -> dict[str, Any]:
         critic.gradient_checkpointing_enable()
     if job.tuning == "full":
         return {"model": policy, "reward_model": scorer, "value_model": critic}
-    judge = PeftModel.from_pretrained(scorer, reward)
+    reward_model = PeftModel.from_pretrained(scorer, reward)
     return {
         "model": policy,
-        "reward_model": judge.base_model.model if job.tuning == "nf4" else judge.merge_and_unload(),
-        # A plain model with the adapter's layers in it: PPOTrainer looks for the scorer's own attributes.
+        "reward_model": reward_model.base_model.model if job.tuning == "nf4" else reward_model.merge_and_unload(),
+        # The base model with the adapter's layers in it: PPOTrainer reads the scorer's own attributes.
         "value_model": PeftModel.from_pretrained(critic, reward, is_trainable=True).base_model.model,
         "peft_config": LoraConfig(
             task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear"
@@ -112,12 +115,13 @@ def models(job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    job, path = asked()
-    memory = Memory()
+    """Run the job of the command line and write its result."""
+    job, path = read_arguments()
+    memory = MemoryMeter()
     transformers.set_seed(job.seed)
     tokenizer = AutoTokenizer.from_pretrained(f"{job.world}/base", padding_side="left")
     prompts = [json.loads(line)["prompt"] for line in Path(f"{job.world}/prompts.jsonl").read_text().splitlines()]
-    watch = Stopwatch(tokenizer.eos_token_id)
+    timer = IterationTimer(tokenizer.eos_token_id)
     trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=str(path.parent / "trl"),
@@ -134,7 +138,7 @@ def main() -> None:
             lr_scheduler_type="constant",
             kl_coef=job.kl_coef,
             bf16=job.dtype == "bfloat16",
-            gradient_checkpointing=False,  # PPOTrainer does not read it: see `models`
+            gradient_checkpointing=False,  # PPOTrainer ignores it: see `load_models`
             num_sample_generations=0,
             save_strategy="no",
             report_to="none",
@@ -144,14 +148,14 @@ def main() -> None:
         processing_class=tokenizer,
         ref_model=None,
         train_dataset=Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]}),
-        callbacks=[watch],
-        **models(job),
+        callbacks=[timer],
+        **load_models(job),
     )
     trainer.train()
-    peak = memory.above()
+    peak = memory.read()
     if job.policy is not None:
         trainer.accelerator.unwrap_model(trainer.model).policy.save_pretrained(job.policy)
-    Result(watch.iterations[1:], peak).write(path)
+    Result(timer.iterations[1:], peak).write(path)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Makes what a timed PPO case runs on: a Llama with random weights, a reward model on it, prompts.
+"""Make the world of a timed PPO case: a Llama with random weights, a reward model on it, and prompts.
 
-How long answers are is built into the model: every token's embedding has the same number in dimension 0, no layer
-writes there, so that after the last norm it is a constant, and the end token's row of the (tied) head turns it into
-one and the same probability of ending at every step. So both tools draw lengths from one geometric distribution, or,
-with a probability of 0, answers that all run to the limit.
+The lengths of completions are built into the model. Every token's embedding has the same number in dimension 0, and no
+layer writes there, so that it is a constant after the last norm; the end token's row of the (tied) head turns it into
+the same probability of ending at every step. So both tools draw lengths from one geometric distribution, or, with a
+probability of 0, completions that all run to the limit.
 """
 
 from __future__ import annotations
@@ -14,17 +14,35 @@ import random
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from tests.benchmarks.ppo_job import LORA_ALPHA, LORA_RANK
 
-PAD, END = 0, 1
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PAD, END = 0, 1  # token ids
 PROMPTS = 512
 CONSTANT = 0.2  # in dimension 0 of every embedding
 
 
 @dataclass(frozen=True)
 class World:
-    """Shape of the model and lengths."""
+    """Shape of the model and lengths.
+
+    Attributes:
+        vocab_size: Tokens in the vocabulary.
+        hidden_size: Width of the model.
+        intermediate_size: Width of the feed-forward layers.
+        layers: Number of layers.
+        heads: Attention heads.
+        kv_heads: Key-value heads.
+        prompt_tokens: Tokens of each prompt.
+        response_tokens: The limit on a completion's tokens.
+        length_share: Mean length of a completion as a fraction of the limit, or None if all run to the limit.
+        whole: Whether the reward model is a whole model, not an adapter.
+        dtype: Of weights and computation.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -33,12 +51,13 @@ class World:
     heads: int
     kv_heads: int
     prompt_tokens: int
-    response_tokens: int  # the limit
-    length_share: float | None = None  # mean length of an answer as a share of the limit; None: all run to the limit
-    whole: bool = False  # the reward model is a whole model, not an adapter
-    dtype: str = "float32"
+    response_tokens: int
+    length_share: float | None = None
+    whole: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def arguments(self, folder: Path) -> list[str]:
+        """Return the command-line arguments of this module that make the world in `folder`."""
         return [json.dumps(asdict(self)), str(folder)]
 
 
@@ -51,22 +70,26 @@ def make(world: World, folder: Path) -> None:
     _base(world, device).save_pretrained(folder / "base")
     _tokenizer(world.vocab_size).save_pretrained(folder / "base")
     _reward(world, folder, device).save_pretrained(folder / "reward")
-    draw = random.Random(0)
+    rng = random.Random(0)
     words = [f"w{index}" for index in range(2, world.vocab_size)]
-    rows = [{"prompt": " ".join(draw.choices(words, k=world.prompt_tokens))} for _ in range(PROMPTS)]
+    rows = [{"prompt": " ".join(rng.choices(words, k=world.prompt_tokens))} for _ in range(PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def end_probability(limit: int, share: float) -> float:
-    """p with E[min(Geometric(p), limit)] = (1 − (1 − p)^limit) / p = share · limit, by bisection."""
+    """Return p with E[min(Geometric(p), limit)] = (1 − (1 − p)^limit) / p = share · limit, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         p = (low + high) / 2
-        low, high = (p, high) if (1 - (1 - p) ** limit) / p > share * limit else (low, p)
+        if (1 - (1 - p) ** limit) / p > share * limit:
+            low = p
+        else:
+            high = p
     return p
 
 
-def _base(world: World, device: str):
+def _base(world: World, device: str) -> PreTrainedModel:
+    """Return the base model, with the probability of ending built in."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -107,8 +130,8 @@ def _base(world: World, device: str):
     return model
 
 
-def _tokenizer(vocab_size: int):
-    """One word a token, so that a prompt has as many tokens as words."""
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with one token per word, so that a prompt has as many tokens as words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -118,8 +141,8 @@ def _tokenizer(vocab_size: int):
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
 
 
-def _reward(world: World, folder: Path, device: str):
-    """A scorer on the base: with random LoRA weights, or (`whole`) the base's own, and a random head."""
+def _reward(world: World, folder: Path, device: str) -> Any:
+    """Return a scorer with a random head on the base: with random LoRA weights or, if `whole`, with the base's own."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification

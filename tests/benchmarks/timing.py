@@ -1,4 +1,4 @@
-"""Two things timed in turn, so that what else the machine does hits both; a ratio with its spread."""
+"""Time two functions in turn, so that other load on the machine affects both, and compare them by their ratio."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from collections.abc import Callable, Sequence
 
 
 def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> str:
-    """Medians in seconds, and the median and range of the rounds' ratios, as a table row's cells.
+    """Return the medians in seconds, and the median and range of the rounds' ratios, as the cells of a table row.
 
-    Each function runs once and gives back seconds; the first round warms up and is not counted.
+    Args:
+        ours: Runs once and returns seconds.
+        theirs: Runs once and returns seconds.
+        rounds: How often both run, after a first round that warms up and is not counted.
     """
-    ours(), theirs()
+    ours()
+    theirs()
     pairs = []
     for index in range(rounds):
         if index % 2:
             pairs.append((ours(), theirs()))
         else:
-            second = theirs()
-            pairs.append((ours(), second))
-    ratios = [a / b for a, b in pairs]
-    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return f"{mine:.2f} s | {other:.2f} s | {spread(ratios)}"
+            their_seconds = theirs()
+            pairs.append((ours(), their_seconds))
+    our_median, their_median = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = format_spread([our_seconds / their_seconds for our_seconds, their_seconds in pairs])
+    return f"{our_median:.2f} s | {their_median:.2f} s | {ratios}"
 
 
-def spread(ratios: Sequence[float]) -> str:
-    """Median and range."""
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})"
+def format_spread(values: Sequence[float]) -> str:
+    """Return the median and the range of `values`."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f})"

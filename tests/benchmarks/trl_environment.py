@@ -1,6 +1,6 @@
-"""A second virtual environment with TRL 1.12.0, the last release that had a PPO trainer, and else the versions of ours.
+"""A second virtual environment with TRL 1.12.0, the last release with a PPO trainer, and otherwise our versions.
 
-It is made once, beside our own, and again where constraints.txt has changed.
+It is created once, beside our own, and again if constraints.txt has changed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ PACKAGES = ("trl==1.12.0", "torch", "transformers", "peft", "datasets", "acceler
 
 
 def python() -> Path:
-    """Its interpreter. Makes the environment where it is not there, which takes minutes."""
-    interpreter, made_from = FOLDER / "bin" / "python", FOLDER / "constraints.txt"
+    """Return the environment's interpreter. Create the environment if it is missing, which takes minutes."""
+    interpreter = FOLDER / "bin" / "python"
+    installed = FOLDER / "constraints.txt"
     versions = (ROOT / "constraints.txt").read_text().splitlines()
     pins = "".join(f"{line}\n" for line in versions if not line.startswith("trl=="))
-    if made_from.is_file() and made_from.read_text() == pins:
+    if installed.is_file() and installed.read_text() == pins:
         return interpreter
-    print(f"making {FOLDER.name} …", flush=True)
+    print(f"creating {FOLDER.name} …", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], check=True)
-    asked = FOLDER / "asked.txt"
-    asked.write_text(pins)
-    install = ["-m", "pip", "install", "-qq", "--disable-pip-version-check", "--constraint", str(asked), *PACKAGES]
+    requested = FOLDER / "requested.txt"
+    requested.write_text(pins)
+    install = ["-m", "pip", "install", "-qq", "--disable-pip-version-check", "--constraint", str(requested), *PACKAGES]
     subprocess.run([str(interpreter), *install], check=True)
-    asked.rename(made_from)  # last: what is half made is made again
+    requested.rename(installed)  # last, so that an incomplete environment is created again
     return interpreter

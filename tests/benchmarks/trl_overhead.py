@@ -1,4 +1,4 @@
-"""What `rlhf sft` and `rlhf reward` cost over the TRL trainer that they wrap."""
+"""Measure the overhead of `rlhf sft` and `rlhf reward` over the TRL trainers that they wrap."""
 
 from __future__ import annotations
 
@@ -12,38 +12,43 @@ from typing import Any
 
 from tests.benchmarks.timing import compare
 
-STEPS, BATCH, LENGTH, ROUNDS = 60, 16, 128, 5
+STEPS = 60
+BATCH = 16
+LENGTH = 128  # tokens
+ROUNDS = 5
+VOCAB_SIZE = 512
 WORDS = ["the", "dog", "cat", "bird", "saw", "ran", "sat", "on", "under", "by", "big", "tree", "house", "and"]
 
 
 def run() -> None:
-    """Training time alone, the same model, rows and settings, in turn; a small Llama with LoRA, 60 steps."""
+    """Compare training time only: the same small Llama with LoRA, rows and settings, 60 steps, in turn."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _make_world(folder)
+        _write_project(folder)
         print("| | rlhf | trl | ratio, median (range) |\n|---|---|---|---|")
         for stage in ("sft", "reward"):
-            cells = compare(_ours(folder, stage), _theirs(folder, stage), ROUNDS)
+            cells = compare(_our_training(folder, stage), _trl_training(folder, stage), ROUNDS)
             print(f"| {stage} | {cells} |", flush=True)
 
 
-def _make_world(folder: Path) -> None:
+def _write_project(folder: Path) -> None:
+    """Write a base model, the rows and the recipe."""
     from rlhf_cli.recipe.schema import Architecture
-    from rlhf_cli.stages.pretrain import make_model, make_tokenizer
+    from rlhf_cli.stages.pretrain import make_model, train_tokenizer
 
-    draw = random.Random(0)
+    rng = random.Random(0)
 
     def sentence(words: int) -> str:
-        return " ".join(draw.choice(WORDS) for _ in range(words))
+        return " ".join(rng.choice(WORDS) for _ in range(words))
 
     rows = [
-        {"prompt": sentence(12), "chosen": f" {sentence(draw.randint(8, 40))}", "rejected": f" {sentence(30)}"}
+        {"prompt": sentence(12), "chosen": f" {sentence(rng.randint(8, 40))}", "rejected": f" {sentence(30)}"}
         for _ in range(STEPS * BATCH)
     ]
     demonstrations = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     for file, content in (("preferences.jsonl", rows), ("sft.jsonl", demonstrations)):
         (folder / file).write_text("".join(json.dumps(row) + "\n" for row in content))
-    tokenizer = make_tokenizer([row["prompt"] for row in rows], 512)
+    tokenizer = train_tokenizer([row["prompt"] for row in rows], VOCAB_SIZE)
     make_model(Architecture(), tokenizer).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     training = (
@@ -56,30 +61,31 @@ def _make_world(folder: Path) -> None:
     )
 
 
-def _ours(folder: Path, stage: str) -> Callable[[], float]:
-    from rlhf_cli.cli import progress
+def _our_training(folder: Path, stage: str) -> Callable[[], float]:
+    """Return a function that runs the stage and returns its training seconds."""
+    from rlhf_cli.cli.progress import SilentReporter
     from rlhf_cli.pipeline.runner import run_stage
-    from tests.support.recipe_files import load_recipe
+    from rlhf_cli.recipe.loader import read_recipe
 
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder / "recipe.yaml").recipe
 
-    def once() -> float:
-        with progress.reporter(json=True, quiet=True) as reporter:
-            outcome = run_stage(stage, recipe, folder / "runs", smoke=False, reporter=reporter)
-        seconds: float = outcome.manifest["metrics"][f"{stage}.train_seconds"]
+    def train() -> float:
+        result = run_stage(stage, recipe, folder / "runs", smoke=False, reporter=SilentReporter())
+        seconds: float = result.manifest["metrics"][f"{stage}.train_seconds"]
         return seconds
 
-    return once
+    return train
 
 
-def _theirs(folder: Path, stage: str) -> Callable[[], float]:
+def _trl_training(folder: Path, stage: str) -> Callable[[], float]:
+    """Return a function that trains with the stage's TRL trainer and returns the seconds."""
     import transformers
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    file, config, trainer_class, model_class, task, more = {
+    file, config, trainer_class, model_class, task, model_options = {
         "sft": ("sft.jsonl", SFTConfig, SFTTrainer, AutoModelForCausalLM, "CAUSAL_LM", {}),
         "reward": (
             "preferences.jsonl",
@@ -92,7 +98,7 @@ def _theirs(folder: Path, stage: str) -> Callable[[], float]:
     }[stage]
     rows = load_dataset("json", data_files=str(folder / file), split="train", cache_dir=str(folder / "cache"))
 
-    def once() -> float:
+    def train() -> float:
         transformers.set_seed(0)
         settings: dict[str, Any] = {
             "output_dir": str(folder / "trl"),
@@ -109,7 +115,7 @@ def _theirs(folder: Path, stage: str) -> Callable[[], float]:
             "disable_tqdm": True,
         }
         trainer = trainer_class(
-            model=model_class.from_pretrained(folder / "base", **more),
+            model=model_class.from_pretrained(folder / "base", **model_options),
             args=config(**settings),
             train_dataset=rows,
             processing_class=AutoTokenizer.from_pretrained(folder / "base"),
@@ -120,4 +126,4 @@ def _theirs(folder: Path, stage: str) -> Callable[[], float]:
         trainer.train()
         return time.perf_counter() - begin
 
-    return once
+    return train

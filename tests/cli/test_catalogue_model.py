@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.test_inputs import make_run
+from tests.support.made_runs import make_run
 from tests.support.command import Rlhf
 
 TURNS = [{"role": "user", "content": "Hi there"}]

@@ -1,191 +1,158 @@
-"""Each issue of a recipe or a command line, through `rlhf check` and a stage: where it is told, what fixes it, and
-that nothing was written."""
+"""Each issue of a recipe, through `rlhf check` and the stage: code, location, and nothing written.
+
+The messages and hints are asserted in tests/recipe and tests/pipeline.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.pipeline.test_inputs import make_run
+from tests.support.catalogue import check_in_fresh_interpreter, list_files, make_check_folder
 from tests.support.command import Rlhf
+from tests.support.made_runs import make_run
 
 DATA = "data: {sft: {path: rows.jsonl}, preferences: {path: rows.jsonl}, prompts: {path: rows.jsonl}}\n"
 HEAD = f"name: bot\nbase: {{model: ./base}}\n{DATA}"  # lines 1 to 3
+ALIAS_BOMB = "l0: &l0 x\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 8))
 
 
 class Case(NamedTuple):
-    """What is written, and what is to be told of it."""
+    """A recipe and its issue.
+
+    Attributes:
+        text: The recipe.
+        code: Code of the issue, without `recipe.`.
+        position: Line and column of the issue, or "" for the whole file.
+        stages: The stages that are checked and run; empty: those of the recipe are checked.
+        encoding: The encoding of the file.
+    """
 
     text: str
-    location: str
-    says: str
-    hint: str
+    code: str
+    position: str = ""
     stages: tuple[str, ...] = ("sft",)
-    code: int = 2
+    encoding: str = "utf-8"
 
 
-BOMB = "l0: &l0 x\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 8))
+def sft_case(settings: str, code: str, position: str = "4:7") -> Case:
+    """Return a recipe with an issue in its sft section."""
+    return Case(f"{HEAD}sft: {settings}", code, position)
+
 
 CASES = {
-    "unknown key": Case(
-        f"{HEAD}sft: {{learnig_rate: 1}}", "4:7", "sft.learnig_rate: unknown key.", "Did you mean learning_rate?"
+    # YAML
+    "duplicate_key": Case(f"{HEAD}sft:\n  epochs: 1\n  epochs: 2", "duplicate-key", "6:3"),
+    "tab_indent": Case(f"{HEAD}sft:\n\tepochs: 1", "invalid-yaml", "5:1"),
+    "empty_file": Case("", "not-a-mapping"),
+    "only_comments": Case("# later\n", "not-a-mapping"),
+    "list": Case("- sft\n", "not-a-mapping"),
+    "tag_that_builds_objects": Case(
+        f"{HEAD}sft: !!python/object/apply:os.system ['touch owned']", "invalid-yaml", "4:6"
     ),
-    "duplicate key": Case(
-        f"{HEAD}sft:\n  epochs: 1\n  epochs: 2", "6:3", "sft.epochs: duplicate key, first at bad.yaml:5:3.", "Keep one"
-    ),
-    "tab indent": Case(f"{HEAD}sft:\n\tepochs: 1", "5:1", "not YAML", "Indent with spaces, not tabs."),
-    "empty file": Case("", "", "the recipe is empty.", "Start with `name:`"),
-    "comments alone": Case("# later\n", "", "the recipe is empty.", "Start with `name:`"),
-    "a list": Case("- sft\n", "", "is not a mapping of keys to values.", "Start with `name:`"),
-    "wrong type": Case(f"{HEAD}sft: {{epochs: many}}", "4:7", "sft.epochs: found many, expected a valid number", ""),
-    "a number in quotes": Case(
-        f"{HEAD}sft: {{batch_size: '8'}}", "4:7", "sft.batch_size: found '8', expected a valid integer", ""
-    ),
-    "tag that builds objects": Case(
-        f"{HEAD}sft: !!python/object/apply:os.system ['touch owned']",
-        "4:6",
-        "tag:yaml.org,2002:python/object/apply:os.system is not allowed",
-        "Write a plain value.",
-    ),
-    "alias bomb": Case(HEAD + BOMB, "", "unfolds to more than 100,000 values", "Use fewer aliases."),
-    "not a number": Case(f"{HEAD}sft: {{learning_rate: .nan}}", "4:7", "found .nan, expected a finite number", ""),
-    "infinite": Case(f"{HEAD}sft: {{learning_rate: .inf}}", "4:7", "found .inf, expected a finite number", ""),
-    "huge integer": Case(
-        f"{HEAD}seed: {10**30}", "4:1", "seed: found 1000000000000000000000000000000, expected less than", ""
-    ),
-    "integer of 5,000 digits": Case(
-        f"{HEAD}seed: 1{'0' * 5000}", "4:7", "cannot be read as a number", "Write a number"
-    ),
-    "steps without end": Case(
-        f"{HEAD}sft: {{max_steps: {2**70}}}", "4:7", f"sft.max_steps: found {2**70}, expected less than", ""
-    ),
-    "learning rate of zero": Case(f"{HEAD}sft: {{learning_rate: 0}}", "4:7", "found 0, expected greater than 0", ""),
-    "learning rate below zero": Case(
-        f"{HEAD}sft: {{learning_rate: -1e-4}}", "4:7", "found -0.0001, expected greater than 0", ""
-    ),
-    "batch of zero": Case(f"{HEAD}sft: {{batch_size: 0}}", "4:7", "found 0, expected greater than 0", ""),
-    "zero steps": Case(f"{HEAD}sft: {{max_steps: 0}}", "4:7", "found 0, expected greater than 0", ""),
-    "epochs and steps": Case(
-        f"{HEAD}sft: {{epochs: 1, max_steps: 2}}", "4:18", "epochs and max_steps are both set", "Keep one of them."
-    ),
-    "absent data file": Case(
-        HEAD.replace("rows.jsonl", "row.jsonl", 1) + "sft:",
-        "3:14",
-        "there is no row.jsonl.",
-        "Did you mean rows.jsonl?",
-    ),
-    "absent base": Case(
-        HEAD.replace("./base", "./bse") + "sft:", "2:8", "there is no folder bse.", "Did you mean base?"
-    ),
-    "absent template": Case(
-        HEAD.replace("./base", "./base, chat_template: chat.jinja") + "sft:",
-        "2:23",
-        "no file chat.jinja",
-        ".jinja file",
-    ),
-    "absent parent": Case("extends: up.yaml\n" + HEAD, "1:1", "there is no file up.yaml.", "Check the path."),
-    "parents in a circle": Case("extends: bad.yaml\n" + HEAD, "1:1", "extends: goes in a circle", "Take one of them"),
-    "name with a slash": Case(HEAD.replace("bot", "../bot") + "sft:", "1:1", "name: found ../bot, expected", "letters"),
-    "name of dots": Case(HEAD.replace("bot", "..") + "sft:", "1:1", "name: found .., expected letters", ""),
-    "name with a control character": Case(HEAD.replace("bot", '"b\\x1bot"') + "sft:", "1:1", "name: found", "letters"),
-    "control character": Case(f"{HEAD}sft: # \x1b[2J", "4:8", "not YAML: the character U+001B.", "Remove it."),
-    "another encoding": Case("# caf\u00e9\n" + HEAD, "", "cannot be read", "Save it as UTF-8 text."),
-    "schema from the future": Case(
-        "schema: 2\n" + HEAD, "1:1", "schema: found 2, and this rlhf reads 1.", "newer rlhf"
-    ),
-    "schema that is none": Case(
-        "schema: one\n" + HEAD, "1:1", "schema: found one, and this rlhf reads 1.", "schema: 1"
-    ),
-    "trainer key that there is not": Case(
-        f"{HEAD}sft: {{trainer: {{warmup_stepz: 1}}}}",
-        "4:17",
-        "SFTConfig has no such key.",
-        "Did you mean warmup_steps?",
-    ),
-    "trainer key that the run owns": Case(
-        f"{HEAD}sft: {{trainer: {{output_dir: x}}}}", "4:17", "the run owns this key.", "Set --runs-dir."
-    ),
-    "trainer key that a field sets": Case(
-        f"{HEAD}sft: {{trainer: {{num_train_epochs: 1}}}}", "4:17", "the run owns this key.", "Set epochs."
-    ),
-    "trainer value of a wrong type": Case(
-        f"{HEAD}sft: {{trainer: {{weight_decay: much}}}}",
-        "4:17",
-        "sft.trainer.weight_decay: found much, expected a number.",
-        "",
-    ),
-    "batch that does not divide": Case(
-        f"{HEAD}sft: {{batch_size: 12}}", "4:7", "12 is not a multiple of micro_batch_size 8.", "a divisor of 12"
-    ),
-    "batch that does not divide over processes": Case(
+    "alias_bomb": Case(HEAD + ALIAS_BOMB, "too-complex"),
+    "integer_of_5000_digits": Case(f"{HEAD}seed: 1{'0' * 5000}", "invalid-value", "4:7"),
+    "control_character": Case(f"{HEAD}sft: # \x1b[2J", "invalid-yaml", "4:8"),
+    "latin_1": Case(f"# caf\u00e9\n{HEAD}", "unreadable", encoding="latin-1"),
+    # single fields
+    "unknown_key": sft_case("{learnig_rate: 1}", "unknown-key"),
+    "key_of_another_tool": sft_case("{cutoff_len: 512}", "unknown-key"),
+    "wrong_type": sft_case("{epochs: many}", "invalid-value"),
+    "number_in_quotes": sft_case("{batch_size: '8'}", "invalid-value"),
+    "nan": sft_case("{learning_rate: .nan}", "invalid-value"),
+    "infinity": sft_case("{learning_rate: .inf}", "invalid-value"),
+    "huge_seed": Case(f"{HEAD}seed: {10**30}", "invalid-value", "4:1"),
+    "huge_max_steps": sft_case(f"{{max_steps: {2**70}}}", "invalid-value"),
+    "zero_learning_rate": sft_case("{learning_rate: 0}", "invalid-value"),
+    "negative_learning_rate": sft_case("{learning_rate: -1e-4}", "invalid-value"),
+    "zero_batch_size": sft_case("{batch_size: 0}", "invalid-value"),
+    "zero_max_steps": sft_case("{max_steps: 0}", "invalid-value"),
+    "name_with_slash": Case(HEAD.replace("bot", "../bot") + "sft:", "invalid-value", "1:1"),
+    "name_of_dots": Case(HEAD.replace("bot", "..") + "sft:", "invalid-value", "1:1"),
+    "name_with_control_character": Case(HEAD.replace("bot", '"b\\x1bot"') + "sft:", "invalid-value", "1:1"),
+    "newer_schema": Case(f"schema: 2\n{HEAD}", "unsupported-schema", "1:1"),
+    "schema_that_is_not_a_number": Case(f"schema: one\n{HEAD}", "unsupported-schema", "1:1"),
+    # several fields
+    "epochs_and_max_steps": sft_case("{epochs: 1, max_steps: 2}", "conflicting-keys", "4:18"),
+    "batch_that_is_not_divisible": sft_case("{batch_size: 12}", "not-divisible"),
+    "batch_that_is_not_divisible_by_processes": Case(
         f"{HEAD}sft: {{batch_size: 32}}\nppo: {{rollout_batch_size: 120}}\nlaunch: {{processes: 3}}",
+        "not-divisible",
         "4:7",
-        "micro_batch_size 8 × 3 processes",
-        "a multiple of 3",
     ),
-    "absent run": Case(
-        f"{HEAD}ppo: {{start: sft@v0009, reward: [{{run: reward}}]}}",
-        "4:7",
-        "the run sft@v0009 does not exist.",
-        "",
-        ("ppo",),
+    "unknown_trainer_option": sft_case("{trainer: {warmup_stepz: 1}}", "unknown-key", "4:17"),
+    "trainer_option_of_the_run": sft_case("{trainer: {output_dir: x}}", "managed-key", "4:17"),
+    "trainer_option_of_a_field": sft_case("{trainer: {num_train_epochs: 1}}", "managed-key", "4:17"),
+    "trainer_value_of_wrong_type": sft_case("{trainer: {weight_decay: much}}", "invalid-value", "4:17"),
+    "stage_without_data": Case("name: bot\nbase: {model: ./base}\nsft:", "missing-data", "3:1"),
+    "no_stage": Case(HEAD, "no-stages", stages=()),
+    # files
+    "missing_data_file": Case(HEAD.replace("rows.jsonl", "row.jsonl", 1) + "sft:", "path-not-found", "3:14"),
+    "missing_base": Case(HEAD.replace("./base", "./bse") + "sft:", "path-not-found", "2:8"),
+    "missing_template": Case(
+        HEAD.replace("./base", "./base, chat_template: chat.jinja") + "sft:", "path-not-found", "2:23"
     ),
-    "no run of a stage yet": Case(
-        f"{HEAD}reward: {{start: sft}}", "4:10", "there is no sft run of bot in", "Run `rlhf sft` first", ("reward",)
+    "missing_extended_file": Case(f"extends: up.yaml\n{HEAD}", "path-not-found", "1:1"),
+    "circular_extends": Case(f"extends: bad.yaml\n{HEAD}", "circular-extends", "1:1"),
+    # runs
+    "missing_version": Case(
+        f"{HEAD}ppo: {{start: sft@v0009, reward: [{{run: reward}}]}}", "run-not-found", "4:7", ("ppo",)
     ),
-    "incomplete run": Case(f"{HEAD}export: {{of: sft@v0002}}", "4:10", "sft@v0002 is incomplete", "", ("export",)),
-    "smoke run": Case(f"{HEAD}export: {{of: sft@v0003}}", "4:10", "sft@v0003 is a smoke run", "", ("export",)),
-    "run of the wrong kind": Case(
-        f"{HEAD}export: {{of: reward}}",
-        "4:10",
-        "reward is a reward run, expected sft or ppo.",
-        "Name another",
-        ("export",),
-    ),
-    "stage without data": Case(
-        "name: bot\nbase: {model: ./base}\nsft:", "3:1", "data.sft: is missing, and sft needs it.", "Add data.sft"
-    ),
-    "no stage": Case(HEAD, "", "the recipe has no stage to run.", "Add one of the sections", ()),
+    "stage_without_runs": Case(f"{HEAD}reward: {{start: sft}}", "run-not-found", "4:10", ("reward",)),
+    "incomplete_run": Case(f"{HEAD}export: {{of: sft@v0002}}", "incomplete-run", "4:10", ("export",)),
+    "smoke_run": Case(f"{HEAD}export: {{of: sft@v0003}}", "smoke-run", "4:10", ("export",)),
+    "run_of_wrong_stage": Case(f"{HEAD}export: {{of: reward}}", "wrong-stage", "4:10", ("export",)),
 }
-NEEDS_RUNS = {"absent run", "incomplete run", "smoke run", "run of the wrong kind"}
+NEED_RUNS = {"missing_version", "incomplete_run", "smoke_run", "run_of_wrong_stage"}
 
 
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+def make_runs(runs: Path) -> None:
+    """Make complete runs of sft and reward, an incomplete one and a smoke run of sft."""
+    make_run(runs, "sft")
+    (make_run(runs, "sft") / "manifest.json").unlink()
+    make_run(runs, "sft", smoke=True)
+    make_run(runs, "reward")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_fault_of_the_recipe_is_told_at_its_place_with_its_mend_and_nothing_is_written(
+def test_check_and_stage_invalid_recipe_exits_2_with_code_and_location(
     rlhf: Rlhf, recipe_file: Path, name: str
 ) -> None:
     case, folder = CASES[name], recipe_file.parent
-    (folder / "bad.yaml").write_bytes(case.text.encode("latin-1" if name == "another encoding" else "utf-8"))
-    if name in NEEDS_RUNS:
-        runs = folder / "runs"
-        make_run(runs, "sft")
-        (make_run(runs, "sft") / "manifest.json").unlink()
-        make_run(runs, "sft", smoke=True)
-        make_run(runs, "reward")
-    before = files(folder)
-    ways = [("check", "-r", "bad.yaml", *case.stages, "--json")]
-    ways += [(stage, "-r", "bad.yaml", *more, "--json") for stage in case.stages for more in ((), ("--dry-run",))]
-    for words in ways:
+    (folder / "bad.yaml").write_bytes(case.text.encode(case.encoding))
+    if name in NEED_RUNS:
+        make_runs(folder / "runs")
+    before = list_files(folder)
+    commands = [("check", "-r", "bad.yaml", *case.stages, "--json")]
+    commands += [(stage, "-r", "bad.yaml", *more, "--json") for stage in case.stages for more in ((), ("--dry-run",))]
+    for words in commands:
         ended = rlhf(*words)
-        assert (ended.code, ended.json["exit_code"]) == (case.code, case.code), words
-        told = ended.json["issues"]
-        (issue,) = [error for error in told if case.says in error["message"]] or [{"location": told}]
-        assert issue["location"].startswith(f"bad.yaml:{case.location}" if case.location else ""), words
-        assert case.hint in issue["hint"] + issue["message"], words
-        assert len(told) == 1, told
+        assert (ended.code, ended.json["exit_code"]) == (2, 2), words
+        assert ended.issue["code"] == f"recipe.{case.code}", words
+        assert ended.issue["location"].startswith(f"bad.yaml:{case.position}" if case.position else ""), words
+        assert ended.issue["message"].split("\n")[0] in ended.err
+        assert f"[recipe.{case.code}]" in ended.err
         assert "Traceback" not in ended.err
-        assert issue["message"].split("\n")[0] in ended.err
-    assert files(folder) == before
+    assert list_files(folder) == before
 
 
-def test_all_faults_of_a_recipe_are_told_at_once_from_its_top_to_its_end(rlhf: Rlhf, recipe_file: Path) -> None:
+def test_check_invalid_recipe_loads_no_heavy_library(tmp_path: Path) -> None:
+    checks = []
+    for name, case in CASES.items():
+        folder = tmp_path / name
+        make_check_folder(folder)
+        (folder / "bad.yaml").write_bytes(case.text.encode(case.encoding))
+        if name in NEED_RUNS:
+            make_runs(folder / "runs")
+        checks.append((folder, case.stages))
+    result = check_in_fresh_interpreter(checks)
+    assert result.heavy_modules == []
+    assert result.exit_codes == [2] * len(checks)
+
+
+def test_stage_recipe_with_several_issues_prints_them_in_order_of_lines(rlhf: Rlhf, recipe_file: Path) -> None:
     (recipe_file.parent / "bad.yaml").write_text(
         "name: x\nbase: {model: ./base, quantise: nf4}\nsft:\n  learning_rate: fast\n  learning_rate: 1e-4\n"
         "reward:\n  batch_size: 12\ndata:\n  sft: {path: absent.jsonl}\n"
@@ -193,11 +160,15 @@ def test_all_faults_of_a_recipe_are_told_at_once_from_its_top_to_its_end(rlhf: R
     ended = rlhf("sft", "-r", "bad.yaml")
     assert (ended.code, ended.out) == (2, "")
     assert [line.split()[:2] for line in ended.err.splitlines()] == [
-        ["error", f"bad.yaml:{place}"] for place in ("2:23", "4:3", "5:3", "7:3", "9:9")
+        ["error", f"bad.yaml:{position}"] for position in ("2:23", "4:3", "5:3", "7:3", "9:9")
+    ]
+    assert ended.codes == [
+        f"recipe.{code}"
+        for code in ("unknown-key", "invalid-value", "duplicate-key", "not-divisible", "path-not-found")
     ]
 
 
-@pytest.mark.parametrize("text", ["schema: 1\n" + HEAD + "sft:", "\ufeff" + HEAD + "sft:", HEAD + "sft:\r\n"])
-def test_what_changes_no_meaning_is_taken(rlhf: Rlhf, recipe_file: Path, text: str) -> None:
+@pytest.mark.parametrize("text", [f"schema: 1\n{HEAD}sft:", f"\ufeff{HEAD}sft:", f"{HEAD}sft:\r\n"])
+def test_check_recipe_with_schema_byte_order_mark_or_crlf_is_valid(rlhf: Rlhf, recipe_file: Path, text: str) -> None:
     (recipe_file.parent / "good.yaml").write_text(text)
-    assert json.loads(rlhf("check", "-r", "good.yaml", "--json").out)["data"]["sft"]["train"] == 1
+    assert rlhf("check", "-r", "good.yaml", "--json").json["data"]["sft"]["train"] == 1

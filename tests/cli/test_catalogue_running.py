@@ -41,7 +41,7 @@ def failed_training(rlhf: Rlhf, stage: str, *words: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("body", "code", "pattern"),
     [
-        ("raise KeyError('a word')", "training.reward-failed", r"judge\.py:9 .*KeyError: 'a word'"),
+        ("raise KeyError('a word')", "training.reward-raised", r"judge\.py:9 .*KeyError: 'a word'"),
         ("return [1.0]*99", "training.invalid-reward", r"judge\.py.* 99\D.* 1\b"),
         ("return ['good' for _ in completions]", "training.invalid-reward", r"judge\.py.*'good'"),
         ("return [float('nan') for _ in completions]", "training.non-finite", r"ppo\.reward.*nan"),

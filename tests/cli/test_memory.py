@@ -1,4 +1,4 @@
-"""What a stage will take is told beforehand, refused where the device has less, and told again where it ran out."""
+"""Tests of the memory estimate through the commands: in a dry run, if it does not fit, and if memory ran out."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from rlhf_cli.models import adapters, device_memory
 from tests.support.command import Rlhf
 
 Capacity = Callable[[float], None]
+PARTS = ("weights", "adapters", "training", "activations", "cache", "logits", "copies", "mapped")
 
 
 @pytest.fixture
 def project(recipe_file: Path, tiny_base: Path) -> Path:
-    """The recipe on a base with a tokenizer, with rows of some length; its folder."""
+    """Put the recipe on a base with a tokenizer, and write rows of some length. Return its folder."""
     rows = [{"prompt": f"User: {i} ", "completion": "good night. " * 8} for i in range(40)]
     rows = [row | {"chosen": "yes", "rejected": "no"} for row in rows]
     (recipe_file.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -30,92 +31,96 @@ def project(recipe_file: Path, tiny_base: Path) -> Path:
 
 @pytest.fixture
 def capacity(monkeypatch: pytest.MonkeyPatch) -> Capacity:
-    """Sets how many bytes the device has; no row is short of memory for the C library's sake."""
+    """Return a function that sets the device's memory in bytes. The C library's allocator keeps its settings."""
     monkeypatch.setattr(device_memory, "release_freed_memory", lambda: None)
 
     def is_set(size: float) -> None:
-        monkeypatch.setattr(device_memory, "memory_capacity", lambda device: size)
+        monkeypatch.setattr(device_memory, "memory_capacity", lambda _: size)
 
     return is_set
 
 
-def estimated(rlhf: Rlhf, stage: str, *words: str) -> dict[str, Any]:
-    (shown,) = rlhf(stage, "-r", "r.yaml", *words, "--dry-run", "--json").json["dry_run"]
-    found = shown["memory"]
+def estimate(rlhf: Rlhf, stage: str, *words: str) -> dict[str, Any]:
+    """Return the memory estimate of a dry run."""
+    (preview,) = rlhf(stage, "-r", "r.yaml", *words, "--dry-run", "--json").json["dry_run"]
+    found = preview["memory"]
     assert isinstance(found, dict)
     return found
 
 
-def test_a_split_base_takes_its_part_in_each_process(rlhf: Rlhf, project: Path, tiny_base: Path) -> None:
-    whole = estimated(rlhf, "sft", "--set", "launch.processes=2")
-    split = estimated(rlhf, "sft", "--set", "launch.processes=2", "--set", "launch.strategy=fsdp")
+@pytest.mark.usefixtures("project")
+def test_estimate_of_sharded_base_has_half_of_it_and_one_whole_layer(rlhf: Rlhf, tiny_base: Path) -> None:
+    whole = estimate(rlhf, "sft", "--set", "launch.processes=2")
+    sharded = estimate(rlhf, "sft", "--set", "launch.processes=2", "--set", "launch.strategy=fsdp")
     layers = AutoModelForCausalLM.from_pretrained(tiny_base).model.layers
     sizes = [sum(4 * p.numel() for p in layer.parameters()) for layer in layers]
-    assert whole["weights"] - split["weights"] == pytest.approx(sum(sizes) / 2 - sizes[0], abs=2)
-
-
-PARTS = ("weights", "adapters", "training", "activations", "cache", "logits", "copies", "mapped")
+    assert whole["weights"] - sharded["weights"] == pytest.approx(sum(sizes) / 2 - sizes[0], abs=2)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 @pytest.mark.usefixtures("project")
-def test_a_dry_run_estimates_the_peak(rlhf: Rlhf, stage: str) -> None:
-    bare = ("--set", f"{stage}.start=base")
-    found = estimated(rlhf, stage, *bare)
+def test_dry_run_estimates_peak_from_its_parts(rlhf: Rlhf, stage: str) -> None:
+    from_base = ("--set", f"{stage}.start=base")
+    found = estimate(rlhf, stage, *from_base)
     assert found["total"] == pytest.approx(sum(found[name] for name in PARTS), abs=len(PARTS))
     assert found["device"] == "cpu"
     assert found["capacity"] > 1e9
     assert found["is_whole"]
-    assert re.search(
-        r"an estimated [\d.]+ MB of [\d.]+ GB \(cpu\), at", rlhf(stage, "-r", "r.yaml", *bare, "--dry-run").out
-    )
-    more = estimated(rlhf, stage, *bare, "--set", f"{stage}.micro_batch_size=32", "--set", f"{stage}.batch_size=32")
-    less = estimated(rlhf, stage, *bare, "--set", f"{stage}.micro_batch_size=2")
+    out = rlhf(stage, "-r", "r.yaml", *from_base, "--dry-run").out
+    assert re.search(r"  memory +an estimated [\d.]+ MB of [\d.,]+ GB \(cpu\)", out)
+    more = estimate(rlhf, stage, *from_base, "--set", f"{stage}.micro_batch_size=32", "--set", f"{stage}.batch_size=32")
+    less = estimate(rlhf, stage, *from_base, "--set", f"{stage}.micro_batch_size=2")
     assert more["activations"] == pytest.approx(16 * less["activations"], rel=0.05)
 
 
-def test_what_does_not_fit_is_refused_before_weights_are_loaded(
+def test_stage_that_does_not_fit_exits_5_before_weights_are_loaded_and_names_the_largest_batch_that_does(
     rlhf: Rlhf, project: Path, capacity: Capacity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = estimated(rlhf, "sft", "--set", "sft.micro_batch_size=8")["total"]
-    capacity(0.6 * whole)
-    monkeypatch.setattr(adapters, "load_policy", None)  # calling it would be a traceback
-    ended = rlhf("sft", "-r", "r.yaml", "--set", "sft.micro_batch_size=8", "--json")
-    assert ended.code == 5
-    (issue,) = ended.json["issues"]
-    assert "it does not fit: an estimated" in issue["message"]
+    total = estimate(rlhf, "sft", "--set", "sft.micro_batch_size=8")["total"]
+    capacity(0.6 * total)
+    monkeypatch.setattr(adapters, "load_policy", None)  # calling it would raise TypeError
+    result = rlhf("sft", "-r", "r.yaml", "--set", "sft.micro_batch_size=8", "--json")
+    assert (result.code, result.issue["code"]) == (5, "hardware.not-enough-memory")
+    suggested = re.search(r"sft\.micro_batch_size: (\d)", result.issue["hint"])
+    assert suggested is not None
     monkeypatch.undo()
-    capacity(0.6 * whole)
+    capacity(0.6 * total)
     monkeypatch.chdir(project)
-    named = re.search(r"sft\.micro_batch_size: (\d)", issue["hint"])
-    assert named is not None
-    assert rlhf("sft", "-r", "r.yaml", "--set", f"sft.micro_batch_size={named[1]}").code == 0
-    larger = next(n for n in (2, 4, 8) if n > int(named[1]))  # of those that divide the batch, it named the largest
+    assert rlhf("sft", "-r", "r.yaml", "--set", f"sft.micro_batch_size={suggested[1]}").code == 0
+    larger = next(n for n in (2, 4, 8) if n > int(suggested[1]))  # the divisors of the batch size
     assert rlhf("sft", "-r", "r.yaml", "--set", f"sft.micro_batch_size={larger}").code == 5
 
 
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        ((), "Set base.quantize: nf4."),
+        (("--set", "adapter=null"), "Train an adapter"),
+        (("--set", "base.quantize=nf4"), "Use a smaller base model"),
+    ],
+)
 @pytest.mark.usefixtures("project")
-def test_where_no_setting_helps_alone_all_are_named_or_a_smaller_base(rlhf: Rlhf, capacity: Capacity) -> None:
+def test_stage_that_fits_with_no_batch_size_suggests_the_next_setting(
+    rlhf: Rlhf, capacity: Capacity, overrides: tuple[str, ...], hint: str
+) -> None:
     capacity(1e4)
-    (issue,) = rlhf("sft", "-r", "r.yaml", "--json").json["issues"]
-    assert issue["hint"].startswith("Take a smaller base or shorter rows")
-    assert "sft.micro_batch_size: 1 " in issue["hint"]
+    result = rlhf("sft", "-r", "r.yaml", *overrides, "--json")
+    assert (result.code, result.issue["code"]) == (5, "hardware.not-enough-memory")
+    assert result.issue["hint"].startswith(hint)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 @pytest.mark.usefixtures("project")
-def test_memory_that_ran_out_is_told_with_the_estimate(
+def test_out_of_memory_exits_5_with_peak_estimate_and_a_setting(
     rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def load_policy(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(adapters, "load_policy", load_policy)
-    ended = rlhf("sft", "-r", "r.yaml", "--json")
-    assert ended.code == 5
-    (issue,) = ended.json["issues"]
-    assert re.match(r"out of memory before the first logged step, at a peak of .*B; incomplete: ", issue["message"])
-    assert re.search(
-        r"It takes an estimated .* with rows of 1,024 tokens\. Set sft\.micro_batch_size: \d", issue["hint"]
-    )
-    assert "Traceback" not in ended.err
+    result = rlhf("sft", "-r", "r.yaml", "--json")
+    assert (result.code, result.issue["code"]) == (5, "hardware.out-of-memory")
+    assert re.match(r"out of memory before the first step, at a peak of .*B; incomplete run: ", result.issue["message"])
+    for text in ("an estimated", "1,024 tokens", "sft.micro_batch_size: "):
+        assert text in result.issue["hint"]
+    assert "Traceback" not in result.err

@@ -1,4 +1,4 @@
-"""Fixtures of small tokenizers and files."""
+"""Fixtures of small tokenizers and data files."""
 
 from __future__ import annotations
 

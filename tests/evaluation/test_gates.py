@@ -1,4 +1,4 @@
-"""A gate's verdict, and what is said of a metric that no evaluation gives."""
+"""Gates compare a metric with bounds; unknown metrics are refused with suggestions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 import pytest
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.evaluation.gates import judge
+from rlhf_cli.evaluation.gates import evaluate_gates
 from rlhf_cli.recipe.schema import Gate
+from tests.support.issues import raises_issue
 
 METRICS = {"win_rate": 0.61, "reward.accuracy": 0.7, "kl": 4.0}
 
@@ -26,40 +27,41 @@ METRICS = {"win_rate": 0.61, "reward.accuracy": 0.7, "kl": 4.0}
         (Gate(metric="kl", min=1.0, max=6.0), True),
     ],
 )
-def test_a_gate_passes_within_its_bounds(gate: Gate, passed: bool) -> None:
-    (verdict,) = judge([gate], METRICS)
+def test_gate_passes_within_its_bounds(gate: Gate, passed: bool) -> None:
+    (verdict,) = evaluate_gates([gate], METRICS)
     assert verdict.passed is passed
     assert verdict.value == METRICS[gate.metric]
     assert verdict.text.startswith("pass" if passed else "FAIL")
 
 
-def test_the_verdict_says_the_value_and_the_bound() -> None:
-    (verdict,) = judge([Gate(metric="win_rate", min=0.65)], METRICS)
-    assert verdict.text == "FAIL  win_rate = 0.61, wanted at least 0.65"
+def test_verdict_text_holds_value_and_bound() -> None:
+    (verdict,) = evaluate_gates([Gate(metric="win_rate", min=0.65)], METRICS)
+    assert verdict.text == "FAIL  win_rate = 0.61, expected at least 0.65"
 
 
-def test_a_bound_of_zero_is_a_bound() -> None:
-    (verdict,) = judge([Gate(metric="kl", max=0.0)], METRICS)
+def test_gate_with_bound_zero_fails_above() -> None:
+    (verdict,) = evaluate_gates([Gate(metric="kl", max=0.0)], METRICS)
     assert not verdict.passed
 
 
-def test_what_is_not_a_number_passes_no_gate() -> None:
-    (verdict,) = judge([Gate(metric="kl", max=9.0)], {"kl": math.nan})
+def test_gate_fails_on_nan() -> None:
+    (verdict,) = evaluate_gates([Gate(metric="kl", max=9.0)], {"kl": math.nan})
     assert not verdict.passed
 
 
-def test_all_unknown_metrics_are_told_at_once_with_the_nearest_names() -> None:
+def test_unknown_metrics_raise_at_once_with_similar_names() -> None:
     gates = [Gate(metric="winrate", min=0.5), Gate(metric="kl", max=1), Gate(metric="accuracy", min=0.5)]
-    with pytest.raises(RecipeError) as caught:
-        judge(gates, METRICS)
-    first, second = caught.value.issues
-    assert "winrate" in first.message
-    assert "win_rate" in first.hint
+    with raises_issue("eval.unknown-metric", error=RecipeError) as issues:
+        evaluate_gates(gates, METRICS)
+    first, second = issues
+    assert first.message == "unknown metric winrate; this recipe's evaluation does not compute it."
+    assert first.hint == "Did you mean win_rate?"
     assert first.location == "eval.gates.0.metric"
     assert "reward.accuracy" in second.hint
     assert second.location == "eval.gates.2.metric"
 
 
-def test_a_name_like_no_other_gets_the_list() -> None:
-    with pytest.raises(RecipeError, match=r"kl, reward\.accuracy, win_rate"):
-        judge([Gate(metric="zzzzzz", min=0.5)], METRICS)
+def test_unknown_metric_without_similar_name_lists_all() -> None:
+    with raises_issue("eval.unknown-metric") as issues:
+        evaluate_gates([Gate(metric="zzzzzz", min=0.5)], METRICS)
+    assert issues[0].hint == "Metrics: kl, reward.accuracy, win_rate."

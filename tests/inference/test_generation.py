@@ -1,35 +1,50 @@
-"""Generation: what is sampled, where a response ends, and in which order prompts come."""
+"""Test generation: what is sampled, where a response ends, and that batching changes nothing."""
+
+from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf_cli.data import chat_template
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference import generation
 from rlhf_cli.inference.stopping import StoppingRules
-from tests.support.tiny_policy import EOS, PAD, VOCABULARY
+from tests.support.issues import raises_issue
+from tests.support.tiny_policy import EOS, PAD, VOCABULARY, Ragged
 
 
-class Ids(StoppingRules):
+class StopIds(StoppingRules):
     """End tokens without a tokenizer."""
 
-    def __init__(self, *ids):
+    def __init__(self, *ids: int) -> None:
         self.ids, self.strings = ids, ()
 
 
-OPTIONS = {"pad_id": PAD, "stops": Ids(EOS), "max_new_tokens": 6, "batch_size": 3}
-NEARLY_GREEDY = 1e-4
+NEARLY_GREEDY = 1e-4  # a temperature
 
 
-@pytest.fixture
-def model(base_folder):
-    return AutoModelForCausalLM.from_pretrained(base_folder)
+def generate(model: PreTrainedModel, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    """Generate up to 6 tokens in batches of 3, nearly greedily, unless options say otherwise."""
+    defaults: dict[str, Any] = {"pad_id": PAD, "stops": StopIds(EOS), "max_new_tokens": 6, "batch_size": 3}
+    return generation.generate(model, prompts, **{**defaults, "temperature": NEARLY_GREEDY, **options})
 
 
-def greedy(model, prompt, stop_ids, count):
+def generate_alone(model: PreTrainedModel, prompt: list[int], stop_ids: Sequence[int], count: int) -> list[int]:
+    """Generate greedily for one prompt, with plain forward passes."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
@@ -38,145 +53,131 @@ def greedy(model, prompt, stop_ids, count):
     return ids[len(prompt) :]
 
 
-def test_padded_batches_answer_as_each_prompt_alone_in_the_order_of_the_prompts(model, ragged):
-    prompts, _ = ragged
-    expected = [greedy(model, prompt, [EOS], 6) for prompt in prompts]
-    assert len({tuple(e) for e in expected}) > 4  # the prompts matter
-    assert generation.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS) == expected
-
-
-def test_a_response_ends_with_the_first_of_several_stop_ids(model, ragged):
-    prompts, _ = ragged
-    free = generation.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
-    stops = [free[0][2], free[3][1]]  # tokens that come up in the middle
-    stopped = generation.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "stops": Ids(*stops)})
-    assert stopped == [Ids(*stops).cut(greedy(model, prompt, stops, 6)) for prompt in prompts]
-    assert any(len(s) < 6 and s[-1] in stops for s in stopped)
-
-
-def test_end_token_is_kept_where_pad_is_the_end_token_and_in_the_last_slot():
-    assert Ids(EOS).cut([5, 6, EOS, EOS, EOS]) == [5, 6, EOS]
-    assert Ids(EOS).cut([5, 6, EOS]) == [5, 6, EOS]
-    assert not Ids(EOS).is_truncated([5, 6, EOS])
-    assert Ids(EOS).is_truncated([5, 6, 7])
-
-
-def test_pad_equal_to_end_token_generates_the_same(model, ragged):
-    prompts, _ = ragged
-    stop = generation.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)[0][1]
-    found = [
-        generation.generate(model, prompts, temperature=NEARLY_GREEDY, **{**OPTIONS, "pad_id": pad, "stops": Ids(stop)})
-        for pad in (PAD, stop)
-    ]
-    assert found[0] == found[1]
-    assert any(len(response) < 6 for response in found[0])
-
-
-def test_answers_are_the_same_however_many_rows_have_left_the_batch(model, ragged, monkeypatch):
-    """Rows that ended leave; the others go on from a cache that lost those rows, left padding and all."""
-    prompts = ragged[0] * 3
-    free = [greedy(model, prompt, [], 12) for prompt in prompts]
-    stops = Ids(*{free[0][1], free[1][4], free[2][8]})  # answers of many lengths
-    expected = [greedy(model, prompt, stops.ids, 12) for prompt in prompts]
-    assert len({len(e) for e in expected}) > 3
-    widths = []
-    sample = model.generate
-    monkeypatch.setattr(model, "generate", lambda **kw: widths.append(len(kw["input_ids"])) or sample(**kw))
-    options = {**OPTIONS, "stops": stops, "max_new_tokens": 12, "batch_size": 24}
-    assert generation.generate(model, prompts, temperature=NEARLY_GREEDY, **options) == expected
-    assert widths[0] == 24
-    assert len(widths) > 1
-    assert widths[1] <= 12
+@pytest.fixture
+def model(base_folder: Path) -> PreTrainedModel:
+    """Return the tiny base."""
+    return AutoModelForCausalLM.from_pretrained(base_folder)
 
 
 @pytest.fixture
-def words(base_folder):
+def tokenizer(base_folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of 28 words."""
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     chat_template.prepare(tokenizer, "auto")
     return tokenizer
 
 
-def test_an_answer_ends_where_its_text_holds_a_stop_string(model, words, ragged):
+def test_generate_padded_batches_equal_each_prompt_alone_in_order(model: PreTrainedModel, ragged: Ragged) -> None:
     prompts, _ = ragged
-    free = [greedy(model, prompt, [EOS], 8) for prompt in prompts]
-    row, at = next(
+    expected = [generate_alone(model, prompt, [EOS], 6) for prompt in prompts]
+    assert len({tuple(response) for response in expected}) > 4  # the prompts matter
+    assert generate(model, prompts) == expected
+
+
+def test_generate_several_stop_ids_ends_at_the_first(model: PreTrainedModel, ragged: Ragged) -> None:
+    prompts, _ = ragged
+    free = generate(model, prompts)
+    stop_ids = [free[0][2], free[3][1]]  # tokens in the middle of responses
+    stops = StopIds(*stop_ids)
+    stopped = generate(model, prompts, stops=stops)
+    assert stopped == [stops.trim(generate_alone(model, prompt, stop_ids, 6)) for prompt in prompts]
+    assert any(len(response) < 6 and response[-1] in stop_ids for response in stopped)
+
+
+def test_generate_pad_equal_to_end_token_gives_same_responses(model: PreTrainedModel, ragged: Ragged) -> None:
+    prompts, _ = ragged
+    stop_id = generate(model, prompts)[0][1]
+    by_pad, by_stop = (generate(model, prompts, pad_id=pad, stops=StopIds(stop_id)) for pad in (PAD, stop_id))
+    assert by_pad == by_stop
+    assert any(len(response) < 6 for response in by_pad)
+
+
+def test_generate_rows_that_ended_leave_the_batch_without_changing_the_others(
+    model: PreTrainedModel, ragged: Ragged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ragged[0] * 3
+    free = [generate_alone(model, prompt, [], 12) for prompt in prompts]
+    stops = StopIds(*{free[0][1], free[1][4], free[2][8]})  # responses of many lengths
+    expected = [generate_alone(model, prompt, stops.ids, 12) for prompt in prompts]
+    assert len({len(response) for response in expected}) > 3
+    batch_sizes: list[int] = []
+    library_generate = model.generate
+
+    def count_rows(**options: Any) -> object:
+        batch_sizes.append(len(options["input_ids"]))
+        return library_generate(**options)
+
+    monkeypatch.setattr(model, "generate", count_rows)
+    assert generate(model, prompts, stops=stops, max_new_tokens=12, batch_size=24) == expected
+    assert batch_sizes[0] == 24
+    assert len(batch_sizes) > 1
+    assert batch_sizes[1] <= 12
+
+
+def test_generate_stop_string_ends_responses_that_contain_it(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ragged: Ragged
+) -> None:
+    prompts, _ = ragged
+    free = [generate_alone(model, prompt, [EOS], 8) for prompt in prompts]
+    row, start = next(
         (i, j) for i, ids in enumerate(free) for j in range(1, 6) if ids[j] != ids[j - 1] and min(ids[: j + 2]) > 3
     )
-    phrase = words.decode(free[row][at : at + 2])  # two words in the middle of an answer
-    stops = StoppingRules(words, [phrase])
-    options = {**OPTIONS, "stops": stops, "max_new_tokens": 8, "batch_size": 8}
-    found = generation.generate(model, prompts, temperature=NEARLY_GREEDY, **options)
-    assert found[row] == free[row][: at + 2]
-    assert stops.text(found[row]).strip() == words.decode(free[row][:at])
+    phrase = tokenizer.decode(free[row][start : start + 2])  # two words in the middle of a response
+    stops = StoppingRules(tokenizer, [phrase])
+    found = generate(model, prompts, stops=stops, max_new_tokens=8, batch_size=8)
+    assert found[row] == free[row][: start + 2]
+    assert stops.text(found[row]).strip() == tokenizer.decode(free[row][:start])
     assert not stops.is_truncated(found[row])
-    for answer, whole in zip(found, free, strict=True):
-        if phrase not in words.decode(whole):
-            assert answer == whole
-            assert stops.is_truncated(answer) == (whole[-1] != EOS)
+    for response, whole in zip(found, free, strict=True):
+        if phrase not in tokenizer.decode(whole):
+            assert response == whole
+            assert stops.is_truncated(response) == (whole[-1] != EOS)
 
 
-def test_a_stop_string_that_the_prompt_began_is_none(words):
-    """`w1 w2` is looked for in the answer alone."""
-    assert StoppingRules(words, ["w1 w2"]).cut([6, 7, 5, 6]) == [6, 7, 5, 6]  # w2 w3 w1 w2: only the last two are it
-    assert StoppingRules(words, ["w1 w2"]).cut([6, 7, 8]) == [6, 7, 8]
-
-
-def test_the_models_own_generation_config_changes_nothing(model, ragged):
+def test_generate_ignores_and_restores_the_models_generation_config(model: PreTrainedModel, ragged: Ragged) -> None:
     prompts, _ = ragged
     torch.manual_seed(0)
-    expected = generation.generate(model, prompts, temperature=1.0, **OPTIONS)
+    expected = generate(model, prompts, temperature=1.0)
     own = GenerationConfig(do_sample=True, repetition_penalty=9.0, top_k=1, min_p=0.9, suppress_tokens=[5, 6, 7, 8])
     model.generation_config = own
     torch.manual_seed(0)
-    assert generation.generate(model, prompts, temperature=1.0, **OPTIONS) == expected
+    assert generate(model, prompts, temperature=1.0) == expected
     assert model.generation_config is own
 
 
-def test_samples_follow_the_softmax_at_the_temperature(model):
-    prompt = [5, 9, 11]
+def test_generate_samples_follow_softmax_at_temperature(model: PreTrainedModel) -> None:
+    prompt, count = [5, 9, 11], 4000
     with torch.no_grad():
         expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1] / 0.7, dim=-1)
     torch.manual_seed(0)
-    options = {**OPTIONS, "max_new_tokens": 1, "batch_size": 4000}
-    drawn = Counter(r[0] for r in generation.generate(model, [prompt] * 4000, temperature=0.7, **options))
+    responses = generate(model, [prompt] * count, temperature=0.7, max_new_tokens=1, batch_size=count)
+    drawn = Counter(response[0] for response in responses)
     for token in range(VOCABULARY):
         p = float(expected[token])
-        assert abs(drawn[token] / 4000 - p) < 5 * (p * (1 - p) / 4000) ** 0.5 + 1e-3  # five standard errors
+        assert abs(drawn[token] / count - p) < 5 * (p * (1 - p) / count) ** 0.5 + 1e-3  # five standard errors
 
 
-def test_no_token_is_out_of_reach_in_a_vocabulary_above_the_default_top_k():
+def test_generate_vocabulary_above_default_top_k_reaches_every_token() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=120, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     model = LlamaForCausalLM(config)  # nearly uniform: fresh weights are small
-    options = {**OPTIONS, "max_new_tokens": 1, "batch_size": 4000}
-    drawn = {r[0] for r in generation.generate(model, [[5]] * 4000, temperature=1.0, **options)}
-    assert len(drawn) == 120  # one of 120 is missed by 4000 draws with probability 1e-12
+    responses = generate(model, [[5]] * 4000, temperature=1.0, max_new_tokens=1, batch_size=4000)
+    # 4000 draws miss one of 120 tokens with probability 1e-12.
+    assert len({response[0] for response in responses}) == 120
 
 
-def test_dropout_is_off_and_the_mode_is_given_back(base_folder, ragged):
+def test_generate_turns_dropout_off_and_restores_the_mode(base_folder: Path, ragged: Ragged) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_folder, attention_dropout=0.9).train()
     plain = AutoModelForCausalLM.from_pretrained(base_folder)
     prompts, _ = ragged
-    found = generation.generate(model, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
-    assert found == generation.generate(plain, prompts, temperature=NEARLY_GREEDY, **OPTIONS)
+    assert generate(model, prompts) == generate(plain, prompts)
     assert model.training
 
 
-def test_logits_that_are_not_finite_are_told_as_divergence(model):
+def test_generate_non_finite_logits_raises_issue(model: PreTrainedModel) -> None:
     model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(DivergedError, match="logits are not finite"):
-        generation.generate(model, [[5]], temperature=1.0, **OPTIONS)
-
-
-def test_every_prompt_comes_once_an_epoch_in_an_order_that_the_seed_decides():
-    order = generation.PromptOrder(10, seed=3)
-    taken = [i for _ in range(5) for i in order.take(4)]
-    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
-    assert taken[:10] != taken[10:]
-    assert taken == generation.PromptOrder(10, seed=3).take(20)
-    assert taken != generation.PromptOrder(10, seed=4).take(20)
-    resumed = generation.PromptOrder(10, seed=3)
-    resumed.served = 8
-    assert resumed.take(4) == taken[8:12]
+    with raises_issue("training.non-finite", error=DivergedError) as issues:
+        generate(model, [[5]], temperature=1.0)
+    assert issues[0].message == "sampling: the model's logits are not finite."

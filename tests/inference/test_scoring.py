@@ -1,108 +1,128 @@
-"""Scores of token sequences: padding and batching change nothing, and they are the library's own numbers."""
+"""Test scores of token sequences: padding and batching change nothing, and they equal the library's own numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_cli.inference import scoring
-from rlhf_cli.ppo import actor_critic
-from tests.support.tiny_policy import EOS, PAD
+from rlhf_cli.ppo.actor_critic import POLICY, VALUE
+from tests.support.tiny_policy import EOS, PAD, MakeActorCritic, Ragged
 
 ATOL = 1e-5  # float32 log-probabilities of order 10, summed in another order
 
 
-def close(got, expected):
-    torch.testing.assert_close(got, expected, atol=ATOL, rtol=0)
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """Assert that two tensors are equal up to the order of summation."""
+    torch.testing.assert_close(found, expected, atol=ATOL, rtol=0)
 
 
-def test_token_logprobs_equal_a_plain_forward_of_each_row_alone(make_cast, base_folder, sft_folder, ragged):
+def test_token_logprobs_equal_plain_forward_of_each_row(
+    make_actor_critic: MakeActorCritic, base_folder: Path, sft_folder: Path, ragged: Ragged
+) -> None:
     prompts, responses = ragged
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), sft_folder).eval()
-    bank = make_cast(sft_folder).bank
-    found = scoring.token_logprobs(
-        bank, actor_critic.POLICY, prompts, responses, pad_id=PAD, temperature=0.7, max_tokens=40
-    )
-    for prompt, response, got in zip(prompts, responses, found, strict=True):
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), sft_folder).eval()
+    model = make_actor_critic(sft_folder).model
+    found = scoring.token_logprobs(model, POLICY, prompts, responses, pad_id=PAD, temperature=0.7, max_tokens=40)
+    for prompt, response, logprobs in zip(prompts, responses, found, strict=True):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            logits = plain(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(logits / 0.7, dim=-1)[torch.arange(len(response)), response]
-        close(got, expected)
-        assert got.dtype == torch.float32
+        assert_close(logprobs, expected)
+        assert logprobs.dtype == torch.float32
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 10_000])
-def test_the_budget_of_tokens_changes_no_score(make_cast, sft_folder, reward_folder, ragged, max_tokens):
+def test_scores_do_not_depend_on_max_tokens(
+    make_actor_critic: MakeActorCritic, sft_folder: Path, reward_folder: Path, ragged: Ragged, max_tokens: int
+) -> None:
     prompts, responses = ragged
-    cast = make_cast(sft_folder, reward_folder)
+    actor_critic = make_actor_critic(sft_folder, reward_folder)
+    model = actor_critic.model
 
-    def scores(budget):
-        options = {"pad_id": PAD, "max_tokens": budget}
-        policy = scoring.policy_scores(cast.bank, actor_critic.POLICY, prompts, responses, temperature=1.0, **options)
-        values = scoring.token_values(cast.bank, cast.trunk, actor_critic.VALUE, prompts, responses, **options)
-        final = scoring.final_scores(cast.bank, "reward", prompts, **options)
-        return [*(x for score in policy for x in score), *values, final]
+    def all_scores(budget: int) -> list[Tensor]:
+        policy = scoring.policy_scores(
+            model, POLICY, prompts, responses, pad_id=PAD, temperature=1.0, max_tokens=budget
+        )
+        values = scoring.token_values(
+            model, actor_critic.trunk, VALUE, prompts, responses, pad_id=PAD, max_tokens=budget
+        )
+        final = scoring.final_scores(model, "reward", prompts, pad_id=PAD, max_tokens=budget)
+        return [*(tensor for score in policy for tensor in score), *values, final]
 
-    for got, expected in zip(scores(max_tokens), scores(45), strict=True):
-        close(got, expected)
+    for found, expected in zip(all_scores(max_tokens), all_scores(45), strict=True):
+        assert_close(found, expected)
+
+
+def test_policy_scores_logprobs_equal_token_logprobs(
+    make_actor_critic: MakeActorCritic, sft_folder: Path, ragged: Ragged
+) -> None:
+    """With and without entropies the numbers are the same to the last bit."""
+    model = make_actor_critic(sft_folder).model
+    scores = scoring.policy_scores(model, POLICY, *ragged, pad_id=PAD, temperature=0.7, max_tokens=40)
+    logprobs = scoring.token_logprobs(model, POLICY, *ragged, pad_id=PAD, temperature=0.7, max_tokens=40)
+    assert all(torch.equal(score.logprobs, own) for score, own in zip(scores, logprobs, strict=True))
 
 
 @pytest.mark.parametrize("pad_id", [PAD, EOS])
-def test_final_scores_of_a_batch_equal_the_sequence_classifier_on_each_row(
-    make_cast, base_folder, sft_folder, reward_folder, ragged, pad_id
-):
+def test_final_scores_equal_sequence_classifier_on_each_row(
+    make_actor_critic: MakeActorCritic,
+    base_folder: Path,
+    sft_folder: Path,
+    reward_folder: Path,
+    ragged: Ragged,
+    pad_id: int,
+) -> None:
     prompts, responses = ragged
-    sequences = [p + r for p, r in zip(prompts, responses, strict=True)]
+    sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     scorer = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
-    scorer.config.pad_token_id = pad_id  # where it is the end token too, the scorer reads one token before the end
+    scorer.config.pad_token_id = pad_id  # if it is also the end token, the scorer reads one token before the end
     scorer = PeftModel.from_pretrained(scorer, reward_folder).eval()
     with torch.no_grad():
         expected = torch.cat([scorer(torch.tensor([ids])).logits[:, 0] for ids in sequences])
-    bank = make_cast(sft_folder, reward_folder).bank
-    together = scoring.final_scores(bank, "reward", sequences, pad_id=pad_id, max_tokens=10_000)
-    alone = [scoring.final_scores(bank, "reward", [ids], pad_id=pad_id, max_tokens=10_000) for ids in sequences]
-    close(together, expected)
-    close(torch.cat(alone), expected)
+    model = make_actor_critic(sft_folder, reward_folder).model
+    together = scoring.final_scores(model, "reward", sequences, pad_id=pad_id, max_tokens=10_000)
+    alone = [scoring.final_scores(model, "reward", [ids], pad_id=pad_id, max_tokens=10_000) for ids in sequences]
+    assert_close(together, expected)
+    assert_close(torch.cat(alone), expected)
     assert expected.std() > 0.01  # the rows differ, so order matters
 
 
-def test_the_critic_starts_as_the_reward_model_reading_before_each_token(make_cast, sft_folder, reward_folder, ragged):
+def test_token_values_new_critic_is_reward_model_before_each_token(
+    make_actor_critic: MakeActorCritic, sft_folder: Path, reward_folder: Path, ragged: Ragged
+) -> None:
     prompts, responses = ragged
-    cast = make_cast(sft_folder, reward_folder)
-    values = scoring.token_values(
-        cast.bank, cast.trunk, actor_critic.VALUE, prompts, responses, pad_id=PAD, max_tokens=64
-    )
-    prefixes = [p + r[:-1] for p, r in zip(prompts, responses, strict=True)]  # the state before the last token
-    expected = scoring.final_scores(cast.bank, "reward", prefixes, pad_id=PAD, max_tokens=64)
-    close(torch.stack([v[-1] for v in values]), expected)
-    assert [len(v) for v in values] == [len(r) for r in responses]
+    actor_critic = make_actor_critic(sft_folder, reward_folder)
+    model = actor_critic.model
+    values = scoring.token_values(model, actor_critic.trunk, VALUE, prompts, responses, pad_id=PAD, max_tokens=64)
+    prefixes = [prompt + response[:-1] for prompt, response in zip(prompts, responses, strict=True)]
+    expected = scoring.final_scores(model, "reward", prefixes, pad_id=PAD, max_tokens=64)
+    assert_close(torch.stack([row[-1] for row in values]), expected)
+    assert [len(row) for row in values] == [len(response) for response in responses]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_without_a_reward_run_the_critic_predicts_zero(make_cast, sft_folder, ragged, kind):
+def test_token_values_critic_without_reward_run_predicts_zero(
+    make_actor_critic: MakeActorCritic, sft_folder: Path, ragged: Ragged, kind: str
+) -> None:
+    actor_critic = make_actor_critic(sft_folder, kind=kind)
+    values = scoring.token_values(actor_critic.model, actor_critic.trunk, VALUE, *ragged, pad_id=PAD, max_tokens=64)
+    assert all(bool((row == 0).all()) for row in values)
+
+
+def test_policy_scores_entropy_is_of_the_sampled_distribution(
+    make_actor_critic: MakeActorCritic, sft_folder: Path, ragged: Ragged
+) -> None:
     prompts, responses = ragged
-    cast = make_cast(sft_folder, kind=kind)
-    values = scoring.token_values(
-        cast.bank, cast.trunk, actor_critic.VALUE, prompts, responses, pad_id=PAD, max_tokens=64
+    model = make_actor_critic(sft_folder).model
+    (score,) = scoring.policy_scores(
+        model, POLICY, prompts[:1], responses[:1], pad_id=PAD, temperature=0.5, max_tokens=64
     )
-    assert all((v == 0).all() for v in values)
-
-
-def test_entropy_is_of_the_distribution_that_was_sampled_from(make_cast, sft_folder, ragged):
-    prompts, responses = ragged
-    bank = make_cast(sft_folder).bank
-    found = scoring.policy_scores(
-        bank, actor_critic.POLICY, prompts[:1], responses[:1], pad_id=PAD, temperature=0.5, max_tokens=64
-    )
-    with bank.use(actor_critic.POLICY) as model, torch.no_grad():
-        logits = model(torch.tensor([prompts[0] + responses[0]])).logits[0, len(prompts[0]) - 1 : -1]
-    close(found[0].entropy, torch.distributions.Categorical(logits=logits / 0.5).entropy())
-
-
-def test_pack_keeps_to_the_budget_and_loses_no_row():
-    lengths = [3, 50, 7, 7, 1, 20, 19]
-    groups = scoring.pack(lengths, 40)
-    assert sorted(i for group in groups for i in group) == list(range(7))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 40
-    assert groups[1] == [5, 6]  # like lengths share a batch
+    with model.use(POLICY) as causal_lm, torch.no_grad():
+        logits = causal_lm(torch.tensor([prompts[0] + responses[0]])).logits[0, len(prompts[0]) - 1 : -1]
+    assert_close(score.entropy, torch.distributions.Categorical(logits=logits / 0.5).entropy())

@@ -1,79 +1,104 @@
-"""Log-probabilities, entropies and their gradients by chunks, against plain autograd on the whole logits."""
+"""Test log-probabilities, entropies and their gradients by chunks against plain autograd on all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_cli.inference import token_logprobs
+from rlhf_cli.inference.token_logprobs import chunked_token_scores
 
 N, H, V = 23, 16, 40
+TEMPERATURE = 0.7
 
 
-def plain(layer, hidden, tokens, temperature):
-    """As a textbook has it, all logits at once."""
-    log_p = torch.log_softmax(layer(hidden) / temperature, dim=-1)
-    return log_p[torch.arange(len(tokens)), tokens], -(log_p.exp() * log_p).sum(dim=-1)
+class Drawn(NamedTuple):
+    """Random inputs, and the gradients of both outputs."""
+
+    hidden: Tensor  # (N, H)
+    tokens: Tensor  # (N,)
+    grad_logprobs: Tensor  # (N,)
+    grad_entropy: Tensor  # (N,)
 
 
 @pytest.fixture
-def drawn():
+def drawn() -> Drawn:
+    """Draw inputs."""
     torch.manual_seed(3)
-    return torch.randn(N, H), torch.randint(0, V, (N,)), torch.randn(N), torch.randn(N)
+    return Drawn(torch.randn(N, H), torch.randint(0, V, (N,)), torch.randn(N), torch.randn(N))
+
+
+def plain_scores(layer: nn.Linear, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies from all logits at once."""
+    log_p = torch.log_softmax(layer(hidden) / TEMPERATURE, dim=-1)
+    return log_p[torch.arange(len(tokens)), tokens], -(log_p.exp() * log_p).sum(dim=-1)
 
 
 @pytest.mark.parametrize("chunk", [1, 5 * V, 10**9])
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradients_are_those_of_the_whole_logits(drawn, monkeypatch, chunk, is_trained, bias):
+def test_chunked_token_scores_values_and_gradients_equal_whole_logits(
+    drawn: Drawn, monkeypatch: pytest.MonkeyPatch, chunk: int, is_trained: bool, bias: bool
+) -> None:
     monkeypatch.setitem(token_logprobs.CHUNK_LOGITS, "cpu", chunk)
-    hidden, tokens, up, up_entropy = drawn
     layer = nn.Linear(H, V, bias=bias).requires_grad_(is_trained)
-    found, expected = [], []
-    for results, score in (
-        (found, lambda x: token_logprobs.token_scores(layer, V, x, tokens, 0.7, with_entropy=True)),
-        (expected, lambda x: plain(layer, x, tokens, 0.7)),
-    ):
-        x = hidden.clone().requires_grad_()
+
+    def results(score: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
+        hidden = drawn.hidden.clone().requires_grad_()
         layer.zero_grad(set_to_none=True)
-        logprobs, entropy = score(x)
-        (logprobs @ up + entropy @ up_entropy).backward()
-        results += [logprobs, entropy, x.grad, *(p.grad.clone() for p in layer.parameters() if is_trained)]
-    assert len(found) == 3 + is_trained * (1 + bias)
-    for got, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        logprobs, entropy = score(hidden)
+        (logprobs @ drawn.grad_logprobs + entropy @ drawn.grad_entropy).backward()
+        gradients = [hidden.grad, *(parameter.grad for parameter in layer.parameters() if is_trained)]
+        return [logprobs, entropy, *(gradient.clone() for gradient in gradients if gradient is not None)]
+
+    found = results(lambda x: chunked_token_scores(layer, V, x, drawn.tokens, TEMPERATURE, with_entropy=True))
+    expected = results(lambda x: plain_scores(layer, x, drawn.tokens))
+    trained_count = len(list(layer.parameters())) if is_trained else 0
+    assert len(found) == 3 + trained_count
+    for tensor, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(tensor, reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_with_and_without_gradients_the_numbers_are_equal_to_the_last_bit(drawn, is_trained):
-    """Old log-probabilities come from a forward pass without gradients: the first ratio is 1."""
-    hidden, tokens, *_ = drawn
+def test_chunked_token_scores_with_and_without_gradients_are_bit_equal(drawn: Drawn, is_trained: bool) -> None:
+    """Old log-probabilities come from a forward pass without gradients: the first ratio must be 1."""
     layer = nn.Linear(H, V, bias=False).requires_grad_(is_trained)
     with torch.no_grad():
-        old = token_logprobs.token_scores(layer, V, hidden, tokens, 0.7, with_entropy=True)
-    new = token_logprobs.token_scores(layer, V, hidden.clone().requires_grad_(), tokens, 0.7, with_entropy=False)
+        old = chunked_token_scores(layer, V, drawn.hidden, drawn.tokens, TEMPERATURE, with_entropy=True)
+    hidden = drawn.hidden.clone().requires_grad_()
+    new = chunked_token_scores(layer, V, hidden, drawn.tokens, TEMPERATURE, with_entropy=False)
     assert torch.equal(old.logprobs, new.logprobs)
     assert new.entropy.numel() == 0
 
 
-def test_a_token_that_cannot_come_adds_nothing_to_the_entropy(drawn):
-    hidden, tokens, *_ = drawn
+def test_chunked_token_scores_impossible_token_adds_nothing_to_entropy(drawn: Drawn) -> None:
     layer = nn.Linear(H, V).requires_grad_(False)
     layer.bias[7] = -torch.inf
-    x = hidden.requires_grad_()
-    entropy = token_logprobs.token_scores(layer, V, x, torch.zeros_like(tokens), 1.0, with_entropy=True).entropy
-    kept = [i for i in range(V) if i != 7]
-    expected = torch.distributions.Categorical(logits=(x @ layer.weight.T + layer.bias)[:, kept]).entropy()
-    torch.testing.assert_close(entropy, expected, rtol=1e-5, atol=1e-5)
+    hidden = drawn.hidden.requires_grad_()
+    tokens = torch.zeros_like(drawn.tokens)
+    entropy = chunked_token_scores(layer, V, hidden, tokens, 1.0, with_entropy=True).entropy
+    possible = [token for token in range(V) if token != 7]
+    logits = (hidden @ layer.weight.T + layer.bias)[:, possible]
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy(), rtol=1e-5, atol=1e-5)
     entropy.sum().backward()
-    assert x.grad.isfinite().all()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
 
 
-def test_no_more_logits_than_a_chunk_are_alive(drawn, monkeypatch):
+def test_chunked_token_scores_hold_one_chunk_of_logits_at_a_time(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(token_logprobs.CHUNK_LOGITS, "cpu", 4 * V)
-    hidden, tokens, *_ = drawn
-    seen = []
-    softmax = torch.log_softmax
-    monkeypatch.setattr(torch, "log_softmax", lambda x, dim: seen.append(x.shape) or softmax(x, dim))
+    shapes: list[tuple[int, ...]] = []
+    log_softmax = torch.log_softmax
+
+    def record_shape(logits: Tensor, dim: int) -> Tensor:
+        shapes.append(tuple(logits.shape))
+        return log_softmax(logits, dim)
+
+    monkeypatch.setattr(torch, "log_softmax", record_shape)
     layer = nn.Linear(H, V).requires_grad_(False)
-    token_logprobs.token_scores(layer, V, hidden.requires_grad_(), tokens, 1.0, with_entropy=False)
-    assert seen == [(4, V)] * 5 + [(3, V)]
+    chunked_token_scores(layer, V, drawn.hidden.requires_grad_(), drawn.tokens, 1.0, with_entropy=False)
+    assert shapes == [(4, V)] * 5 + [(3, V)]

@@ -1,4 +1,6 @@
-"""Where a score is read, and heads as reward models store them."""
+"""Test where a score is read, and score heads as reward models store them."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -10,6 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.heads import ScalarHead, has_score_head, load_score_head, score_index
+from tests.support.issues import raises_issue
+from tests.support.plain_models import Padded
 
 PAD = 0
 
@@ -24,11 +28,11 @@ PAD = 0
         ([PAD, PAD, PAD, PAD, PAD], 0),
     ],
 )
-def test_score_is_read_at_the_rightmost_token_that_is_not_padding(row: list[int], index: int) -> None:
+def test_score_index_is_rightmost_token_that_is_not_padding(row: list[int], index: int) -> None:
     assert score_index(torch.tensor([row]), PAD).tolist() == [index]
 
 
-def test_score_index_and_head_give_the_scores_of_transformers(base_folder: Path, padded: dict) -> None:
+def test_score_index_and_head_equal_scores_of_transformers(base_folder: Path, padded: Padded) -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
     model.config.pad_token_id = PAD
@@ -44,17 +48,17 @@ def test_score_index_and_head_give_the_scores_of_transformers(base_folder: Path,
         torch.testing.assert_close(ours, scores)  # the same sums in another order
 
 
-def test_a_new_head_predicts_zero_and_keeps_leading_dimensions() -> None:
+def test_scalar_head_new_predicts_zero_and_keeps_leading_dimensions() -> None:
     head = ScalarHead(8)
     assert head(torch.randn(2, 3, 8)).tolist() == [[0.0] * 3] * 2
 
 
-def test_a_head_computes_in_float32_on_16_bit_states() -> None:
+def test_scalar_head_on_16_bit_states_computes_in_float32() -> None:
     head = ScalarHead(8)
     assert head(torch.randn(2, 8, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-def test_head_is_found_in_whole_sharded_and_adapter_folders(tmp_path: Path) -> None:
+def test_load_score_head_whole_sharded_and_adapter_folders_give_the_head(tmp_path: Path) -> None:
     weight = torch.arange(4.0)[None]
     for name, file, key in [
         ("whole", "model.safetensors", "score.weight"),
@@ -72,19 +76,23 @@ def test_head_is_found_in_whole_sharded_and_adapter_folders(tmp_path: Path) -> N
         assert load_score_head(tmp_path / name).weight.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_a_language_model_has_no_score_head(base_folder: Path) -> None:
+def test_load_score_head_of_a_language_model_raises_issue(base_folder: Path) -> None:
     assert not has_score_head(base_folder)
-    with pytest.raises(ModelError, match="no score head"):
+    with raises_issue("model.not-a-reward-model", error=ModelError, location=str(base_folder)) as issues:
         load_score_head(base_folder)
+    assert issues[0].message == "score head: not found."
 
 
-def test_a_classifier_of_two_labels_is_refused(tmp_path: Path) -> None:
+def test_load_score_head_with_two_labels_raises_issue(tmp_path: Path) -> None:
     save_file({"score.weight": torch.zeros(2, 4)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"\(2, 4\)"):
+    with raises_issue("model.not-a-reward-model", error=ModelError, location=str(tmp_path)) as issues:
         load_score_head(tmp_path)
+    assert issues[0].message == "score head: wrong shape; found (2, 4), expected (1, hidden size)."
 
 
-def test_damaged_weights_are_told_with_their_file(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(ModelError, match=r"model\.safetensors"):
+def test_load_score_head_damaged_file_raises_issue_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not safetensors")
+    with raises_issue("model.load-failed", error=ModelError, location=str(path)) as issues:
         load_score_head(tmp_path)
+    assert issues[0].message.startswith("weights: cannot be read: ")

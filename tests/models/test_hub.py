@@ -1,4 +1,4 @@
-"""Hub revisions become commits, offline too; what the hub has not is told before anything is loaded."""
+"""Test that Hub revisions resolve to commits, offline too, and that a missing repository or revision is refused."""
 
 from __future__ import annotations
 
@@ -7,54 +7,78 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.errors import DataError, ModelError
-from rlhf_cli.models.hub import commit_of
+from rlhf_cli.models.hub import resolve_commit
+from tests.support.issues import raises_issue
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that holds `main` of org/model alone."""
+    """Write a cache that holds only `main` of org/model."""
     from huggingface_hub import constants
 
-    refs = tmp_path / "models--org--model" / "refs"
-    refs.mkdir(parents=True)
-    (refs / "main").write_text(COMMIT + "\n")
+    repo = tmp_path / "models--org--model"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / "snapshots" / COMMIT).mkdir(parents=True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
-def test_a_revision_is_the_commit_that_the_cache_tells_when_offline() -> None:
-    assert commit_of("model", "org/model", "main") == COMMIT
-    assert commit_of("model", "other/model", COMMIT) == COMMIT
-
-
-def test_what_is_not_cached_is_refused_when_offline() -> None:
-    with pytest.raises(ModelError, match="org/model is not in the local cache, and HF_HUB_OFFLINE is set"):
-        commit_of("model", "org/model", "dev")
-    with pytest.raises(DataError, match="org/rows is not in the local cache"):
-        commit_of("dataset", "org/rows", "main")
-
-
-def test_a_hub_that_cannot_be_reached_leaves_the_cache_and_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go online, to a port on which nothing listens."""
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    real = HfApi.__init__
+    init = HfApi.__init__
 
-    def elsewhere(self: HfApi, *args: object, **kwargs: object) -> None:
-        real(self, endpoint="http://127.0.0.1:9")  # the discard port, where nothing listens
+    def init_elsewhere(self: HfApi, *_: object, **__: object) -> None:
+        init(self, endpoint="http://127.0.0.1:9")  # the discard port
 
-    monkeypatch.setattr(HfApi, "__init__", elsewhere)
-    assert commit_of("model", "org/model", "main") == COMMIT
-    with pytest.raises(ModelError, match="the hub cannot be reached") as raised:
-        commit_of("model", "org/model", "dev")
-    assert "Go online once" in raised.value.issues[0].hint
+    monkeypatch.setattr(HfApi, "__init__", init_elsewhere)
 
 
-def test_what_is_no_id_says_how_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_commit_offline_returns_cached_commit() -> None:
+    assert resolve_commit("model", "org/model", "main") == COMMIT
+
+
+def test_resolve_commit_of_a_commit_returns_it_unchanged() -> None:
+    assert resolve_commit("model", "other/model", COMMIT) == COMMIT
+
+
+def test_resolve_commit_offline_revision_not_cached_raises_issue() -> None:
+    with raises_issue("model.not-cached", error=ModelError, location="base.model") as issues:
+        resolve_commit("model", "org/model", "dev", location="base.model")
+    assert issues[0].message == "org/model@dev: not found in the local cache, and HF_HUB_OFFLINE is set."
+    with raises_issue("data.not-cached", error=DataError):
+        resolve_commit("dataset", "org/model", "main")
+
+
+def test_resolve_commit_without_a_cache_raises_issue(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(ModelError, match="neither a folder nor the id"):
-        commit_of("model", "a/b/c", "main")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "missing"))
+    with raises_issue("model.not-cached", error=ModelError):
+        resolve_commit("model", "org/model", "main")
+
+
+@pytest.mark.usefixtures("unreachable_hub")
+def test_resolve_commit_unreachable_hub_falls_back_to_cache() -> None:
+    assert resolve_commit("model", "org/model", "main") == COMMIT
+
+
+@pytest.mark.usefixtures("unreachable_hub")
+def test_resolve_commit_unreachable_hub_and_not_cached_raises_issue() -> None:
+    with raises_issue("model.not-cached", error=ModelError) as issues:
+        resolve_commit("model", "org/model", "dev")
+    assert "the Hub cannot be reached" in issues[0].message
+    assert issues[0].hint == "Go online once, or give a directory as ./directory."
+
+
+@pytest.mark.usefixtures("unreachable_hub")
+def test_resolve_commit_invalid_id_raises_issue() -> None:
+    with raises_issue("model.not-found", error=ModelError) as issues:
+        resolve_commit("model", "a/b/c", "main")
+    assert issues[0].message == "a/b/c: neither a directory nor a valid Hub id; expected owner/name."

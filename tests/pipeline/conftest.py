@@ -1,7 +1,8 @@
-"""Fixtures that replace stages with light stand-ins."""
+"""Fixtures: stages replaced with light stand-ins, and a project that refers to everything that a stage can read."""
 
 from __future__ import annotations
 
+from tests.support.full_project import new_project, project
 from tests.support.stand_ins import calls, recipe_file, set_stage, stand_ins
 
-__all__ = ["calls", "recipe_file", "set_stage", "stand_ins"]  # fixtures
+__all__ = ["calls", "new_project", "project", "recipe_file", "set_stage", "stand_ins"]  # fixtures

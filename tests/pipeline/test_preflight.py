@@ -1,105 +1,120 @@
-"""Before the first stage trains: does every reference of the chain lead somewhere?"""
+"""What is checked before the first stage trains: references of a whole chain, rows, functions and gates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from rlhf_cli.errors import Issue, ModelError, RlhfError
+from rlhf_cli.errors import Issue, ModelError, RecipeError, RlhfError
 from rlhf_cli.pipeline.preflight import check_references
-from tests.pipeline.test_inputs import make_run
+from tests.support.chain_project import CHAIN
+from tests.support.issues import raises_issue
+from tests.support.made_runs import make_run
 from tests.support.recipe_files import load_recipe
 
-CHAIN = ["sft", "reward", "ppo", "eval", "export"]
+WITH_REWARD_RUN = "ppo.reward=[{run: reward}]"
 
 
-class Case:
-    """A recipe and its runs."""
+class Preflight:
+    """Checks the references of a recipe."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.runs = file, file.parent / "runs"
+    def __init__(self, recipe_file: Path) -> None:
+        self.recipe_file, self.runs = recipe_file, recipe_file.parent / "runs"
 
-    def check(self, *overrides: str, stages: list[str] = CHAIN, smoke: bool = False, thorough: bool = True) -> None:
-        recipe = load_recipe(self.file, overrides, stages)
+    def check(
+        self, *overrides: str, stages: Sequence[str] = CHAIN, smoke: bool = False, thorough: bool = True
+    ) -> None:
+        """Check the references of `stages`."""
+        recipe = load_recipe(self.recipe_file, overrides, stages)
         check_references(recipe, stages, self.runs, smoke=smoke, thorough=thorough)
 
-    def issues(self, *overrides: str, **options: object) -> list[Issue]:
+    def issues(self, *overrides: str, stages: Sequence[str] = CHAIN, thorough: bool = True) -> list[Issue]:
+        """Return the issues of a check that fails."""
         with pytest.raises(RlhfError) as raised:
-            self.check(*overrides, **options)  # type: ignore[arg-type]
+            self.check(*overrides, stages=stages, thorough=thorough)
         return list(raised.value.issues)
 
 
 @pytest.fixture
-def case(recipe_file: Path) -> Case:
-    return Case(recipe_file)
+def preflight(recipe_file: Path) -> Preflight:
+    """Return the checks of the recipe."""
+    return Preflight(recipe_file)
 
 
-def test_what_the_chain_makes_before_it_is_needed_need_not_be_there(case: Case) -> None:
-    case.check()
-    case.check("base.model=pretrain", f"data.pretrain={{path: {case.file}}}", stages=["pretrain", *CHAIN])
-    assert not case.runs.exists()
+def test_references_to_runs_of_earlier_stages_pass(preflight: Preflight) -> None:
+    preflight.check()
+    rows = f"data.pretrain={{path: {preflight.recipe_file}}}"
+    preflight.check("base.model=pretrain", rows, stages=["pretrain", *CHAIN])
+    assert not preflight.runs.exists()
 
 
 @pytest.mark.parametrize(
-    ("override", "location", "says"),
+    ("override", "location", "code"),
     [
-        ("ppo.reward.0={run: reward@v0009}", "ppo.reward.0", "the run reward@v0009 does not exist."),
-        ("ppo.start=other/sft@latest", "ppo.start", "there is no sft run of other in"),
-        ("eval.candidate=reward", "eval.candidate", "reward is a reward run, expected sft or ppo."),
-        ("eval.reward=sft", "eval.reward", "sft is a sft run, expected reward."),
-        ("reward.start=ppo", "reward.start", "there is no ppo run of bot in"),  # it comes later
-        ("base.model=sft", "base.model", "there is no sft run of bot in"),
-        ("data.prompts={run: feedback@latest}", "data.prompts", "there is no feedback run of bot in"),
+        ("ppo.reward.0={run: reward@v0009}", "ppo.reward.0", "recipe.run-not-found"),
+        ("ppo.start=other/sft@latest", "ppo.start", "recipe.run-not-found"),
+        ("eval.candidate=reward", "eval.candidate", "recipe.wrong-stage"),
+        ("eval.reward=sft", "eval.reward", "recipe.wrong-stage"),
+        ("reward.start=ppo", "reward.start", "recipe.run-not-found"),  # ppo runs later
+        ("base.model=sft", "base.model", "recipe.run-not-found"),
+        ("data.prompts={run: feedback@latest}", "data.prompts", "recipe.run-not-found"),
     ],
 )
-def test_a_reference_that_leads_nowhere_is_told_for_the_whole_chain(
-    case: Case, override: str, location: str, says: str
+def test_bad_reference_is_reported_for_the_whole_chain(
+    preflight: Preflight, override: str, location: str, code: str
 ) -> None:
-    issues = case.issues("ppo.reward=[{run: reward}]", override)
-    assert location in {issue.location for issue in issues}
-    assert says in str(next(issue for issue in issues if issue.location == location))
-    assert {issue.location for issue in case.issues("ppo.reward=[{run: reward}]", override, thorough=False)} == {
-        issue.location for issue in issues
-    }
+    issues = preflight.issues(WITH_REWARD_RUN, override)
+    assert next(issue.code for issue in issues if issue.location == location) == code
+    quick = preflight.issues(WITH_REWARD_RUN, override, thorough=False)
+    assert {issue.location for issue in quick} == {issue.location for issue in issues}
 
 
-def test_what_neither_is_there_nor_will_be_made_says_both_ways_out(case: Case) -> None:
-    (issue,) = case.issues(stages=["sft", "ppo"])
+def test_missing_run_hint_names_the_stage_to_add(preflight: Preflight) -> None:
+    (issue,) = preflight.issues(stages=["sft", "ppo"])
     assert (issue.location, issue.hint) == ("ppo.reward.0", "Run `rlhf reward` first, or name reward too.")
-    case.file.write_text(case.file.read_text().replace("\nreward:", ""))
-    issues = case.issues(stages=["sft", "ppo", "eval"])
-    assert [(issue.location, issue.hint) for issue in issues] == [
+
+
+def test_missing_run_hint_names_the_section_to_add(preflight: Preflight) -> None:
+    recipe = preflight.recipe_file
+    recipe.write_text(recipe.read_text().replace("\nreward:", ""))
+    stages = ["sft", "ppo", "eval"]
+    assert [(issue.location, issue.hint) for issue in preflight.issues(stages=stages)] == [
         (location, "Run `rlhf reward` first, or add the section `reward:`.")
         for location in ("ppo.reward.0", "eval.reward")
     ]
-    make_run(case.runs, "reward")
-    case.check(stages=["sft", "ppo", "eval"])
+    make_run(preflight.runs, "reward")
+    preflight.check(stages=stages)
 
 
-def test_a_stage_by_itself_needs_its_runs(case: Case) -> None:
-    assert [issue.location for issue in case.issues(stages=["ppo"])] == ["ppo.start", "ppo.reward.0"]
+def test_single_stage_needs_its_runs(preflight: Preflight) -> None:
+    assert [issue.location for issue in preflight.issues(stages=["ppo"])] == ["ppo.start", "ppo.reward.0"]
 
 
-def test_a_later_stages_run_on_another_base_is_told_where_the_base_is_read(case: Case) -> None:
-    make_run(case.runs, "reward", base="0" * 64)
+def test_run_on_other_base_is_reported_if_thorough(preflight: Preflight) -> None:
+    make_run(preflight.runs, "reward", base="0" * 64)
     stages = ["sft", "ppo"]
-    case.check(stages=stages, thorough=False)
-    with pytest.raises(ModelError, match=r"reward \(v0001\) was trained on another base"):
-        case.check(stages=stages)
+    preflight.check(stages=stages, thorough=False)
+    with raises_issue("model.adapter-of-other-base", error=ModelError, location="ppo.reward.0"):
+        preflight.check(stages=stages)
 
 
-def test_a_hub_model_is_asked_for_where_the_chain_begins_and_not_by_check(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def commit_of(kind: str, repo: str, revision: str, *, location: str) -> str:
-        raise ModelError(f"there is no {repo}.", location=location)
+def test_hub_model_is_looked_up_only_if_thorough(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve_commit(repo_type: str, repo: str, revision: str, *, location: str) -> str:
+        raise ModelError("model.not-found", f"{repo} at {revision}: {repo_type} not found.", location=location)
 
-    monkeypatch.setattr("rlhf_cli.models.hub.resolve_commit", commit_of)
+    monkeypatch.setattr("rlhf_cli.models.hub.resolve_commit", resolve_commit)
     override = "ppo.reward=[{model: org/scorer}]"
-    case.check(override, thorough=False)
-    assert case.issues(override) == [Issue("there is no org/scorer.", "ppo.reward.0")]
+    preflight.check(override, thorough=False)
+    (issue,) = preflight.issues(override)
+    assert (issue.code, issue.location) == ("model.not-found", "ppo.reward.0")
 
 
-def test_smoke_makes_what_it_needs(case: Case) -> None:
-    case.check("ppo.start=other/sft@v0003", stages=["ppo"], smoke=True)
+def test_smoke_run_needs_no_runs(preflight: Preflight) -> None:
+    preflight.check("ppo.start=other/sft@v0003", stages=["ppo"], smoke=True)
+
+
+def test_smoke_reference_to_wrong_stage_is_refused(preflight: Preflight) -> None:
+    with raises_issue("recipe.wrong-stage", error=RecipeError, location="eval.reward"):
+        preflight.check("eval.reward=sft", stages=["eval"], smoke=True)

@@ -1,4 +1,4 @@
-"""What a recipe may name, and where it lies: runs, their checkpoints, folders; and what is said of all else."""
+"""What a reference in a recipe is resolved to: runs, their checkpoints, folders; and which references are refused."""
 
 from __future__ import annotations
 
@@ -7,96 +7,124 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.errors import ModelError, RlhfError
-from rlhf_cli.pipeline.inputs import collect_inputs, verify_inputs
-from rlhf_cli.pipeline.references import Found, Reference, find
+from rlhf_cli.errors import ModelError, RecipeError, RlhfError
+from rlhf_cli.pipeline.references import Reference, ResolvedReference, resolve_reference
 from rlhf_cli.runs.checkpoint import checkpoint_path, write_checkpoint
 from rlhf_cli.runs.manifest import MANIFEST_FILE
-from tests.pipeline.test_inputs import make_run
-from tests.support.recipe_files import load_recipe
+from tests.support.issues import raises_issue
+from tests.support.made_runs import make_run
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
+    """Return the runs directory."""
     return tmp_path / "runs"
 
 
 @pytest.fixture
 def checkpoint(runs: Path) -> Path:
-    """The second checkpoint of a complete ppo run."""
-    target = checkpoint_path(make_run(runs, "ppo") / "checkpoints", 2)
-    with write_checkpoint(target, {"step": 2}) as folder:
+    """Write a complete ppo run with a checkpoint of step 2. Return the checkpoint."""
+    path = checkpoint_path(make_run(runs, "ppo") / "checkpoints", 2)
+    with write_checkpoint(path, {"step": 2}) as folder:
         (folder / "model").mkdir()
         (folder / "model" / "adapter_config.json").write_text("{}")
-    return target
+    return path
 
 
-def found(runs: Path, ref: object, *stages: str, smoke: bool = False) -> Found:
-    reference = Reference("candidate", "eval.candidate", str(ref), stages or ("sft", "ppo"))
-    return find(reference, "bot", runs, smoke=smoke)
+def resolve_candidate(
+    runs: Path, ref: object, stages: tuple[str, ...] = ("sft", "ppo"), *, smoke: bool = False
+) -> ResolvedReference:
+    """Resolve `eval.candidate: <ref>`."""
+    return resolve_reference(candidate(ref, stages), "bot", runs, smoke=smoke)
 
 
-def test_of_a_checkpoint_the_model_is_taken(runs: Path, checkpoint: Path) -> None:
-    expected = Found("folder", str(checkpoint / "model"))
-    assert found(runs, checkpoint) == found(runs, checkpoint / "model") == expected
+def candidate(ref: object, stages: tuple[str, ...] = ("sft", "ppo")) -> Reference:
+    """Return the reference `eval.candidate: <ref>`."""
+    return Reference("candidate", ("eval", "candidate"), str(ref), stages)
 
 
-def test_a_checkpoint_of_a_run_that_is_incomplete_is_taken_too(runs: Path, checkpoint: Path) -> None:
+def test_checkpoint_resolves_to_its_model_folder(runs: Path, checkpoint: Path) -> None:
+    model = str(checkpoint / "model")
+    for ref in (checkpoint, checkpoint / "model"):
+        assert resolve_candidate(runs, ref) == ResolvedReference(candidate(ref), "folder", model)
+
+
+def test_checkpoint_of_incomplete_run_is_resolved(runs: Path, checkpoint: Path) -> None:
     (checkpoint.parents[1] / MANIFEST_FILE).unlink()
-    assert found(runs, checkpoint).path == str(checkpoint / "model")
+    assert resolve_candidate(runs, checkpoint).path == str(checkpoint / "model")
 
 
-def test_the_model_folder_of_a_run_is_that_run(runs: Path) -> None:
+def test_model_folder_of_run_resolves_to_the_run(runs: Path) -> None:
     run = make_run(runs, "sft")
     (run / "model").mkdir()
-    told = found(runs, run / "model")
-    assert (told.kind, told.path) == ("run", str(run))
-    with pytest.raises(RlhfError, match="is a sft run, expected reward"):
-        found(runs, run / "model", "reward")
+    found = resolve_candidate(runs, run / "model")
+    assert (found.kind, found.path) == ("run", str(run))
+
+
+def test_model_folder_of_run_of_wrong_stage_is_refused(runs: Path) -> None:
+    run = make_run(runs, "sft")
+    (run / "model").mkdir()
+    with raises_issue("recipe.wrong-stage", error=RecipeError, location="eval.candidate") as issues:
+        resolve_candidate(runs, run / "model", ("reward",))
+    (issue,) = issues
+    assert issue.message == f"wrong kind of run; found {run / 'model'}, a sft run, expected a run of reward."
+    assert issue.hint == "Name another run."
 
 
 @pytest.mark.parametrize(
-    ("place", "code", "says"),
+    ("place", "error", "code", "message", "hint"),
     [
-        ("bot/ppo/v0001/checkpoints/step-000002", 2, "is a ppo run, expected reward. Name another run."),
-        ("bot/ppo/v0002", 2, "bot/ppo/v0002 is incomplete. Name another run, or its checkpoint"),
-        ("bot/ppo/v0003", 2, "bot/ppo/v0003 is incomplete. Name another run."),
-        ("bot/ppo", 2, "bot/ppo holds runs, each in a folder. Write"),
-        ("bot", 4, "bot holds no model: there is neither config.json nor adapter_config.json."),
+        ("bot/ppo/v0001/checkpoints/step-000002", RecipeError, "recipe.wrong-stage", "a ppo run", "Name another run."),
+        (
+            "bot/ppo/v0002",
+            RecipeError,
+            "recipe.incomplete-run",
+            "bot/ppo/v0002 is incomplete.",
+            "Name another run, or its checkpoint {runs}/bot/ppo/v0002/checkpoints/step-000001.",
+        ),
+        ("bot/ppo/v0003", RecipeError, "recipe.incomplete-run", "bot/ppo/v0003 is incomplete.", "Name another run."),
+        (
+            "bot/ppo",
+            RecipeError,
+            "recipe.ambiguous-run",
+            "holds several runs; expected the folder of one run.",
+            "Write {runs}/bot/ppo/latest, or the folder of another version.",
+        ),
+        (
+            "bot",
+            ModelError,
+            "model.not-found",
+            "expected config.json or adapter_config.json.",
+            "Name a transformers model, an adapter, or a run.",
+        ),
     ],
 )
-def test_a_folder_that_is_no_model_is_told_for_what_it_is(
-    runs: Path, checkpoint: Path, place: str, code: int, says: str
+@pytest.mark.usefixtures("checkpoint")
+def test_folder_without_a_fitting_model_is_refused(
+    runs: Path, place: str, error: type[RlhfError], code: str, message: str, hint: str
 ) -> None:
     (runs / "bot/ppo/v0002/checkpoints/step-000001").mkdir(parents=True)
     (runs / "bot/ppo/v0003").mkdir()
-    with pytest.raises(RlhfError) as raised:
-        found(runs, runs / place, "reward")
-    assert raised.value.exit_code == code
-    assert raised.value.issues[0].location == "eval.candidate"
-    assert says in str(raised.value.issues[0])
+    with raises_issue(code, error=error, location="eval.candidate") as issues:
+        resolve_candidate(runs, runs / place, ("reward",))
+    (issue,) = issues
+    assert str(runs / place) in issue.message
+    assert message in issue.message
+    assert issue.hint == hint.format(runs=runs)
 
 
-def test_a_checkpoint_of_a_smoke_run_is_for_smoke_runs(runs: Path, checkpoint: Path) -> None:
+def test_checkpoint_of_smoke_run_is_only_for_smoke_runs(runs: Path, checkpoint: Path) -> None:
     manifest = checkpoint.parents[1] / MANIFEST_FILE
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "smoke": True}))
-    with pytest.raises(RlhfError, match="is a smoke run"):
-        found(runs, checkpoint)
-    assert found(runs, checkpoint, smoke=True).kind == "folder"
+    with raises_issue("recipe.smoke-run", error=RecipeError, location="eval.candidate") as issues:
+        resolve_candidate(runs, checkpoint)
+    assert issues[0].message == f"{checkpoint} is a smoke run with random weights; expected a real run."
+    assert resolve_candidate(runs, checkpoint, smoke=True).kind == "folder"
 
 
-def test_a_damaged_checkpoint_is_told_before_it_is_loaded(recipe_file: Path, runs: Path, checkpoint: Path) -> None:
-    recipe = load_recipe(recipe_file, [f"export.of={checkpoint}"], ["export"])
-    inputs = collect_inputs("export", recipe, runs, smoke=False)
-    verify_inputs(inputs)
-    (checkpoint / "model" / "adapter_config.json").write_text("{ !")
-    with pytest.raises(ModelError, match="has 3 bytes, and had 2"):
-        verify_inputs(inputs)
-
-
-def test_a_plain_folder_beside_a_manifest_of_others_is_none_of_ours(tmp_path: Path, runs: Path) -> None:
+def test_folder_beside_another_tools_manifest_is_a_plain_folder(tmp_path: Path, runs: Path) -> None:
     folder = tmp_path / "theirs" / "model"
     folder.mkdir(parents=True)
     (folder.parent / MANIFEST_FILE).write_text('{"theirs": 1}')
     (folder / "config.json").touch()
-    assert found(runs, folder) == Found("folder", str(folder))
+    assert resolve_candidate(runs, folder) == ResolvedReference(candidate(folder), "folder", str(folder))

@@ -1,78 +1,52 @@
-"""Around a stage: what is written before and after, what is skipped, and what a failure leaves behind."""
+"""Around a stage: what is written before and after it, what is skipped, and what a failure leaves behind."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf_cli.errors import DataError, Issue, ModelError, RecipeError, RlhfError, StoppedError
-from rlhf_cli.pipeline.runner import StageResult, run_chain, run_stage
-from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.errors import (
+    DataError,
+    DiskError,
+    HardwareError,
+    Issue,
+    ModelError,
+    RecipeError,
+    RlhfError,
+    StoppedError,
+)
+from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.pipeline.runner import run_stage
 from rlhf_cli.runs.manifest import read_manifest
 from rlhf_cli.runs.run import Run, StageMetrics
+from tests.support.chain_project import CHAIN, ChainProject
+from tests.support.issues import raises_issue
 from tests.support.recipe_files import load_recipe
 from tests.support.stand_ins import SetStage
 
-CHAIN = ["sft", "reward", "ppo", "eval", "export"]
-
-
-class Silent:
-    """A reporter that keeps where stages began and ended."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
-
-    def begin(self, total: int, unit: str) -> None: ...
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def info(self, text: str) -> None: ...
-    def warning(self, text: str) -> None:
-        self.told.append(("warning", text))
-
-    def stage(self, stage: str, run: Run) -> None:
-        self.told.append(("stage", stage))
-
-    def done(self, outcome: StageResult) -> None:
-        self.told.append(("skipped" if outcome.skipped else "done", outcome.stage))
-
-
-class Case:
-    """A recipe and a folder of runs, and the ways to run it."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.runs = file.parent / "runs"
-        self.reporter = Silent()
-
-    def stage(self, stage: str, *overrides: str, smoke: bool = False, skip: bool = False) -> StageResult:
-        recipe = load_recipe(self.file, overrides, (stage,))
-        return run_stage(stage, recipe, self.runs, smoke=smoke, reporter=self.reporter, skip_if_done=skip)
-
-    def chain(self, *overrides: str, stages: list[str] = CHAIN, smoke: bool = False) -> dict[str, bool]:
-        """Stage: whether it was skipped."""
-        recipe = load_recipe(self.file, overrides, stages)
-        outcomes = run_chain(recipe, stages, self.runs, smoke=smoke, reporter=self.reporter)
-        return {outcome.stage: outcome.skipped for outcome in outcomes}
-
-    def versions(self, stage: str) -> list[str]:
-        return sorted(path.name for path in (self.runs / "bot" / stage).glob("v*"))
-
 
 @pytest.fixture
-def case(recipe_file: Path) -> Case:
-    return Case(recipe_file)
+def project(recipe_file: Path) -> ChainProject:
+    """Return the recipe with all stages but pretrain, and its runs directory."""
+    return ChainProject(recipe_file)
+
+
+def write_weights(run: Run) -> StageMetrics:
+    """Finish a stand-in stage: write its model folder, and return no metrics."""
+    (run.model_dir / "weights").touch()
+    return StageMetrics({})
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_run_holds_exactly_what_the_contract_names(case: Case) -> None:
-    outcome = case.stage("sft", "seed=7")
-    assert outcome.path == case.runs / "bot" / "sft" / "v0001"
-    assert {path.name for path in outcome.path.iterdir()} == {"recipe.yaml", "manifest.json", "metrics.jsonl", "model"}
-    manifest = read_manifest(outcome.path)
-    assert manifest == outcome.manifest
+def test_complete_run_has_exactly_the_files_of_the_contract(project: ChainProject) -> None:
+    result = project.run_stage("sft", "seed=7")
+    assert result.path == project.stage_dir("sft") / "v0001"
+    assert {path.name for path in result.path.iterdir()} == {"recipe.yaml", "manifest.json", "metrics.jsonl", "model"}
+    manifest = read_manifest(result.path)
+    assert manifest == result.manifest
     assert manifest is not None
     assert manifest["metrics"] == {"sft.loss": 0.5, "reward.accuracy": 0.75}
     assert manifest["seed"] == 7
@@ -80,252 +54,261 @@ def test_a_run_holds_exactly_what_the_contract_names(case: Case) -> None:
     assert {"rlhf", "python", "torch", "transformers", "trl", "peft"} <= manifest["packages"].keys()
     assert {"device", "git_commit", "recipe_sha256", "fingerprint", "started", "ended", "seconds"} <= manifest.keys()
     assert {*manifest["files"]} == {"weights", "README.md"}
-    assert case.reporter.told == [("stage", "sft"), ("done", "sft")]
+    assert project.events() == [("stage", "sft"), ("done", "sft")]
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_the_recipe_of_a_run_gives_the_same_run_from_anywhere(case: Case) -> None:
-    first = case.stage("sft", "sft.learning_rate=0.5")
+def test_recipe_of_run_reproduces_the_run(project: ChainProject) -> None:
+    first = project.run_stage("sft", "sft.learning_rate=0.5")
     recipe = load_recipe(first.path / "recipe.yaml", (), ("sft",))
-    again = run_stage("sft", recipe, case.runs, smoke=False, reporter=case.reporter, skip_if_done=True)
+    reporter = project.reporter
+    again = run_stage("sft", recipe, project.runs_dir, smoke=False, reporter=reporter, skip_if_done=True)
     assert again.skipped
 
 
-def test_the_stage_finds_its_recipe_written_its_seed_set_and_no_manifest(case: Case, set_stage: SetStage) -> None:
+def test_stage_is_called_with_recipe_written_and_seed_set(project: ChainProject, set_stage: SetStage) -> None:
     import torch
 
     seen: list[Any] = []
 
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
-        seen.append((sorted(path.name for path in run.path.iterdir()), torch.rand(1).item(), run.base_source()))
-        run.model_dir.joinpath("weights").touch()
-        return StageMetrics({})
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        seen.append((sorted(path.name for path in run.path.iterdir()), torch.rand(1).item(), stage.base_path))
+        return write_weights(run)
 
     set_stage("sft", run)
-    case.stage("sft", "seed=3")
+    project.run_stage("sft", "seed=3")
     torch.manual_seed(3)
-    assert seen == [([".lock", "recipe.yaml", "started.json"], torch.rand(1).item(), str(case.file.parent / "base"))]
+    files = [".lock", "recipe.yaml", "started.json"]
+    assert seen == [(files, torch.rand(1).item(), str(project.folder / "base"))]
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_chain_runs_once_and_then_only_what_changed(case: Case, calls: list[str]) -> None:
-    assert case.chain() == dict.fromkeys(CHAIN, False)
-    assert case.chain() == dict.fromkeys(CHAIN, True)
+def test_chain_runs_only_what_changed(project: ChainProject, calls: list[str]) -> None:
+    assert project.run_chain() == dict.fromkeys(CHAIN, False)
+    assert project.run_chain() == dict.fromkeys(CHAIN, True)
     assert calls == CHAIN
-    assert case.chain("reward.learning_rate=0.5") == {
+    assert project.run_chain("reward.learning_rate=0.5") == {
         "sft": True, "reward": False, "ppo": False, "eval": False, "export": False,
     }  # fmt: skip
-    assert case.chain("export.dtype=float16")["eval"] is False  # back to the first reward model's settings
-    assert case.versions("sft") == ["v0001"]
+    assert project.run_chain("export.dtype=float16")["eval"] is False  # back to the first reward model's settings
+    assert project.versions("sft") == ["v0001"]
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_stage_by_itself_runs_again_unless_asked_to_skip(case: Case) -> None:
-    assert not case.stage("sft").skipped
-    assert not case.stage("sft").skipped
-    assert case.stage("sft", skip=True).path.name == "v0002"
-    assert not case.stage("sft", "seed=5", skip=True).skipped
+def test_single_stage_is_skipped_only_if_asked(project: ChainProject) -> None:
+    assert not project.run_stage("sft").skipped
+    assert not project.run_stage("sft").skipped
+    assert project.run_stage("sft", skip_if_done=True).path.name == "v0002"
+    assert not project.run_stage("sft", "seed=5", skip_if_done=True).skipped
 
 
-def test_a_stage_that_fails_after_it_began_leaves_no_manifest(case: Case, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
+def test_failure_after_start_leaves_no_manifest(project: ChainProject, set_stage: SetStage) -> None:
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         run.begin(3, "steps")
-        raise ModelError("does not fit.")
+        raise ModelError("model.load-failed", "does not fit.")
 
     set_stage("sft", run)
-    with pytest.raises(ModelError):
-        case.stage("sft")
-    assert case.versions("sft") == ["v0001"]
-    folder = case.runs / "bot" / "sft" / "v0001"
+    with raises_issue("model.load-failed", error=ModelError):
+        project.run_stage("sft")
+    assert project.versions("sft") == ["v0001"]
+    folder = project.stage_dir("sft") / "v0001"
     assert read_manifest(folder) is None
     assert "failed: does not fit." in (folder / "log.txt").read_text()
     assert not (folder.parent / "latest").exists()
 
 
-def test_what_a_library_raised_is_in_the_log_and_is_told_once(case: Case, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
+def test_library_error_is_logged_once_with_traceback(project: ChainProject, set_stage: SetStage) -> None:
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         run.begin(3, "steps")
         try:
             raise ValueError("a width of 3")
         except ValueError as error:
-            raise ModelError([Issue("does not fit."), Issue("nor this.")]) from error
+            issues = [Issue("model.load-failed", "does not fit."), Issue("model.load-failed", "nor does this.")]
+            raise ModelError(issues) from error
 
     set_stage("sft", run)
-    with pytest.raises(ModelError):
-        case.stage("sft")
-    lines = (case.runs / "bot" / "sft" / "v0001" / "log.txt").read_text().splitlines()
+    with raises_issue("model.load-failed", error=ModelError):
+        project.run_stage("sft")
+    lines = (project.stage_dir("sft") / "v0001" / "log.txt").read_text().splitlines()
     assert "ValueError: a width of 3" in lines
-    assert lines[-1].endswith("failed: does not fit.; nor this.")  # by its last line a failure is known
-    assert case.reporter.told == [("stage", "sft")]  # no warning: the error itself is to come
+    assert lines[-1].endswith("failed: does not fit.; nor does this.")  # the last line tells a failed run
+    assert project.events() == [("stage", "sft")]  # no warning: the error itself is shown later
 
 
-def test_a_stage_that_fails_before_it_made_anything_leaves_no_folder(case: Case, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
-        run.say("reading")
-        raise DataError("no rows.")
+def test_failure_before_start_leaves_no_folder(project: ChainProject, set_stage: SetStage) -> None:
+    import logging
+
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        logging.getLogger("rlhf_cli").info("reading")
+        raise DataError("data.no-rows", "no rows.")
 
     set_stage("sft", run)
-    with pytest.raises(DataError):
-        case.stage("sft")
-    assert case.versions("sft") == []
+    with raises_issue("data.no-rows", error=DataError):
+        project.run_stage("sft")
+    assert project.reporter.texts("info") == ["reading"]
+    assert project.versions("sft") == []
 
 
-def test_a_bug_leaves_its_log(case: Case, set_stage: SetStage) -> None:
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
+def test_unexpected_error_is_logged_and_raised(project: ChainProject, set_stage: SetStage) -> None:
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         raise ZeroDivisionError("oh")
 
     set_stage("sft", run)
     with pytest.raises(ZeroDivisionError):
-        case.stage("sft")
-    assert "ZeroDivisionError: oh" in (case.runs / "bot" / "sft" / "v0001" / "log.txt").read_text()
+        project.run_stage("sft")
+    assert "ZeroDivisionError: oh" in (project.stage_dir("sft") / "v0001" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("began", [True, False])
-def test_ctrl_c_is_told_apart_from_failure(case: Case, set_stage: SetStage, began: bool) -> None:
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
+def test_keyboard_interrupt_is_a_stop_not_a_failure(project: ChainProject, set_stage: SetStage, began: bool) -> None:
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         if began:
             run.begin(3, "steps")
         raise KeyboardInterrupt
 
     set_stage("sft", run)
-    with pytest.raises(StoppedError, match="incomplete" if began else "nothing was made") as raised:
-        case.stage("sft")
-    assert raised.value.exit_code == 75
-    assert case.versions("sft") == (["v0001"] if began else [])
+    with raises_issue("run.stopped", error=StoppedError, location="sft") as issues:
+        project.run_stage("sft")
+    path = project.stage_dir("sft") / "v0001"
+    ending = f"incomplete run: {path}." if began else "nothing was written."
+    assert issues[0].message == f"stopped by a signal; {ending}"
+    assert project.versions("sft") == (["v0001"] if began else [])
+    if began:
+        assert "failed: " not in (path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("raised", "error", "code", "hint"),
     [
-        (MemoryError(), 5, "Lower sft.micro_batch_size"),
-        (OSError(errno.ENOSPC, "No space left on device"), 6, "Free space"),
-        (PermissionError(errno.EACCES, "Permission denied", "model"), 6, "--runs-dir"),
+        (MemoryError(), HardwareError, "hardware.out-of-memory", "Lower sft.micro_batch_size"),
+        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "disk.full", "Free space"),
+        (PermissionError(errno.EACCES, "Permission denied", "model"), DiskError, "disk.not-writable", "--runs-dir"),
     ],
 )
-def test_a_machine_that_gives_out_is_no_bug_of_ours(
-    case: Case, set_stage: SetStage, error: Exception, code: int, told: str
+def test_machine_errors_become_user_errors(
+    project: ChainProject, set_stage: SetStage, raised: Exception, error: type[RlhfError], code: str, hint: str
 ) -> None:
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
-        raise error
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        raise raised
 
     set_stage("sft", run)
-    with pytest.raises(RlhfError) as raised:
-        case.stage("sft")
-    assert raised.value.exit_code == code
-    assert told in raised.value.issues[0].hint
+    with raises_issue(code, error=error) as issues:
+        project.run_stage("sft")
+    assert hint in issues[0].hint
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_absent_inputs_are_told_before_a_folder_is_made(case: Case) -> None:
-    with pytest.raises(RecipeError, match="Run `rlhf sft` first"):
-        case.stage("ppo")
-    assert not case.runs.exists()
+def test_missing_inputs_are_reported_before_a_folder_is_made(project: ChainProject) -> None:
+    with raises_issue("recipe.run-not-found", error=RecipeError, location="ppo.start") as issues:
+        project.run_stage("ppo")
+    assert issues[0].hint == "Run `rlhf sft` first."
+    assert not project.runs_dir.exists()
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_run_on_another_base_is_refused(case: Case) -> None:
-    case.stage("sft")
-    (case.file.parent / "base" / "weights").write_text("another")
-    with pytest.raises(ModelError, match="trained on another base"):
-        case.stage("reward")
-    assert case.versions("reward") == []
+def test_run_on_other_base_is_refused_before_a_folder_is_made(project: ChainProject) -> None:
+    project.run_stage("sft")
+    (project.folder / "base" / "weights").write_text("another")
+    with raises_issue("model.adapter-of-other-base", error=ModelError, location="reward.start"):
+        project.run_stage("reward")
+    assert project.versions("reward") == []
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_gate_fails_a_run_that_is_complete(case: Case) -> None:
-    case.chain(stages=["sft", "reward", "ppo"])
-    outcome = case.stage("eval", "eval.gates.0.min=0.9")
-    assert [issue.location for issue in outcome.failed_gates] == ["eval.gates.0"]
-    assert "reward.accuracy = 0.75, wanted at least 0.9" in outcome.failed_gates[0].message
-    assert read_manifest(case.runs / "bot" / "eval" / "latest") is not None
+def test_failed_gate_is_reported_for_a_complete_run(project: ChainProject) -> None:
+    project.run_chain(stages=["sft", "reward", "ppo"])
+    result = project.run_stage("eval", "eval.gates.0.min=0.9")
+    (issue,) = result.failed_gates
+    assert (issue.code, issue.location) == ("eval.gate-failed", "eval.gates.0")
+    assert issue.message == "gate failed: reward.accuracy = 0.75, expected at least 0.9."
+    assert read_manifest(project.stage_dir("eval") / "latest") is not None
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_gate_that_fails_keeps_the_export_back_also_when_the_evaluation_is_up_to_date(
-    case: Case, calls: list[str]
-) -> None:
+def test_failed_gate_ends_the_chain_also_if_evaluation_is_up_to_date(project: ChainProject, calls: list[str]) -> None:
     for _ in range(2):
-        case.chain("eval.gates.0.min=0.9")
+        project.run_chain("eval.gates.0.min=0.9")
         assert calls == CHAIN[:-1]
-    assert not (case.runs / "bot" / "export").exists()
-    case.chain("eval.gates.0.min=0.5")
-    assert read_manifest(case.runs / "bot" / "export" / "latest") is not None
+    assert not project.stage_dir("export").exists()
+    project.run_chain("eval.gates.0.min=0.5")
+    assert read_manifest(project.stage_dir("export") / "latest") is not None
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_base_made_by_pretrain_is_the_runs_model(case: Case, set_stage: SetStage) -> None:
+def test_base_of_pretrain_is_the_runs_model_folder(project: ChainProject, set_stage: SetStage) -> None:
     bases: list[str] = []
 
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
-        bases.append(run.base_source())
-        run.model_dir.joinpath("weights").touch()
-        return StageMetrics({})
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        bases.append(stage.base_path)
+        return write_weights(run)
 
-    case.stage(
-        "pretrain",
-        "base.model=pretrain",
-        "data.pretrain={path: rows.jsonl}".replace("rows", str(case.file.parent / "rows")),
-    )
+    text = project.folder / "text.txt"
+    text.write_text("a b\n\nc d\n")
+    project.run_stage("pretrain", "base.model=pretrain", f"data.pretrain={{path: {text}}}")
     set_stage("sft", run)
-    made = case.runs / "bot" / "pretrain" / "v0001"
-    for model in ("pretrain", "pretrain@v0001", "bot/pretrain@v0001", str(made)):
-        case.stage("sft", f"base.model={model}")
-    assert bases == [str(made / "model")] * 4
+    pretrained = project.stage_dir("pretrain") / "v0001"
+    for model in ("pretrain", "pretrain@v0001", "bot/pretrain@v0001", str(pretrained)):
+        project.run_stage("sft", f"base.model={model}")
+    assert bases == [str(pretrained / "model")] * 4
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_smoke_makes_its_own_inputs_and_is_never_taken_by_a_real_run(case: Case, calls: list[str]) -> None:
-    outcome = case.stage("ppo", smoke=True)
-    assert outcome.manifest["smoke"] is True
+def test_smoke_run_makes_its_inputs_and_is_no_input_of_real_run(project: ChainProject, calls: list[str]) -> None:
+    result = project.run_stage("ppo", smoke=True)
+    assert result.manifest["smoke"] is True
     assert calls == ["sft", "reward", "ppo"]
-    assert not (outcome.path.parent / "latest").exists()
-    case.stage("ppo", smoke=True)
+    assert not (result.path.parent / "latest").exists()
+    project.run_stage("ppo", smoke=True)
     assert calls == ["sft", "reward", "ppo", "ppo"]
-    with pytest.raises(RecipeError, match="only smoke runs"):
-        case.stage("ppo")
+    with raises_issue("recipe.smoke-run", error=RecipeError):
+        project.run_stage("ppo")
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_smoke_of_a_stage_whose_inputs_it_cannot_make_says_which_data_it_lacks(case: Case) -> None:
-    text = case.file.read_text().replace("sft: {path: rows.jsonl}, ", "").replace("sft:\n", "")
-    case.file.write_text(text)
-    with pytest.raises(RecipeError, match=r"--smoke makes its own sft run, and data\.sft is missing"):
-        case.stage("ppo", smoke=True)
+def test_smoke_run_without_data_of_its_inputs_names_the_dataset(project: ChainProject) -> None:
+    text = project.recipe_file.read_text().replace("sft: {path: rows.jsonl}, ", "").replace("sft:\n", "")
+    project.recipe_file.write_text(text)
+    with raises_issue("recipe.missing-data", error=RecipeError, location="ppo") as issues:
+        project.run_stage("ppo", smoke=True)
+    assert issues[0].message == "--smoke runs sft first; data.sft is missing."
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_smoke_goes_through_without_gates(case: Case) -> None:
-    assert [*case.chain("eval.gates.0.min=0.9", smoke=True)] == CHAIN
+def test_smoke_chain_ignores_gates(project: ChainProject) -> None:
+    assert [*project.run_chain("eval.gates.0.min=0.9", smoke=True)] == CHAIN
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_run_that_completes_meanwhile_is_neither_loaded_nor_recorded(case: Case, set_stage: SetStage) -> None:
-    case.stage("sft")
-    found: list[str] = []
-
-    def run(recipe: Recipe, run: Run) -> StageMetrics:
-        case.stage("sft")  # another writer
-        found.append(run.find(recipe.reward.start).name)
-        run.model_dir.joinpath("weights").touch()
-        return StageMetrics({})
-
-    set_stage("reward", run)
-    outcome = case.stage("reward")
-    recorded = next(item for item in outcome.manifest["inputs"] if item["role"] == "start")
-    assert found == [recorded["version"]] == ["v0001"]
-    assert "start: bot/sft@v0001" in (outcome.path / "recipe.yaml").read_text()
-
-
-@pytest.mark.usefixtures("stand_ins")
-def test_smoke_makes_its_inputs_anew_when_the_recipe_changed(case: Case, calls: list[str]) -> None:
-    case.stage("reward", smoke=True)
-    case.stage("reward", "adapter.rank=8", smoke=True)
+def test_smoke_run_makes_its_inputs_again_after_a_change(project: ChainProject, calls: list[str]) -> None:
+    project.run_stage("reward", smoke=True)
+    project.run_stage("reward", "adapter.rank=8", smoke=True)
     assert calls == ["sft", "reward", "sft", "reward"]
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_an_export_is_stale_when_its_policy_was_evaluated_since(case: Case) -> None:
-    case.chain(stages=["sft", "reward", "ppo", "export"])
-    case.chain(stages=["eval"])
-    assert case.chain(stages=["export"]) == {"export": False}  # its card has the figures now
-    assert case.chain(stages=["export"]) == {"export": True}
+def test_run_that_completes_meanwhile_is_neither_loaded_nor_recorded(
+    project: ChainProject, set_stage: SetStage
+) -> None:
+    project.run_stage("sft")
+    loaded: list[Path | None] = []
+
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        project.run_stage("sft")  # another writer
+        loaded.append(stage.model_path("start"))
+        return write_weights(run)
+
+    set_stage("reward", run)
+    result = project.run_stage("reward")
+    recorded = next(item for item in result.manifest["inputs"] if item["role"] == "start")
+    assert project.versions("sft") == ["v0001", "v0002"]
+    assert recorded["version"] == "v0001"
+    assert loaded == [project.stage_dir("sft") / "v0001" / "model"]
+    assert "start: bot/sft@v0001" in (result.path / "recipe.yaml").read_text()
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_export_is_stale_after_its_policy_was_evaluated(project: ChainProject) -> None:
+    project.run_chain(stages=["sft", "reward", "ppo", "export"])
+    project.run_chain(stages=["eval"])
+    assert project.run_chain(stages=["export"]) == {"export": False}  # its card has the metrics now
+    assert project.run_chain(stages=["export"]) == {"export": True}

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from tests.support.tiny_policy import (
-    _quiet,
     base_folder,
+    make_actor_critic,
     make_adapter,
-    make_cast,
     make_run,
     make_trainer,
     ragged,
     reward_folder,
     sft_folder,
+    silence_libraries,
 )
 
 __all__ = [
-    "_quiet",
     "base_folder",
+    "make_actor_critic",
     "make_adapter",
-    "make_cast",
     "make_run",
     "make_trainer",
     "ragged",
     "reward_folder",
     "sft_folder",
+    "silence_libraries",
 ]  # fixtures

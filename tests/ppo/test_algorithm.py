@@ -1,12 +1,16 @@
-"""PPO's arithmetic, on numbers small enough to work by hand (each expected value's working stands beside it)."""
+"""Test PPO's arithmetic on numbers small enough to work by hand; comments show the working."""
+
+from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from rlhf_cli.ppo.algorithm import (
     AdaptiveKL,
+    PolicyLoss,
     entropy,
     explained_variance,
     gae,
@@ -25,14 +29,14 @@ def close(got: torch.Tensor, expected: object, atol: float = 1e-6) -> None:
 
 
 def mask(*rows: str) -> torch.Tensor:
-    """`mask("110", "100")`: 1 is a valid slot."""
+    """Return a mask from rows such as "110", where 1 is a valid slot."""
     return torch.tensor([[c == "1" for c in row] for row in rows])
 
 
 # ---- KL -------------------------------------------------------------------------------------------------------------
 
 
-def test_kl_estimators_of_one_token():
+def test_kl_estimate_of_one_token_equals_worked_values() -> None:
     # The policy gives 1/2, the reference 1/4: d = ln 2.
     logprobs, ref = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
     close(kl_estimate(logprobs, ref, "k1"), [[math.log(2)]])
@@ -40,7 +44,7 @@ def test_kl_estimators_of_one_token():
     close(kl_estimate(logprobs, ref, "k3"), [[0.5 - 1 + math.log(2)]])
 
 
-def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():
+def test_kl_estimate_k1_and_k3_are_unbiased_and_k3_is_never_negative() -> None:
     p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     true_kl = 0.7 * math.log(0.7 / 0.2) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.5)
     for estimator in ("k1", "k3"):
@@ -50,7 +54,7 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():
     assert (kl_estimate(p.log()[None], q.log()[None], "k1") < 0).any()
 
 
-def test_adaptive_kl_moves_by_the_clipped_share_of_episodes():
+def test_adaptive_kl_update_moves_coef_by_clipped_share_of_episodes() -> None:
     controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
     controller.update(6.6, n=100)  # 10 % over target: × (1 + 0.1·100/1000)
     assert controller.coef == pytest.approx(0.1 * 1.01)
@@ -63,14 +67,14 @@ def test_adaptive_kl_moves_by_the_clipped_share_of_episodes():
 # ---- rewards --------------------------------------------------------------------------------------------------------
 
 
-def test_score_lands_on_last_valid_token():
+def test_shape_rewards_ragged_rows_puts_score_on_last_valid_token() -> None:
     kl = torch.tensor([[1.0, 2.0, NAN], [3.0, 1.0, 2.0], [4.0, NAN, NAN]])
     shaped = shape_rewards(kl, torch.tensor([10.0, 20.0, 30.0]), mask("110", "111", "100"), coef=0.5)
-    # Ragged; the second row is full (its end token in the last slot); the third is one token long.
+    # The second row is full (its end token is in the last slot); the third is one token long.
     close(shaped, [[-0.5, 9.0, 0.0], [-1.5, -0.5, 19.0], [28.0, 0.0, 0.0]])
 
 
-def test_score_steps_over_a_hole():
+def test_shape_rewards_row_with_hole_puts_score_after_the_hole() -> None:
     shaped = shape_rewards(torch.ones(1, 4), torch.tensor([5.0]), mask("1010"), coef=1.0)
     close(shaped, [[-1.0, 0.0, 4.0, 0.0]])
 
@@ -78,7 +82,7 @@ def test_score_steps_over_a_hole():
 # ---- advantages -----------------------------------------------------------------------------------------------------
 
 
-def test_gae_of_three_tokens():
+def test_gae_three_tokens_equals_worked_values() -> None:
     rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.5]])
     advantages, returns = gae(rewards, values, mask("111"), gamma=1.0, gae_lambda=0.5)
     # δ = (.25 − .5, .5 − .25, 1 − .5) = (−.25, .25, .5); A2 = .5, A1 = .25 + .25 = .5, A0 = −.25 + .25 = 0
@@ -86,7 +90,7 @@ def test_gae_of_three_tokens():
     close(returns, [[0.5, 0.75, 1.0]])
 
 
-def test_gae_with_lambda_one_is_the_discounted_return_and_with_zero_the_td_error():
+def test_gae_lambda_one_is_discounted_return_and_zero_is_td_error() -> None:
     rewards, values = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[3.0, 5.0, 7.0]])
     # G2 = 4, G1 = 2 + .5·4 = 4, G0 = 1 + .5·4 = 3
     close(gae(rewards, values, mask("111"), gamma=0.5, gae_lambda=1.0).returns, [[3.0, 4.0, 4.0]])
@@ -94,7 +98,7 @@ def test_gae_with_lambda_one_is_the_discounted_return_and_with_zero_the_td_error
     close(gae(rewards, values, mask("111"), gamma=0.5, gae_lambda=0.0).advantages, [[0.5, 0.5, -3.0]])
 
 
-def test_gae_of_a_row_with_hole_and_tail_equals_the_row_without_them():
+def test_gae_row_with_hole_and_tail_equals_row_without_them() -> None:
     dense = gae(torch.tensor([[0.0, 0.3, 1.0]]), torch.tensor([[0.5, 0.25, 0.5]]), mask("111"), 0.9, 0.8)
     holed = gae(
         torch.tensor([[0.0, NAN, NAN, 0.3, 1.0, NAN]]),
@@ -108,7 +112,7 @@ def test_gae_of_a_row_with_hole_and_tail_equals_the_row_without_them():
         close(got[:, [1, 2, 5]], [[0.0, 0.0, 0.0]])
 
 
-def test_gae_of_a_one_token_response_among_longer_ones():
+def test_gae_one_token_response_among_longer_ones_is_independent() -> None:
     advantages, returns = gae(
         torch.tensor([[2.0, NAN], [0.0, 1.0]]), torch.tensor([[0.5, NAN], [0.0, 0.0]]), mask("10", "11"), 1.0, 1.0
     )
@@ -119,23 +123,23 @@ def test_gae_of_a_one_token_response_among_longer_ones():
 # ---- whitening ------------------------------------------------------------------------------------------------------
 
 
-def test_whiten_uses_valid_slots_and_unbiased_variance():
+def test_whiten_masked_slots_are_ignored_and_variance_is_unbiased() -> None:
     x = torch.tensor([[1.0, 3.0, NAN], [5.0, NAN, 1e9]])
     # 1, 3, 5: mean 3, unbiased variance 4
     close(whiten(x, mask("110", "100")), [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
 
 
-def test_whiten_without_center_keeps_the_mean():
+def test_whiten_without_center_keeps_the_mean() -> None:
     x = torch.tensor([[1.0, 3.0, NAN], [5.0, NAN, 1e9]])
     close(whiten(x, mask("110", "100"), center=False), [[2.0, 3.0, 0.0], [4.0, 0.0, 0.0]])
 
 
-def test_whiten_of_a_single_valid_token_is_zero():
+def test_whiten_single_valid_token_is_zero() -> None:
     close(whiten(torch.tensor([[7.0, NAN]]), mask("10")), [[0.0, 0.0]])
     close(whiten(torch.tensor([[7.0, NAN]]), mask("10"), center=False), [[7.0, 0.0]])
 
 
-def test_whiten_over_two_processes_equals_one(tmp_path):
+def test_whiten_over_two_processes_equals_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_whiten_half, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     close(torch.cat(halves), whiten(_SPREAD, _SPREAD_MASK))
@@ -153,47 +157,56 @@ def _whiten_half(rank: int, store: str, folder: str) -> None:
 # ---- policy loss ----------------------------------------------------------------------------------------------------
 
 
-def policy(ratios, advantages, valid, low=0.2, high=0.2, dual=None):
+def policy(
+    ratios: list[list[float]],
+    advantages: list[list[float]],
+    valid: torch.Tensor,
+    *,
+    low: float = 0.2,
+    high: float = 0.2,
+    dual: float | None = None,
+) -> PolicyLoss:
+    """Return the policy loss for probability ratios new / old."""
     old = torch.zeros(len(ratios), len(ratios[0]))
     return policy_loss(torch.tensor(ratios).log(), old, torch.tensor(advantages), valid, low, high, dual)
 
 
-def test_policy_loss_takes_the_worse_surrogate():
+def test_policy_loss_takes_the_worse_surrogate() -> None:
     # r·A against clip(r)·A, the lesser: 1.5 → 1.2 (A=1); .5 → .5 (A=1); 1.5·−1 → −1.5; .5·−1 → −.8
     loss, stats = policy([[1.5, 0.5, 1.5, 0.5]], [[1.0, 1.0, -1.0, -1.0]], mask("1111"))
     close(loss, -(1.2 + 0.5 - 1.5 - 0.8) / 4)
-    close(stats.clip_fraction, 0.5)  # the first and the last alone
+    close(stats.clip_fraction, 0.5)  # only the first and the last
 
 
-def test_clip_fraction_counts_no_token_whose_clipped_surrogate_is_equal_or_better():
-    # Outside the bounds, but on the side where the pessimistic minimum is the free one; and A = 0, where both are 0.
+def test_clip_fraction_equal_or_better_clipped_surrogate_is_not_counted() -> None:
+    # Outside the bounds, but the pessimistic minimum is the free surrogate; and A = 0, for which both are 0.
     close(policy([[0.5, 1.5, 1.5]], [[1.0, -1.0, 0.0]], mask("111")).stats.clip_fraction, 0.0)
 
 
-def test_asymmetric_clip_bounds():
+def test_policy_loss_asymmetric_clip_uses_both_bounds() -> None:
     loss, _ = policy([[1.5, 0.5]], [[1.0, -2.0]], mask("11"), low=0.1, high=0.3)
     close(loss, -(1.3 - 1.8) / 2)
 
 
-def test_dual_clip_bounds_the_loss_of_bad_tokens_alone():
+def test_dual_clip_bounds_only_tokens_with_negative_advantage() -> None:
     plain, bounded = (policy([[10.0, 10.0]], [[-1.0, 1.0]], mask("11"), dual=c).loss for c in (None, 3.0))
     close(plain, (10.0 - 1.2) / 2)
     close(bounded, (3.0 - 1.2) / 2)
 
 
-def test_approx_kl_is_k3_over_valid_tokens_and_ratio_stats_too():
+def test_policy_stats_are_over_valid_tokens_only() -> None:
     _, stats = policy([[2.0, 0.25, 7.0]], [[1.0, 1.0, 1.0]], mask("110"))
     close(stats.approx_kl, ((2 - 1 - math.log(2)) + (0.25 - 1 + math.log(4))) / 2)
     close(torch.stack([stats.ratio_mean, stats.ratio_min, stats.ratio_max]), [1.125, 0.25, 2.0])
 
 
-def test_policy_loss_is_a_mean_over_tokens_not_over_sequences():
-    # Three tokens of loss −1 in one row, one token of loss −3 in the other: −6/4, where a mean of means would be −2.
+def test_policy_loss_is_mean_over_tokens_not_over_sequences() -> None:
+    # Three tokens of loss −1 in one row, one token of loss −3 in the other: −6/4; a mean of means would be −2.
     loss, _ = policy([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0], [3.0, 9.0, 9.0]], mask("111", "100"))
     close(loss, -1.5)
 
 
-def test_nan_in_masked_slots_spreads_neither_to_losses_nor_to_gradients():
+def test_losses_nan_in_masked_slots_reaches_neither_loss_nor_gradient() -> None:
     valid = mask("10")
     logprobs = torch.tensor([[-1.0, NAN]], requires_grad=True)
     loss, stats = policy_loss(logprobs, torch.tensor([[-1.0, NAN]]), torch.tensor([[2.0, NAN]]), valid, 0.2, 0.2, 3.0)
@@ -208,7 +221,7 @@ def test_nan_in_masked_slots_spreads_neither_to_losses_nor_to_gradients():
     close(values.grad, [[-2.0, 0.0]])
 
 
-def test_losses_of_nothing_valid_are_zero():
+def test_policy_loss_without_valid_token_is_zero() -> None:
     loss, stats = policy([[NAN]], [[NAN]], mask("0"))
     close(loss, 0.0)
     assert all(torch.isfinite(x) for x in stats)
@@ -217,7 +230,7 @@ def test_losses_of_nothing_valid_are_zero():
 # ---- value loss -----------------------------------------------------------------------------------------------------
 
 
-def test_value_loss_takes_the_greater_of_free_and_clipped_error():
+def test_value_loss_takes_greater_of_free_and_clipped_error() -> None:
     # Old 0, clip .2. V=1, R=1: free 0, clipped (.2 − 1)² = .64. V=−1, R=1: free 4, clipped (−.2 − 1)² = 1.44.
     # V=.1, R=1: not clipped, .81.
     loss, stats = value_loss(
@@ -227,10 +240,10 @@ def test_value_loss_takes_the_greater_of_free_and_clipped_error():
     close(stats.clip_fraction, 1 / 3)
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
-def test_entropy_with_temperature():
+def test_entropy_divides_logits_by_temperature() -> None:
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, -math.inf]])
     # p = (3/4, 1/4), uniform over two, certain
     h = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
@@ -239,7 +252,7 @@ def test_entropy_with_temperature():
     close(entropy(logits[:1], 0.5), [-(0.9 * math.log(0.9) + 0.1 * math.log(0.1))])
 
 
-def test_explained_variance():
+def test_explained_variance_equals_worked_values() -> None:
     returns = torch.tensor([[1.0, 3.0, NAN]])
     valid = mask("110")
     close(explained_variance(torch.tensor([[1.0, 3.0, NAN]]), returns, valid), 1.0)
@@ -248,6 +261,6 @@ def test_explained_variance():
     close(explained_variance(torch.tensor([[1.0, 2.0, 0.0]]), returns, valid), 0.75)
 
 
-def test_explained_variance_of_constant_returns_is_finite():
+def test_explained_variance_constant_returns_is_finite() -> None:
     close(explained_variance(torch.tensor([[1.0, 5.0]]), torch.tensor([[2.0, 2.0]]), mask("11")), 0.0)
     close(explained_variance(torch.tensor([[1.0]]), torch.tensor([[2.0]]), mask("1")), 1.0)

@@ -1,6 +1,9 @@
-"""`ppo.trainer`: what of TrainingArguments acts on the loop, and that the rest is refused."""
+"""Test `ppo.trainer`: which TrainingArguments act on the loop, and that invalid ones are refused."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,71 +11,97 @@ from torch import nn
 
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.ppo import optimization
+from rlhf_cli.ppo.optimization import Optimization
 from rlhf_cli.recipe.schema import Critic, Ppo
+from tests.support.issues import raises_issue
 
 
-def build(**trainer):
-    asked = optimization.arguments(trainer, folder=Path("unused"))
+def build(**options: Any) -> Optimization:
+    """Return the optimization of 5 iterations × 2 epochs × 2 minibatches, with zero gradients set."""
+    arguments = optimization.training_arguments(options, folder=Path("unused"))
     settings = Ppo(learning_rate=1e-3, critic=Critic(learning_rate=1e-2), iterations=5, epochs=2, minibatches=2)
-    made = optimization.build(settings, asked, [nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(2))])
-    for group in made.optimizer.param_groups:
-        group["params"][0].grad = torch.zeros(2)
-    return made
+    policy, critic = [nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(2))]
+    built = optimization.build_optimization(settings, arguments, policy, critic)
+    for parameter in (*policy, *critic):
+        parameter.grad = torch.zeros(2)
+    return built
 
 
-def rates(made, steps):
-    found = []
+def learning_rates(built: Optimization, steps: int) -> list[list[float]]:
+    """Return the learning rates of policy and critic at each of the next steps."""
+    rates = []
     for _ in range(steps):
-        found.append([group["lr"] for group in made.optimizer.param_groups])
-        made.optimizer.step()
-        made.schedule.step()
-    return found
+        rates.append([group["lr"] for group in built.optimizer.param_groups])
+        built.optimizer.step()
+        built.schedule.step()
+    return rates
 
 
-def test_rates_are_constant_and_apart_by_default_and_the_optimizer_is_adamw():
-    made = build()
-    assert isinstance(made.optimizer, torch.optim.AdamW)
-    assert made.max_grad_norm == 1.0
-    assert rates(made, 20) == [[1e-3, 1e-2]] * 20
+def test_build_optimization_defaults_are_adamw_with_constant_separate_rates() -> None:
+    built = build()
+    assert isinstance(built.optimizer, torch.optim.AdamW)
+    assert built.max_grad_norm == 1.0
+    assert learning_rates(built, 20) == [[1e-3, 1e-2]] * 20
 
 
-def test_a_schedule_runs_over_all_optimizer_steps_for_both():
-    found = rates(build(lr_scheduler_type="linear", warmup_steps=0.2), 20)  # 5 · 2 · 2 steps, 4 of them warm-up
-    assert [rate for rate, _ in found] == pytest.approx([1e-3 * min(step / 4, (20 - step) / 16) for step in range(20)])
-    assert [critic / rate for rate, critic in found[1:]] == pytest.approx([10.0] * 19)
+def test_build_optimization_schedule_covers_all_steps_of_policy_and_critic() -> None:
+    rates = learning_rates(build(lr_scheduler_type="linear", warmup_steps=0.2), 20)  # 4 of 5 · 2 · 2 steps warm up
+    expected = [1e-3 * min(step / 4, (20 - step) / 16) for step in range(20)]
+    assert [policy for policy, _ in rates] == pytest.approx(expected)
+    assert [critic / policy for policy, critic in rates[1:]] == pytest.approx([10.0] * 19)
 
 
-def test_settings_of_the_optimizer_reach_it():
-    made = build(adam_beta2=0.95, adam_epsilon=1e-5, weight_decay=0.1, max_grad_norm=0.5)
-    for group in made.optimizer.param_groups:
+def test_build_optimization_optimizer_options_reach_both_groups() -> None:
+    built = build(adam_beta2=0.95, adam_epsilon=1e-5, weight_decay=0.1, max_grad_norm=0.5)
+    for group in built.optimizer.param_groups:
         assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.95), 1e-5, 0.1)
-    assert made.max_grad_norm == 0.5
+    assert built.max_grad_norm == 0.5
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"optim": "adamm"}, {"lr_scheduler_type": "sawtooth"}, {"lr_scheduler_type": "greedy"}]
+    ("options", "location", "message"),
+    [
+        ({"optim": "adamm"}, "ppo.trainer", "adamm"),
+        ({"lr_scheduler_type": "sawtooth"}, "ppo.trainer", "sawtooth"),
+        ({"lr_scheduler_type": "greedy"}, "ppo.trainer", "eval strategy"),
+        (
+            {"lr_scheduler_type": "greedy", "eval_strategy": "epoch"},
+            "ppo.trainer.lr_scheduler_type",
+            "greedy needs an evaluation loss",
+        ),
+    ],
 )
-def test_a_value_that_transformers_refuses_is_told(wrong, tmp_path):
-    with pytest.raises(RecipeError, match=r"ppo\.trainer"):
-        optimization.arguments(wrong, folder=tmp_path)
+def test_training_arguments_invalid_value_raises_issue(
+    tmp_path: Path, options: dict[str, str], location: str, message: str
+) -> None:
+    with raises_issue("recipe.invalid-value", error=RecipeError, location=location) as issues:
+        optimization.training_arguments(options, folder=tmp_path)
+    assert message in issues[0].message
 
 
-def test_a_tracker_that_is_not_installed_is_told(tmp_path, monkeypatch):
+def test_trackers_not_installed_raises_issue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    with pytest.raises(RecipeError, match="wandb is not installed"), pytest.warns(UserWarning, match="wandb"):
-        optimization.Trackers(optimization.arguments({"report_to": "wandb"}, tmp_path), {})
+    arguments = optimization.training_arguments({"report_to": "wandb"}, tmp_path)
+    with (
+        pytest.warns(UserWarning, match="wandb"),
+        raises_issue("recipe.missing-package", error=RecipeError, location="ppo.trainer.report_to") as issues,
+    ):
+        optimization.Trackers(arguments, {})
+    assert "not installed: wandb" in issues[0].message
+    assert "pip install wandb" in issues[0].hint
 
 
-def test_figures_and_samples_reach_a_tracker(tmp_path):
+def test_trackers_tensorboard_receives_metrics_and_samples(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trackers = optimization.Trackers(optimization.arguments({"report_to": "tensorboard"}, tmp_path), {"clip": 0.2})
+    arguments = optimization.training_arguments({"report_to": "tensorboard"}, tmp_path)
+    trackers = optimization.Trackers(arguments, {"clip": 0.2})
     trackers.log(3, {"reward": 0.5})
-    trackers.samples(3, [{"prompt": "who?", "response": "I am.", "reward": 0.25}])
+    trackers.log_samples(3, [{"prompt": "who?", "response": "I am.", "reward": 0.25}])
     trackers.close()
-    (events,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "rlhf"}
-    found = EventAccumulator(str(events))
-    found.Reload()
-    assert [(e.step, e.value) for e in found.Scalars("reward")] == [(3, 0.5)]
-    (text,) = found.Tensors("sample.1/text_summary")
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.*") if path.parent.name == "rlhf"}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward")] == [(3, 0.5)]
+    (text,) = events.Tensors("sample.1/text_summary")
     assert text.tensor_proto.string_val[0].decode() == "prompt: who?\n\nresponse: I am.\n\nreward: 0.25"

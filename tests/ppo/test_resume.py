@@ -1,29 +1,37 @@
-"""A run that was stopped after any iteration and gone on with equals the unbroken one to the last bit."""
+"""Test that a run stopped after any iteration and resumed equals the unbroken run to the last bit."""
+
+from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlhf_cli.errors import ModelError, StoppedError
-from rlhf_cli.ppo import actor_critic, update
-from rlhf_cli.recipe.schema import Critic, Kl
-from tests.support.tiny_policy import lines, small
+from rlhf_cli.ppo.actor_critic import POLICY, VALUE
+from rlhf_cli.ppo.trainer import PPOTrainer
+from rlhf_cli.ppo.types import Demonstrations
+from rlhf_cli.recipe.schema import Critic, Kl, Ppo
+from tests.support.equality import bit_equal
+from tests.support.issues import raises_issue
+from tests.support.tiny_policy import MakeTrainer, read_log, small_settings
 
 ITERATIONS = 4
 TIMED = ("seconds.", "tokens_per_second", "memory_peak_bytes", "time")
-DEMONSTRATIONS = update.Demonstrations(
-    [[5, 6], [7], [8, 9], [10], [4]], [[10, 11, 2], [12, 2], [13, 2], [5, 2], [6, 7, 2]]
-)
+DEMONSTRATIONS = Demonstrations([[5, 6], [7], [8, 9], [10], [4]], [[10, 11, 2], [12, 2], [13, 2], [5, 2], [6, 7, 2]])
 
 
-def settings(kind):
-    """Everything that has a state: adaptive KL, running moments, a schedule, demonstrations, several epochs."""
-    return small(
+def stateful_settings(kind: str) -> Ppo:
+    """Return settings with all state: adaptive KL, running moments, a schedule, demonstrations, several epochs."""
+    return small_settings(
         iterations=ITERATIONS,
-        rollout_batch_size=6,  # of 16 prompts: the order goes on in the middle of a shuffle
+        rollout_batch_size=6,  # of 16 prompts: a checkpoint falls into the middle of a shuffle
         kl=Kl(coef=0.1, target=0.5, horizon=20),
-        critic=Critic(kind=kind, learning_rate=1e-3, warmup_iterations=1),
+        critic=Critic.model_validate({"kind": kind, "learning_rate": 1e-3, "warmup_iterations": 1}),
         normalize_reward=True,
         ptx_coef=0.1,
         learning_rate=1e-2,
@@ -32,68 +40,91 @@ def settings(kind):
     )
 
 
-def left(trainer, history):
-    """All that a run leaves: weights, optimizer, schedule, KL coefficient, and every figure that is not a time."""
-    state = trainer.optimization.optimizer.state_dict()["state"]
-    return (
-        [p.detach() for role in (actor_critic.POLICY, actor_critic.VALUE) for p in trainer.bank.parameters(role)],
-        [value for _, own in sorted(state.items()) for _, value in sorted(own.items())],
-        trainer.optimization.schedule.state_dict()["last_epoch"],
-        trainer.coefficient,
-        trainer.scorer.moments.__dict__,
-        [{k: v for k, v in m.items() if not k.startswith(TIMED)} for m in history],
+class FinalState(NamedTuple):
+    """All that a run leaves."""
+
+    weights: list[Tensor]
+    optimizer: dict[int, dict[str, Any]]
+    schedule_steps: int
+    kl_coef: float
+    moments: dict[str, float]
+    metrics: list[dict[str, float]]  # without times
+
+
+def train(trainer: PPOTrainer) -> FinalState:
+    """Train and return what the run leaves."""
+    history = trainer.train()
+    return FinalState(
+        weights=[p.detach() for role in (POLICY, VALUE) for p in trainer.model.parameters(role)],
+        optimizer=trainer.optimization.optimizer.state_dict()["state"],
+        schedule_steps=trainer.optimization.schedule.state_dict()["last_epoch"],
+        kl_coef=trainer.kl_coef,
+        moments=dict(vars(trainer.scorer.moments)),
+        metrics=[{k: v for k, v in metrics.items() if not k.startswith(TIMED)} for metrics in history],
     )
 
 
+def resume_from(trainer: PPOTrainer, stopped: PPOTrainer, checkpoint: Path) -> None:
+    """Make `trainer` resume another trainer's run."""
+    shutil.copy(stopped.run.path / "metrics.jsonl", trainer.run.path)
+    trainer.run.resumed_from = checkpoint
+
+
+def stop_after(trainer: PPOTrainer, iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Request a stop as soon as `iteration` is logged."""
+    log = trainer.run.log
+
+    def log_and_stop(step: int, metrics: Mapping[str, float]) -> None:
+        log(step, metrics)
+        trainer.run.stop_requested = step == iteration
+
+    monkeypatch.setattr(trainer.run, "log", log_and_stop)
+
+
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_stopped_after_any_iteration_and_resumed_it_ends_the_same(make_trainer, sft_folder, reward_folder, kind):
-    def new(**more):
-        return make_trainer(settings(kind), sft_folder, reward_folder, demonstrations=DEMONSTRATIONS, **more)
+def test_train_stopped_after_any_iteration_and_resumed_equals_unbroken_run(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def new_trainer() -> PPOTrainer:
+        return make_trainer(stateful_settings(kind), sft_folder, reward_folder, demonstrations=DEMONSTRATIONS)
 
-    whole = new()
-    expected = left(whole, whole.train())
-    assert len({m["kl.coef"] for m in expected[5]}) > 1  # what is to be restored does move
-    for stop_after in range(1, ITERATIONS):
-        stopped = new()
-        log = stopped._log
-
-        def watched(iteration, metrics, stopped=stopped, stop_after=stop_after, log=log):
-            log(iteration, metrics)
-            stopped.run.stop_requested = iteration == stop_after
-
-        stopped._log = watched
-        with pytest.raises(StoppedError) as caught:
+    expected = train(new_trainer())
+    assert len({metrics["kl.coef"] for metrics in expected.metrics}) > 1  # the state to restore changes
+    for iteration in range(1, ITERATIONS):
+        stopped = new_trainer()
+        stop_after(stopped, iteration, monkeypatch)
+        with raises_issue("run.stopped", error=StoppedError):
             stopped.train()
-        assert caught.value.code == 75
-        resumed = new()  # with other draws and weights so far, all of which the checkpoint replaces
-        torch.manual_seed(99)
-        shutil.copy(stopped.run.path / "metrics.jsonl", resumed.run.path)
-        resumed.run.resumed_from = stopped.run.checkpoint_path(stop_after)
-        found = left(resumed, resumed.train())
-        for got, wanted in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
-            assert torch.equal(got, wanted)
-        assert found[2:] == expected[2:]
-        assert [line["step"] for line in lines(resumed.run, "metrics.jsonl")] == list(range(1, ITERATIONS + 1))
+        resumed = new_trainer()
+        torch.manual_seed(99)  # the checkpoint must restore the generators
+        resume_from(resumed, stopped, stopped.run.checkpoint_path(iteration))
+        assert bit_equal(tuple(train(resumed)), tuple(expected))
+        assert [line["step"] for line in read_log(resumed.run, "metrics.jsonl")] == list(range(1, ITERATIONS + 1))
 
 
-def test_the_first_ratio_is_one_after_a_resume(make_trainer, sft_folder, reward_folder):
-    first = make_trainer(settings("adapter"), sft_folder, reward_folder, demonstrations=DEMONSTRATIONS)
+def test_train_first_ratio_after_resume_is_one(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path
+) -> None:
+    settings = stateful_settings("adapter")
+    first = make_trainer(settings, sft_folder, reward_folder, demonstrations=DEMONSTRATIONS)
     first.train()
-    folder = first._save(ITERATIONS, state=True)
-    more = settings("adapter").model_copy(update={"iterations": ITERATIONS + 1, "epochs": 1, "minibatches": 1})
-    again = make_trainer(more, sft_folder, reward_folder, demonstrations=DEMONSTRATIONS)
-    shutil.copy(first.run.path / "metrics.jsonl", again.run.path)
-    again.run.resumed_from = folder
-    last = again.train()[-1]
-    assert last["kl"] > 0.01  # the policy has moved away from where it started
+    checkpoint = first.save_checkpoint(ITERATIONS)
+    longer = settings.model_copy(update={"iterations": ITERATIONS + 1, "epochs": 1, "minibatches": 1})
+    resumed = make_trainer(longer, sft_folder, reward_folder, demonstrations=DEMONSTRATIONS)
+    resume_from(resumed, first, checkpoint)
+    last = resumed.train()[-1]
+    assert last["kl"] > 0.01  # the policy is no longer at its start
     assert abs(last["ratio.min"] - 1) < 1e-5
     assert abs(last["ratio.max"] - 1) < 1e-5
 
 
-def test_a_diverged_runs_last_good_policy_is_no_place_to_resume_from(make_trainer, sft_folder):
-    trainer = make_trainer(small(), sft_folder)
-    folder = trainer._save(0, state=False)
-    again = make_trainer(small(), sft_folder)
-    again.run.resumed_from = folder
-    with pytest.raises(ModelError, match=r"diverged.*ppo\.start"):
-        again.train()
+def test_train_resumed_from_checkpoint_of_diverged_run_raises_issue(
+    make_trainer: MakeTrainer, sft_folder: Path
+) -> None:
+    folder = make_trainer(small_settings(), sft_folder).save_checkpoint(0, with_state=False)
+    trainer = make_trainer(small_settings(), sft_folder)
+    trainer.run.resumed_from = folder
+    with raises_issue("model.not-resumable", error=ModelError, location=str(folder)) as issues:
+        trainer.train()
+    assert "diverged" in issues[0].message
+    assert f"Set `ppo.start: {folder / 'model'}`" in issues[0].hint

@@ -1,89 +1,123 @@
-"""Rewards between the sources and the advantages: normalized, clipped, punished."""
+"""Test rewards between the sources and the advantages: normalized, clipped, penalized; and the rollout's metrics."""
+
+from __future__ import annotations
 
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rlhf_cli.data.rows import PromptRow
-from rlhf_cli.ppo import actor_critic, algorithm, update
+from rlhf_cli.errors import DivergedError
+from rlhf_cli.inference import scoring
+from rlhf_cli.ppo import algorithm
+from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE
 from rlhf_cli.recipe.schema import Kl
-from rlhf_cli.rewards import build
-from tests.support.tiny_policy import EOS, lines, small
+from rlhf_cli.rewards.base import Completions
+from tests.support.issues import raises_issue
+from tests.support.tiny_policy import EOS, PAD, MakeTrainer, small_settings
+
+BATCH_OPTIONS: dict[str, Any] = {"pad_id": PAD, "max_tokens": 60}
 
 
-def answered(responses):
+def completions_of(responses: list[list[int]], prompts: list[list[int]] | None = None) -> Completions:
+    """Return completions with these token ids."""
     count = len(responses)
-    return build.Completions([PromptRow("w1", {})] * count, [[5]] * count, responses, ["x"] * count)
+    return Completions([PromptRow("w1", {})] * count, prompts or [[5]] * count, responses, ["x"] * count)
 
 
-def test_rewards_are_normalized_by_all_of_the_run_so_far_then_clipped_then_punished(make_trainer):
+def move_from_reference(parameters: list[torch.nn.Parameter], scale: float) -> None:
+    """Add noise to the policy's parameters."""
+    for parameter in parameters:
+        parameter.data += scale * torch.randn_like(parameter)
+
+
+def test_score_completions_normalizes_by_whole_run_then_clips_then_penalizes(make_trainer: MakeTrainer) -> None:
     batches = iter([[1.0, 2.0, 9.0], [4.0, 4.0, 100.0]])
-    settings = small(normalize_reward=True, reward_clip=1.5, missing_eos_penalty=3.0)
-    scorer = make_trainer(settings, function=lambda completions: next(batches)).scorer
-    first = scorer.earned(answered([[5, EOS]] * 3))
+    settings = small_settings(normalize_reward=True, reward_clip=1.5, missing_eos_penalty=3.0)
+    scorer = make_trainer(settings, function=lambda _: next(batches)).scorer
+    first = scorer.score_completions(completions_of([[5, EOS]] * 3))
     mean, deviation = statistics.mean([1, 2, 9]), statistics.stdev([1, 2, 9])
     assert first.raw.tolist() == [1.0, 2.0, 9.0]
     assert first.shaped.tolist() == pytest.approx([(x - mean) / deviation for x in (1, 2, 9)])
-    second = scorer.earned(answered([[5, EOS], [5, 6], [5, EOS]]))
+    second = scorer.score_completions(completions_of([[5, EOS], [5, 6], [5, EOS]]))
     seen = [1, 2, 9, 4, 4, 100]
-    own = (4 - statistics.mean(seen)) / statistics.stdev(seen)
-    assert second.shaped.tolist() == pytest.approx([own, own - 3.0, 1.5])
-    assert second.by_source == {"share": [4.0, 4.0, 100.0]}  # as the source gave them
+    normalized = (4 - statistics.mean(seen)) / statistics.stdev(seen)
+    assert second.shaped.tolist() == pytest.approx([normalized, normalized - 3.0, 1.5])
+    assert second.by_source == {"share": [4.0, 4.0, 100.0]}
 
 
-def test_watched_samples_move_no_running_mean(make_trainer):
-    trainer = make_trainer(small(normalize_reward=True, iterations=1))
+def test_score_completions_end_token_in_last_slot_is_not_penalized(make_trainer: MakeTrainer) -> None:
+    settings = small_settings(missing_eos_penalty=3.0)
+    trainer = make_trainer(settings, function=lambda completions: [1.0] * len(completions))
+    completions = completions_of([[5, 6, 7, 8, EOS], [5, 6, 7, 8, 9], [EOS]])
+    assert trainer.scorer.score_completions(completions).shaped.tolist() == [1.0, -2.0, 1.0]
+    rollout = trainer.scorer.score_rollout(completions, trainer.kl_coef)
+    assert rollout.metrics["truncation_rate"] == pytest.approx(1 / 3)
+    assert rollout.experience.mask.sum(dim=1).tolist() == [5, 5, 1]
+
+
+def test_source_mean_ignores_none_scores(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings(), function=lambda _: [None, 4.0, 8.0])
+    metrics = trainer.scorer.score_rollout(completions_of([[6, EOS]] * 3), trainer.kl_coef).metrics
+    assert (metrics["reward"], metrics["reward.share"]) == (4.0, 6.0)
+
+
+def test_score_rollout_nothing_scored_raises_issue(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings(), function=lambda _: [None] * 3)
+    with raises_issue("training.nothing-scored", error=DivergedError, location="ppo.reward") as issues:
+        trainer.scorer.score_rollout(completions_of([[6, EOS]] * 3), trainer.kl_coef)
+    assert issues[0].message == "share: no completion was scored; found None for all 3 completions."
+
+
+def test_score_rollout_samples_move_no_running_mean(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings(normalize_reward=True, iterations=1))
     trainer.train()
-    assert trainer.scorer.moments.count == 4  # the rollout's answers, and none of the samples'
+    assert trainer.scorer.moments.count == 4  # completions of the rollout, and none of the samples
+
+
+def test_score_rollout_returns_are_score_minus_remaining_kl(make_trainer: MakeTrainer, sft_folder: Path) -> None:
+    """With λ = γ = 1, the return of a token is the score minus the KL of this and later tokens."""
+    settings = small_settings(gae_lambda=1.0, kl=Kl(coef=0.5))
+    trainer = make_trainer(settings, sft_folder, function=lambda _: [2.0, 7.0])
+    move_from_reference(trainer.model.parameters(POLICY), scale=0.01)
+    prompts, responses = [[5, 6], [7]], [[8, 9, EOS], [10, EOS]]
+    experience = trainer.scorer.score_rollout(completions_of(responses, prompts), 0.5).experience
+    logprobs, ref_logprobs = (
+        scoring.token_logprobs(trainer.model, role, prompts, responses, temperature=0.7, **BATCH_OPTIONS)
+        for role in (POLICY, REFERENCE)
+    )
+    for row, score in enumerate((2.0, 7.0)):
+        kl = logprobs[row] - ref_logprobs[row]
+        assert kl.abs().max() > 1e-3
+        expected = score - 0.5 * kl.flip(0).cumsum(0).flip(0)
+        torch.testing.assert_close(experience.returns[row, : len(kl)], expected, atol=1e-5, rtol=0)
+
+
+def test_score_rollout_kl_in_loss_is_not_charged_in_reward(make_trainer: MakeTrainer, sft_folder: Path) -> None:
+    settings = small_settings(gae_lambda=1.0, kl=Kl(coef=0.5, apply_to="loss", estimator="k3"))
+    trainer = make_trainer(settings, sft_folder, function=lambda _: [2.0, 7.0])
+    move_from_reference(trainer.model.parameters(POLICY), scale=0.05)
+    rollout = trainer.scorer.score_rollout(completions_of([[8, 9, EOS], [10, EOS]]), 0.5)
+    assert rollout.metrics["kl.k3"] > 1e-3
+    experience = rollout.experience
+    assert experience.returns[experience.mask].tolist() == pytest.approx([2.0] * 3 + [7.0] * 2)
 
 
 @pytest.mark.parametrize("parts", [[7], [1, 6], [3, 2, 2]])
-def test_moments_in_parts_are_those_of_the_whole(parts):
+def test_running_moments_updated_in_parts_equal_those_of_all_scores(parts: list[int]) -> None:
     torch.manual_seed(0)
     scores = 100 + 0.1 * torch.randn(7, dtype=torch.float64)
     moments = algorithm.RunningMoments()
     for part in scores.split(parts):
         moments.update(part)
-    whole = (scores - scores.mean()) / scores.std()
-    torch.testing.assert_close(moments.normalize(scores), whole)
+    expected = (scores - scores.mean()) / scores.std()
+    torch.testing.assert_close(moments.normalize(scores), expected)
 
 
-def test_equal_scores_become_zero():
+def test_running_moments_equal_scores_normalize_to_zero() -> None:
     moments = algorithm.RunningMoments()
     moments.update(torch.full((4,), 2.5))
     assert moments.normalize(torch.full((4,), 2.5)).tolist() == [0.0] * 4
-
-
-def test_kl_as_a_loss_is_not_charged_in_the_reward_too(make_trainer, sft_folder):
-    kl = Kl(coef=0.5, apply_to="loss", estimator="k3")
-    trainer = make_trainer(small(gae_lambda=1.0, kl=kl), sft_folder, function=lambda completions: [2.0, 7.0])
-    for p in trainer.bank.parameters(actor_critic.POLICY):
-        p.data += 0.05 * torch.randn_like(p)  # away from the reference
-    scored = trainer.scorer.score(answered([[8, 9, EOS], [10, EOS]]), 0.5)
-    assert scored.metrics["kl.k3"] > 1e-3
-    assert scored.experience.returns[scored.experience.mask].tolist() == pytest.approx([2.0] * 3 + [7.0] * 2)
-
-
-def test_each_prompt_gets_as_many_answers_as_asked(make_trainer):
-    seen = []
-    trainer = make_trainer(small(samples_per_prompt=3), function=lambda completions: [0.0] * len(completions))
-    answer = trainer._answer
-    trainer._answer = lambda prompts: seen.append([row.prompt for row in prompts.rows]) or answer(prompts)
-    history = trainer.train()
-    rollouts = [prompts for prompts in seen if len(prompts) == 12]
-    assert len(rollouts) == 2
-    assert all(prompts[i] == prompts[i + 1] == prompts[i + 2] for prompts in rollouts for i in (0, 3, 6, 9))
-    assert len(set(rollouts[0])) == 4
-    assert history[-1]["episodes"] == 24
-
-
-def test_demonstrations_are_mixed_in_and_logged(make_trainer):
-    rows = update.Demonstrations([[5, 6]] * 3, [[10, 11, EOS]] * 3)
-    still = {"learning_rate": 1e-2, "iterations": 10, "rollout_batch_size": 4}
-    trainer = make_trainer(
-        small(ptx_coef=1.0, **still), function=lambda completions: [0.0] * len(completions), demonstrations=rows
-    )
-    trainer.train()
-    losses = [line["ptx_loss"] for line in lines(trainer.run, "metrics.jsonl")]
-    assert losses[-1] < losses[0] / 2  # it learns to say them

@@ -1,17 +1,34 @@
-"""The loop: what an iteration does to the models, what it logs, when it stops, and that it learns."""
+"""Test the PPO loop: what an iteration changes and logs, when a run stops, and that the policy learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference import scoring
-from rlhf_cli.ppo import actor_critic
+from rlhf_cli.models.multi_adapter import MultiAdapterModel
+from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE
+from rlhf_cli.ppo.trainer import PPOTrainer
+from rlhf_cli.ppo.types import Demonstrations
 from rlhf_cli.recipe.schema import Critic, Kl, Ppo
-from rlhf_cli.rewards import build
-from tests.support.tiny_policy import EOS, PAD, Says, lines, small
+from tests.support.issues import raises_issue
+from tests.support.tiny_policy import (
+    EOS,
+    PAD,
+    FakeScorer,
+    MakeActorCritic,
+    MakeTrainer,
+    Ragged,
+    read_log,
+    small_settings,
+)
 
-LOGGED = {
+METRICS = {
     *("reward", "reward.std", "reward.share", "kl", "kl.token", "kl.k3", "kl.coef", "entropy"),
     *("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "approx_kl"),
     *("ratio.mean", "ratio.min", "ratio.max", "explained_variance", "advantage.mean", "return.mean"),
@@ -21,234 +38,250 @@ LOGGED = {
 }
 
 
-def test_every_rollout_gets_epochs_times_minibatches_optimizer_steps(make_trainer):
-    trainer = make_trainer(small(epochs=3, minibatches=2, save_every=10))
-    taken = []
-    trainer.optimization.optimizer.register_step_post_hook(lambda *_: taken.append(1))
+def constant_reward(completions: list[str]) -> list[float]:
+    """Return the same score for all completions."""
+    return [0.0] * len(completions)
+
+
+def copy_parameters(trainer: PPOTrainer, *roles: str) -> list[Tensor]:
+    """Return copies of the parameters of the roles, all trained ones by default."""
+    return [p.detach().clone() for role in roles or (POLICY, VALUE) for p in trainer.model.parameters(role)]
+
+
+def logprobs_of(model: MultiAdapterModel, role: str, ragged: Ragged) -> Tensor:
+    """Return the log-probabilities of all response tokens."""
+    return torch.cat(scoring.token_logprobs(model, role, *ragged, pad_id=PAD, temperature=1.0, max_tokens=60))
+
+
+def checkpoint_names(trainer: PPOTrainer) -> list[str]:
+    """Return the names of the checkpoints."""
+    return sorted(path.name for path in (trainer.run.path / "checkpoints").iterdir())
+
+
+def assert_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Assert that tensors are equal bit for bit."""
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_train_takes_epochs_times_minibatches_optimizer_steps_per_rollout(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings(epochs=3, minibatches=2, save_every=10))
+    steps: list[int] = []
+    trainer.optimization.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     history = trainer.train()
-    assert [m["optimizer_steps"] for m in history] == [6.0, 6.0]
-    assert len(taken) == 12
+    assert [metrics["optimizer_steps"] for metrics in history] == [6.0, 6.0]
+    assert len(steps) == 12
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_policy_starts_as_the_reference_and_alone_moves_away(make_trainer, sft_folder, reward_folder, ragged, kind):
-    trainer = make_trainer(small(critic=Critic(kind=kind, learning_rate=1e-3)), sft_folder, reward_folder)
-    bank = trainer.bank
-
-    def logprobs(role):
-        limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
-        return torch.cat(scoring.token_logprobs(bank, role, *ragged, **limits))
-
-    start = logprobs(actor_critic.POLICY)
-    assert torch.equal(start, logprobs(actor_critic.REFERENCE))
-    base = {id(p): p.detach().clone() for p in bank._base.parameters() if not p.requires_grad}
-    scores = scoring.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60)
+def test_train_moves_only_policy_and_critic_away_from_reference(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path, ragged: Ragged, kind: str
+) -> None:
+    critic = Critic.model_validate({"kind": kind, "learning_rate": 1e-3})
+    trainer = make_trainer(small_settings(critic=critic), sft_folder, reward_folder)
+    model = trainer.model
+    start = logprobs_of(model, POLICY, ragged)
+    assert torch.equal(start, logprobs_of(model, REFERENCE, ragged))
+    with model.use(REFERENCE) as shared_model:
+        frozen = [(p, p.detach().clone()) for p in shared_model.parameters() if not p.requires_grad]
+    scores = scoring.final_scores(model, "reward", ragged[0], pad_id=PAD, max_tokens=60)
     history = trainer.train()
     assert abs(history[0]["kl"]) < 1e-5  # nats: nothing has moved yet
-    assert (logprobs(actor_critic.POLICY) - start).abs().max() > 1e-3
-    assert torch.equal(logprobs(actor_critic.REFERENCE), start)
-    assert torch.equal(scoring.final_scores(bank, "reward", ragged[0], pad_id=PAD, max_tokens=60), scores)
-    assert all(torch.equal(base[id(p)], p) for p in bank._base.parameters() if id(p) in base)
+    assert (logprobs_of(model, POLICY, ragged) - start).abs().max() > 1e-3
+    assert torch.equal(logprobs_of(model, REFERENCE, ragged), start)
+    assert torch.equal(scoring.final_scores(model, "reward", ragged[0], pad_id=PAD, max_tokens=60), scores)
+    assert_equal([p for p, _ in frozen], [before for _, before in frozen])
 
 
-def test_the_bare_base_is_the_reference_of_a_policy_that_starts_from_it(make_trainer, ragged):
-    trainer = make_trainer(small())
+def test_train_policy_from_bare_base_has_the_base_as_reference(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings())
     history = trainer.train()
     assert abs(history[0]["kl"]) < 1e-5
-    assert trainer.bank.parameters(actor_critic.REFERENCE) == []
+    assert trainer.model.parameters(REFERENCE) == []
 
 
-def test_an_iteration_logs_every_figure(make_trainer):
-    trainer = make_trainer(small(save_every=10))
+def test_train_logs_every_metric(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings(save_every=10))
     history = trainer.train()
-    assert set(history[0]) == LOGGED
-    logged = lines(trainer.run, "metrics.jsonl")
+    assert set(history[0]) == METRICS
+    logged = read_log(trainer.run, "metrics.jsonl")
     assert [line["step"] for line in logged] == [1, 2]
-    assert set(logged[0]) == LOGGED | {"step", "time"}
+    assert set(logged[0]) == METRICS | {"step", "time"}
     assert logged[1]["episodes"] == 8
     assert history[0]["response_length"] <= 5
     assert history[0]["ratio.min"] <= history[0]["ratio.mean"] <= history[0]["ratio.max"]
 
 
-def test_end_token_in_the_last_slot_is_no_truncation_and_the_penalty_falls_on_the_others(make_trainer):
-    trainer = make_trainer(small(missing_eos_penalty=3.0), function=lambda completions: [1.0] * len(completions))
-    rows, responses = [PromptRow("w1", {})] * 3, [[5, 6, 7, 8, EOS], [5, 6, 7, 8, 9], [EOS]]
-    answered = build.Completions(rows, [[5]] * 3, responses, ["x"] * 3)
-    total = trainer.scorer.earned(answered).shaped
-    assert total.tolist() == [1.0, -2.0, 1.0]
-    scored = trainer.scorer.score(answered, trainer.coefficient)
-    assert scored.metrics["truncation_rate"] == pytest.approx(1 / 3)
-    assert scored.experience.mask.sum(dim=1).tolist() == [5, 5, 1]
+def test_train_samples_per_prompt_repeats_each_prompt(make_trainer: MakeTrainer) -> None:
+    scorer = FakeScorer(constant_reward)
+    history = make_trainer(small_settings(samples_per_prompt=3), scorer=scorer).train()
+    rollouts = [prompts for prompts in scorer.prompts if len(prompts) == 12]
+    assert len(rollouts) == 2
+    assert all(prompts[i] == prompts[i + 1] == prompts[i + 2] for prompts in rollouts for i in (0, 3, 6, 9))
+    assert len({str(prompt) for prompt in rollouts[0]}) == 4
+    assert history[-1]["episodes"] == 24
 
 
-def test_a_sources_mean_is_over_what_it_judged(make_trainer):
-    trainer = make_trainer(small(), function=lambda completions: [None, 4.0, 8.0])
-    answered = build.Completions([PromptRow("w1", {})] * 3, [[5]] * 3, [[6, EOS]] * 3, ["x"] * 3)
-    found = trainer.scorer.score(answered, trainer.coefficient).metrics
-    assert (found["reward"], found["reward.share"]) == (4.0, 6.0)
-    terms = trainer.scorer.terms
-    terms[0] = terms[0]._replace(judge=Says(lambda completions: [None] * 3))
-    with pytest.raises(DivergedError, match=r"share.* judged none of 3 answers"):
-        trainer.scorer.score(answered, trainer.coefficient)
+def test_train_ptx_coef_lowers_loss_of_demonstrations(make_trainer: MakeTrainer) -> None:
+    demonstrations = Demonstrations([[5, 6]] * 3, [[10, 11, EOS]] * 3)
+    settings = small_settings(ptx_coef=1.0, learning_rate=1e-2, iterations=10)
+    trainer = make_trainer(settings, function=constant_reward, demonstrations=demonstrations)
+    trainer.train()
+    losses = [line["ptx_loss"] for line in read_log(trainer.run, "metrics.jsonl")]
+    assert losses[-1] < losses[0] / 2
 
 
-def test_score_and_kl_reach_the_returns(make_trainer, sft_folder):
-    """With λ = γ = 1, the return of a token is the score less the KL still to come."""
-    trainer = make_trainer(small(gae_lambda=1.0, kl=Kl(coef=0.5)), sft_folder, function=lambda completions: [2.0, 7.0])
-    for p in trainer.bank.parameters(actor_critic.POLICY):
-        p.data += 0.01 * torch.randn_like(p)  # away from the reference
-    rows, prompts, responses = [PromptRow("w1", {})] * 2, [[5, 6], [7]], [[8, 9, EOS], [10, EOS]]
-    scored = trainer.scorer.score(build.Completions(rows, prompts, responses, ["x", "y"]), 0.5)
-    limits = {"pad_id": PAD, "temperature": 0.7, "max_tokens": 60}
-    pairs = zip(
-        *(scoring.token_logprobs(trainer.bank, r, prompts, responses, **limits) for r in ("policy", "reference")),
-        strict=True,
-    )
-    for row, (score, (logprobs, ref)) in enumerate(zip((2.0, 7.0), pairs, strict=True)):
-        kl = logprobs - ref
-        assert kl.abs().max() > 1e-3
-        expected = score - 0.5 * kl.flip(0).cumsum(0).flip(0)
-        torch.testing.assert_close(scored.experience.returns[row, : len(kl)], expected, atol=1e-5, rtol=0)
-
-
-def test_adaptive_kl_moves_the_coefficient_between_rollouts(make_trainer):
-    trainer = make_trainer(small(kl=Kl(coef=0.1, target=5.0, horizon=100), save_every=10))
-    history = trainer.train()
+def test_train_adaptive_kl_updates_coef_between_rollouts(make_trainer: MakeTrainer) -> None:
+    settings = small_settings(kl=Kl(coef=0.1, target=5.0, horizon=100), save_every=10)
+    history = make_trainer(settings).train()
     # No KL in the first rollout: −100 % of the target, clipped to −20 %, of 4 episodes in 100.
-    assert [m["kl.coef"] for m in history] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 4 / 100)])
+    assert [metrics["kl.coef"] for metrics in history] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 4 / 100)])
 
 
-def test_target_kl_ends_an_iterations_updates(make_trainer):
-    trainer = make_trainer(small(epochs=8, learning_rate=3e-2, target_kl=1e-4, save_every=10))
-    history = trainer.train()
-    assert all(1 <= m["optimizer_steps"] < 16 for m in history)
-    assert all(m["approx_kl"] <= 1e-4 for m in history)
+def test_train_target_kl_ends_updates_of_an_iteration(make_trainer: MakeTrainer) -> None:
+    settings = small_settings(epochs=8, learning_rate=3e-2, target_kl=1e-4, save_every=10)
+    history = make_trainer(settings).train()
+    assert all(1 <= metrics["optimizer_steps"] < 16 for metrics in history)
+    assert all(metrics["approx_kl"] <= 1e-4 for metrics in history)
 
 
-def test_critic_warm_up_trains_the_critic_alone(make_trainer, sft_folder, reward_folder):
-    critic = Critic(learning_rate=1e-2, warmup_iterations=1)
-    trainer = make_trainer(small(iterations=1, critic=critic), sft_folder, reward_folder)
-    before = {role: [p.detach().clone() for p in trainer.bank.parameters(role)] for role in ("policy", "value")}
+def test_train_critic_warmup_moves_only_the_critic(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path
+) -> None:
+    settings = small_settings(iterations=1, critic=Critic(learning_rate=1e-2, warmup_iterations=1))
+    trainer = make_trainer(settings, sft_folder, reward_folder)
+    policy, critic = copy_parameters(trainer, POLICY), copy_parameters(trainer, VALUE)
     trainer.train()
-    now = {role: trainer.bank.parameters(role) for role in before}
-    assert all(torch.equal(a, b) for a, b in zip(before["policy"], now["policy"], strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(before["value"], now["value"], strict=True))
+    assert_equal(trainer.model.parameters(POLICY), policy)
+    assert any(not torch.equal(a, b) for a, b in zip(critic, trainer.model.parameters(VALUE), strict=True))
 
 
-def test_checkpoints_and_samples_come_every_so_many_iterations(make_trainer, sft_folder, reward_folder):
-    trainer = make_trainer(small(iterations=5, save_every=2), sft_folder, reward_folder)
+def test_train_save_every_writes_checkpoints_and_samples(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path
+) -> None:
+    trainer = make_trainer(small_settings(iterations=5, save_every=2), sft_folder, reward_folder)
     trainer.train()
-    folders = sorted(p.name for p in (trainer.run.path / "checkpoints").iterdir())
-    assert folders == ["step-000002", "step-000004"]
-    files = {p.name for p in (trainer.run.path / "checkpoints/step-000004/model").iterdir()}
+    assert checkpoint_names(trainer) == ["step-000002", "step-000004"]
+    files = {path.name for path in (trainer.run.checkpoint_path(4) / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
-    samples = lines(trainer.run, "samples.jsonl")
-    assert [s["step"] for s in samples] == [0, 0, 2, 2, 4, 4, 5, 5]
+    samples = read_log(trainer.run, "samples.jsonl")
+    assert [sample["step"] for sample in samples] == [0, 0, 2, 2, 4, 4, 5, 5]
     assert set(samples[0]) == {"step", "prompt", "response", "reward"}
     assert samples[0]["prompt"] == samples[2]["prompt"] == "w0 w0"
 
 
-def test_sampling_for_the_eye_changes_no_training(make_trainer, sft_folder):
-    rewards_of = [
-        [m["reward"] for m in make_trainer(small(iterations=3, save_every=n), sft_folder).train()] for n in (1, 9)
+def test_train_logging_samples_changes_no_training(make_trainer: MakeTrainer, sft_folder: Path) -> None:
+    rewards = [
+        [metrics["reward"] for metrics in make_trainer(small_settings(iterations=3, save_every=n), sft_folder).train()]
+        for n in (1, 9)
     ]
-    assert rewards_of[0] == rewards_of[1]
+    assert rewards[0] == rewards[1]
 
 
-def snapshots(trainer):
-    """The policy's parameters behind each iteration's update, from the start on."""
-    found = [[p.detach().clone() for p in trainer.bank.parameters(actor_critic.POLICY)]]
-    learn = trainer._learn
+def record_policies(trainer: PPOTrainer, monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
+    """Return a list that grows with the policy's parameters at each logged iteration, from the start on."""
+    policies = [copy_parameters(trainer, POLICY)]
+    log = trainer.run.log
 
-    def watched(*args, **options):
-        learned = learn(*args, **options)
-        found.append([p.detach().clone() for p in trainer.bank.parameters(actor_critic.POLICY)])
-        return learned
+    def log_and_record(step: int, metrics: dict[str, float]) -> None:
+        log(step, metrics)
+        policies.append(copy_parameters(trainer, POLICY))
 
-    trainer._learn = watched
-    return found
+    monkeypatch.setattr(trainer.run, "log", log_and_record)
+    return policies
 
 
 @pytest.mark.parametrize("save_every", [100, 1])
-def test_kl_beyond_its_limit_ends_the_run_with_the_last_policy_below_it(
-    make_trainer, make_cast, sft_folder, ragged, save_every
-):
-    settings = small(iterations=50, learning_rate=1e-2, kl=Kl(coef=0.0, abort=2.0), save_every=save_every)
+def test_train_kl_beyond_abort_raises_issue_and_restores_last_valid_policy(
+    make_trainer: MakeTrainer,
+    make_actor_critic: MakeActorCritic,
+    sft_folder: Path,
+    ragged: Ragged,
+    monkeypatch: pytest.MonkeyPatch,
+    save_every: int,
+) -> None:
+    settings = small_settings(iterations=50, learning_rate=1e-2, kl=Kl(coef=0.0, abort=2.0), save_every=save_every)
     trainer = make_trainer(settings, sft_folder)
-    policies = snapshots(trainer)
-    with pytest.raises(DivergedError, match=r"kl\.abort is 2\..*last good policy is in .*checkpoints.step-") as caught:
+    policies = record_policies(trainer, monkeypatch)
+    with raises_issue("training.kl-limit", error=DivergedError, location="ppo.kl.abort") as issues:
         trainer.train()
-    assert caught.value.code == 7
-    *well, offending = lines(trainer.run, "metrics.jsonl")
-    assert len(well) >= 2  # so that the last good policy is not the start
-    assert all(line["kl"] <= 2 for line in well)
-    assert offending["kl"] > 2
-    assert offending["step"] == len(well) + 1
-    # The policy of a step is judged by the rollout of the next: the last well rollout is of the policy before it.
-    step = len(well) - 1
-    folder = trainer.run.path / "checkpoints" / f"step-{step:06d}"
-    assert str(caught.value).endswith(f"The last good policy is in {folder}.")
-    now = trainer.bank.parameters(actor_critic.POLICY)
-    assert all(torch.equal(a, b) for a, b in zip(now, policies[step], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(now, policies[step + 1], strict=True))
-    limits = {"pad_id": PAD, "temperature": 1.0, "max_tokens": 60}
-    saved = make_cast(folder / "model").bank
-    for role in (actor_critic.POLICY, actor_critic.REFERENCE):
-        found = scoring.token_logprobs(saved, role, *ragged, **limits)
-        torch.testing.assert_close(found, scoring.token_logprobs(trainer.bank, actor_critic.POLICY, *ragged, **limits))
+    *valid, last = read_log(trainer.run, "metrics.jsonl")
+    assert len(valid) >= 2  # so that the last valid policy is not the start
+    assert all(line["kl"] <= 2 for line in valid)
+    assert last["kl"] > 2
+    assert last["step"] == len(valid) + 1
+    assert issues[0].message == (
+        f"iteration {last['step']}: KL from the reference: exceeds kl.abort; found {last['kl']:.3g} nats per sequence, "
+        "expected at most 2."
+    )
+    # A policy is validated by the rollout of the next iteration, so the last valid one is of the iteration before.
+    iteration = len(valid) - 1
+    folder = trainer.run.checkpoint_path(iteration)
+    assert issues[0].hint.endswith(f"The last policy that passed validation is in {folder}.")
+    assert_equal(trainer.model.parameters(POLICY), policies[iteration])
+    assert any(not torch.equal(a, b) for a, b in zip(policies[iteration], policies[iteration + 1], strict=True))
+    saved = make_actor_critic(folder / "model").model
+    for role in (POLICY, REFERENCE):
+        torch.testing.assert_close(logprobs_of(saved, role, ragged), logprobs_of(trainer.model, POLICY, ragged))
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_an_update_that_diverges_is_undone_for_policy_and_critic(make_trainer, sft_folder, reward_folder, kind):
-    settings = small(iterations=9, critic=Critic(kind=kind, learning_rate=1e-2), save_every=100)
+def test_train_diverging_update_is_undone_for_policy_and_critic(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path, kind: str
+) -> None:
+    critic = Critic.model_validate({"kind": kind, "learning_rate": 1e-2})
+    settings = small_settings(iterations=9, critic=critic, save_every=100)
     trainer = make_trainer(settings, sft_folder, reward_folder)
-    both = [p for role in (actor_critic.POLICY, actor_critic.VALUE) for p in trainer.bank.parameters(role)]
-    done = []
+    trained = [*trainer.model.parameters(POLICY), *trainer.model.parameters(VALUE)]
+    steps: list[int] = []
+    valid: list[Tensor] = []
 
-    def poison(*_):
-        if not done and trainer.order.served == 12:  # the third iteration's first step is taken
-            done.append(1)
-            for p in both:
-                p.data.fill_(float("nan"))
+    def count_and_damage(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 8:  # the end of the second iteration
+            valid[:] = copy_parameters(trainer)
+        if len(steps) == 9:
+            for parameter in trained:
+                parameter.data.fill_(float("nan"))
 
-    learn, before = trainer._learn, []
-
-    def watched(*args, **options):
-        before[:] = [p.detach().clone() for p in both]
-        return learn(*args, **options)
-
-    trainer._learn = watched
-    trainer.optimization.optimizer.register_step_post_hook(poison)
-    with pytest.raises(DivergedError, match=r"gradient norm.*step-000002"):
+    trainer.optimization.optimizer.register_step_post_hook(count_and_damage)
+    with raises_issue("training.non-finite", error=DivergedError, location="ppo") as issues:
         trainer.train()
-    assert all(torch.equal(a, b) for a, b in zip(both, before, strict=True))
-    assert [line["step"] for line in lines(trainer.run, "metrics.jsonl")] == [1, 2, 3]
+    assert "gradient norm" in issues[0].message
+    assert "step-000002" in issues[0].hint
+    assert_equal(trained, valid)
+    assert [line["step"] for line in read_log(trainer.run, "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_a_reward_that_turns_nan_ends_the_run_and_keeps_what_was_judged(make_trainer, sft_folder):
-    calls = []
+def test_train_nan_reward_raises_issue_and_saves_last_valid_policy(make_trainer: MakeTrainer, sft_folder: Path) -> None:
+    calls: list[int] = []
 
-    def judge(completions):
+    def score(completions: list[str]) -> list[float]:
         calls.append(1)
-        return [float("nan") if len(calls) > 4 else 1.0] * len(completions)  # a sample and three rollouts are well
+        return [float("nan") if len(calls) > 4 else 1.0] * len(completions)  # the sample and three rollouts are valid
 
-    trainer = make_trainer(small(iterations=9, save_every=100), sft_folder, function=judge)
-    with pytest.raises(DivergedError, match="share"):
+    trainer = make_trainer(small_settings(iterations=9, save_every=100), sft_folder, function=score)
+    with raises_issue("training.non-finite", error=DivergedError, location="ppo.reward") as issues:
         trainer.train()
-    assert [p.name for p in (trainer.run.path / "checkpoints").iterdir()] == ["step-000002"]
+    assert "share" in issues[0].message
+    assert checkpoint_names(trainer) == ["step-000002"]
 
 
-def test_a_policy_that_is_not_finite_is_in_no_checkpoint(make_trainer, sft_folder):
-    trainer = make_trainer(small(save_every=100), sft_folder)
-    trainer._sample = lambda iteration: trainer.bank.parameters(actor_critic.POLICY)[0].data.fill_(float("nan"))
-    with pytest.raises(DivergedError) as caught:
+def test_train_policy_not_finite_from_the_start_saves_no_checkpoint(
+    make_trainer: MakeTrainer, sft_folder: Path
+) -> None:
+    def score(completions: list[str]) -> list[float]:
+        trainer.model.parameters(POLICY)[0].data.fill_(float("nan"))  # the first call scores the sample
+        return constant_reward(completions)
+
+    trainer = make_trainer(small_settings(save_every=100), sft_folder, function=score)
+    with raises_issue("training.non-finite", error=DivergedError) as issues:
         trainer.train()
     assert not (trainer.run.path / "checkpoints").exists()
-    assert "last good policy" not in str(caught.value)
+    assert "last policy" not in issues[0].hint
 
 
 @pytest.mark.parametrize("kind", ["adapter", "shared"])
-def test_it_learns_to_say_what_is_rewarded(make_trainer, kind):
+def test_train_learns_the_rewarded_word(make_trainer: MakeTrainer, kind: str) -> None:
     settings = Ppo(
         iterations=15,
         rollout_batch_size=32,
@@ -256,13 +289,11 @@ def test_it_learns_to_say_what_is_rewarded(make_trainer, kind):
         epochs=4,
         minibatches=2,
         learning_rate=5e-3,
-        critic=Critic(kind=kind, learning_rate=5e-3),
+        critic=Critic.model_validate({"kind": kind, "learning_rate": 5e-3}),
         kl=Kl(coef=0.01),
         save_every=100,
     )
-    trainer = make_trainer(settings)
-    history = trainer.train()
-    first, last = history[0]["reward"], history[-1]["reward"]
-    assert first < 0.15
-    assert last > 0.5
-    assert history[-1]["kl"] > 0.5  # it was paid for in distance from the reference
+    history = make_trainer(settings).train()
+    assert history[0]["reward"] < 0.15
+    assert history[-1]["reward"] > 0.5
+    assert history[-1]["kl"] > 0.5  # the policy paid for the reward with KL

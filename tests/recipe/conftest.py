@@ -1,7 +1,7 @@
-"""Fixtures that write and load recipes."""
+"""Fixtures that write recipes and find their issues."""
 
 from __future__ import annotations
 
-from tests.support.recipe_files import faults_of, write
+from tests.support.recipe_files import find_issues, write_recipe
 
-__all__ = ["faults_of", "write"]  # fixtures
+__all__ = ["find_issues", "write_recipe"]  # fixtures

@@ -1,4 +1,4 @@
-"""`--smoke`: sizes shrink, every other setting stays, and no run of anybody else is read."""
+"""`--smoke`: sizes shrink, all other settings stay, and no other run is read."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from typing import Any
 import pytest
 
 from rlhf_cli.recipe import validation
-from rlhf_cli.recipe.loader import load
-from rlhf_cli.recipe.schema import STAGES, Recipe
+from rlhf_cli.recipe.schema import Recipe, TrainerSection
 from rlhf_cli.recipe.smoke import shrink
-from tests.support.recipe_files import Write
+from rlhf_cli.stages import STAGES
+from tests.support.recipe_files import WriteRecipe, load_recipe
 
-SIZES = {  # what may differ, besides the names of runs
-    "pretrain": {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length"},
+TRAINER_SIZES = {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length", "save_every"}
+SIZES = {  # section: the fields that may change, besides references to runs
+    "data": {"max_overlong"},
+    "launch": {"processes"},
+    "pretrain": TRAINER_SIZES,
     "pretrain.architecture": {"hidden_size", "intermediate_size", "layers", "heads", "kv_heads"},
-    "sft": {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length"},
-    "reward": {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length"},
+    "sft": TRAINER_SIZES,
+    "reward": TRAINER_SIZES,
     "ppo": {"iterations", "rollout_batch_size", "minibatches", "max_prompt_length", "max_new_tokens", "save_every"},
     "ppo.critic": {"warmup_iterations"},
-    "ppo.kl": {"abort"},  # random weights are far from anything
+    "ppo.kl": {"abort"},  # random weights exceed any limit
     "eval": {"samples", "max_new_tokens", "gates"},
 }
-RUNS = {"start", "candidate", "baseline", "reward", "run"}
+REFERENCE_FIELDS = {field for spec in STAGES.values() for field in spec.accepts}
 
 EVERYTHING = """
 seed: 5
 base: {model: org/model, revision: abc, dtype: float32, attention: eager}
 adapter: {rank: 3, alpha: 5, dropout: 0.5, target_modules: [q_proj], dora: true}
-data: {sft: {hub: a/b}, preferences: {hub: a/b}, prompts: {hub: a/b}, pretrain: {hub: a/b}}
+data: {sft: {hub: a/b}, preferences: {hub: a/b}, prompts: {hub: a/b}, pretrain: {hub: a/b}, max_overlong: 0.1}
+launch: {processes: 2}
 pretrain: {epochs: 3, batch_size: 64, learning_rate: 0.5, max_length: 2000, trainer: {optim: sgd},
   architecture: {vocab_size: 999, hidden_size: 1024, layers: 12, heads: 16, kv_heads: 8, context: 4096}}
 sft: {start: other/sft@v0003, max_steps: 900, learning_rate: 0.6, max_length: 77, trainer: {optim: sgd}}
@@ -47,34 +51,35 @@ export: {of: FOLDER, format: adapter, dtype: float16}
 
 
 @pytest.fixture
-def recipe(write: Write, tmp_path: Path) -> Recipe:
-    return load(write(f"name: x\n{EVERYTHING}".replace("FOLDER", str(tmp_path)), bare=True))
+def recipe(write_recipe: WriteRecipe, tmp_path: Path) -> Recipe:
+    return load_recipe(write_recipe(f"name: x\n{EVERYTHING}".replace("FOLDER", str(tmp_path)), bare=True))
 
 
-def differences(before: dict[str, Any], after: dict[str, Any], dotted: str = "") -> set[str]:
+def changed_keys(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted keys whose values differ."""
     changed = set()
     for name, value in before.items():
-        key = f"{dotted}.{name}".strip(".")
         if isinstance(value, dict) and isinstance(after[name], dict):
-            changed |= differences(value, after[name], key)
+            changed |= changed_keys(value, after[name], f"{prefix}{name}.")
         elif value != after[name]:
-            changed.add(key)
+            changed.add(f"{prefix}{name}")
     return changed
 
 
-def test_only_sizes_and_the_names_of_runs_change(recipe: Recipe) -> None:
-    changed = differences(recipe.model_dump(), shrink(recipe).model_dump())
+def test_shrink_changes_only_sizes_and_references(recipe: Recipe) -> None:
+    changed = changed_keys(recipe.model_dump(), shrink(recipe).model_dump())
     sizes = {f"{section}.{name}" for section, names in SIZES.items() for name in names}
-    named = {key for key in changed if key.rpartition(".")[2] in RUNS}
-    assert changed - named <= sizes | {f"{stage}.save_every" for stage in ("pretrain", "sft", "reward")}
+    references = {key for key in changed if key.rpartition(".")[2] in REFERENCE_FIELDS}
+    assert changed - references <= sizes
     assert {"sft.max_steps", "ppo.iterations", "eval.samples", "pretrain.architecture.layers"} <= changed
     before, after = recipe.ppo.reward, shrink(recipe).ppo.reward
-    assert [term.weight for term in after] == [term.weight for term in before]
+    assert [source.weight for source in after] == [source.weight for source in before]
 
 
-def test_sizes_become_small(recipe: Recipe) -> None:
+def test_shrink_makes_sizes_small(recipe: Recipe) -> None:
     small = shrink(recipe)
     for section in (small.pretrain, small.sft, small.reward):
+        assert isinstance(section, TrainerSection)
         assert (section.max_steps, section.epochs) == (2, None)
         assert section.max_length <= 512
         assert section.batch_size <= 2
@@ -83,22 +88,30 @@ def test_sizes_become_small(recipe: Recipe) -> None:
     assert small.ppo.rollout_batch_size <= 4
     assert small.ppo.max_new_tokens <= 8
     assert small.eval.samples <= 8
+    assert small.launch.processes == 1
 
 
-def test_what_is_smaller_already_stays(write: Write) -> None:
+def test_shrink_keeps_smaller_sizes(write_recipe: WriteRecipe) -> None:
     text = "sft: {max_length: 20}\nppo: {max_new_tokens: 3, minibatches: 1, max_prompt_length: 9}\neval: {samples: 2}\n"
-    small = shrink(load(write(text), stages=()))
+    small = shrink(load_recipe(write_recipe(text), stages=()))
     assert small.sft.max_length == 20
     assert (small.ppo.max_new_tokens, small.ppo.minibatches, small.ppo.max_prompt_length) == (3, 1, 9)
     assert small.eval.samples == 2
 
 
-def test_runs_become_the_recipes_own_stages(recipe: Recipe) -> None:
+def test_shrink_replaces_runs_and_adapter_folders_with_own_stages(recipe: Recipe) -> None:
     small = shrink(recipe)
     assert (small.reward.start, small.ppo.start) == ("sft", "sft")
-    assert [term.run for term in small.ppo.reward] == ["reward", "reward"]  # a folder of full size fits no small base
+    assert [source.run for source in small.ppo.reward] == ["reward", "reward"]
     assert (small.eval.candidate, small.eval.baseline, small.eval.reward) == ("ppo", "base", "reward")
     assert small.export.of == "ppo"
+
+
+def test_shrink_replaces_exported_folder_with_last_policy_of_the_recipe(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    text = f"sft:\nexport: {{of: {tmp_path}}}"
+    assert shrink(load_recipe(write_recipe(text), stages=())).export.of == "sft"
 
 
 @pytest.mark.parametrize(
@@ -111,28 +124,38 @@ def test_runs_become_the_recipes_own_stages(recipe: Recipe) -> None:
         ("pretrain: {start: pretrain@v0001}", "pretrain", "scratch"),
     ],
 )
-def test_no_stage_waits_for_itself(write: Write, text: str, stage: str, start: str) -> None:
-    small = shrink(load(write(text), stages=()))
+def test_shrink_of_stage_that_starts_from_itself_uses_special_word(
+    write_recipe: WriteRecipe, text: str, stage: str, start: str
+) -> None:
+    small = shrink(load_recipe(write_recipe(text), stages=()))
     assert getattr(small, stage).start == start
 
 
-def test_what_is_no_run_stays_none(write: Write, tmp_path: Path) -> None:
+def test_shrink_keeps_special_words_functions_and_null(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def g(): ...\n")
     text = "sft: {start: base}\nppo: {reward: [{python: 'f.py:g'}]}\neval: {baseline: null, reward: null}\n"
-    small = shrink(load(write(text), stages=()))
+    small = shrink(load_recipe(write_recipe(text), stages=()))
     assert small.sft.start == "base"
-    assert [(term.run, term.python) for term in small.ppo.reward] == [(None, f"{tmp_path}/f.py:g")]
+    assert [(source.run, source.python) for source in small.ppo.reward] == [(None, f"{tmp_path}/f.py:g")]
     assert (small.eval.baseline, small.eval.reward) == (None, None)
 
 
-def test_the_shrunken_recipe_passes_its_check_and_names_the_same_stages(recipe: Recipe) -> None:
+@pytest.mark.parametrize("start", ["org/model", "./folder"])
+def test_shrink_keeps_base_models(write_recipe: WriteRecipe, tmp_path: Path, start: str) -> None:
+    (tmp_path / "folder").mkdir()
+    recipe = load_recipe(write_recipe(f"pretrain: {{start: {start}}}"), stages=())
+    assert shrink(recipe).pretrain.start == recipe.pretrain.start  # shrunk when it is loaded
+
+
+def test_shrink_result_is_valid_and_has_the_same_stages(recipe: Recipe) -> None:
     small = shrink(recipe)
-    assert [*validation.problems(small, STAGES)] == []
+    assert [*validation.find_issues(small, list(STAGES))] == []
     assert validation.named_stages(small) == validation.named_stages(recipe)
     Recipe.model_validate(small.model_dump(exclude={"base"}) | {"base": small.base.model_dump()})
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 3, 4, 8])
-def test_minibatches_divide_what_is_rolled_out(write: Write, minibatches: int) -> None:
-    recipe = load(write(f"ppo: {{rollout_batch_size: 24, minibatches: {minibatches}}}"), stages=())
-    assert [*validation.problems(shrink(recipe), ())] == []
+def test_shrink_result_has_divisible_minibatches(write_recipe: WriteRecipe, minibatches: int) -> None:
+    text = f"ppo: {{rollout_batch_size: 24, minibatches: {minibatches}}}"
+    recipe = load_recipe(write_recipe(text), stages=())
+    assert [*validation.find_issues(shrink(recipe), ())] == []

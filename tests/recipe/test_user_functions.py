@@ -1,4 +1,4 @@
-"""Functions that a recipe names, loaded: in this process, and in one of their own."""
+"""Python functions of a recipe, loaded in this process and in a subprocess."""
 
 from __future__ import annotations
 
@@ -9,43 +9,63 @@ import pytest
 
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.recipe.user_functions import check_loads_in_subprocess, load_function
+from tests.support.issues import raises_issue
 
 
-def write(folder: Path, text: str, name: str = "judge.py") -> str:
-    (folder / name).write_text(text)
-    return f"{folder / name}:score"
+def write_function(folder: Path, text: str) -> str:
+    """Write a Python file and return the spec of its function `score`."""
+    (folder / "judge.py").write_text(text)
+    return f"{folder / 'judge.py'}:score"
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "says"),
+    ("text", "line", "code", "words"),
     [
-        ("\nfrom json import no_such_name\n", ":2", "it fails as it is loaded: ImportError: cannot import name"),
-        ("import neighbour_that_fails\n", ":1", "it fails as it is loaded: ZeroDivisionError: division by zero"),
-        ("raise SystemExit(3)\n", ":1", "it fails as it is loaded: SystemExit: 3"),
-        ("def (:\n", ":1", "it fails as it is loaded: SyntaxError: invalid syntax"),
-        ("score = 3\n", ":score", "judge.py has no function score"),
+        (
+            "\nfrom json import no_such_name\n",
+            ":2",
+            "function-failed",
+            "cannot load judge.py: ImportError: cannot import name",
+        ),
+        (
+            "import failing_neighbor\n",
+            ":1",
+            "function-failed",
+            "cannot load judge.py: ZeroDivisionError: division by zero.",
+        ),
+        ("raise SystemExit(3)\n", ":1", "function-failed", "cannot load judge.py: SystemExit: 3."),
+        ("def (:\n", ":1", "function-failed", "cannot load judge.py: SyntaxError: invalid syntax"),
+        ("score = 3\n", ":score", "function-not-found", "judge.py: function score not found."),
     ],
 )
-def test_what_fails_as_it_is_loaded_is_told_with_its_line_and_leaves_this_process_alone(
-    tmp_path: Path, text: str, line: str, says: str
+def test_loading_of_failing_file_raises_with_its_line_and_leaves_no_modules(
+    tmp_path: Path, text: str, line: str, code: str, words: str
 ) -> None:
-    (tmp_path / "neighbour_that_fails.py").write_text("\n1 / 0\n")
-    spec = write(tmp_path, text)
+    (tmp_path / "failing_neighbor.py").write_text("\n1 / 0\n")
+    spec = write_function(tmp_path, text)
     for load in (check_loads_in_subprocess, load_function):
-        with pytest.raises(RecipeError) as raised:
+        location = f"{tmp_path}/judge.py{line}"
+        with raises_issue(f"recipe.{code}", error=RecipeError, location=location) as issues:
             load(spec)
-        (issue,) = raised.value.issues
-        assert issue.location == f"{tmp_path}/judge.py{line}"
-        assert issue.message.startswith(says)
-        assert "neighbour_that_fails" not in sys.modules
+        assert issues[0].message.startswith(words)
+        assert "failing_neighbor" not in sys.modules
 
 
-def test_what_is_tried_is_not_loaded_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    check_loads_in_subprocess(write(tmp_path, "print('here I am')\ndef score(): ...\n"))
+def test_load_function_of_missing_file_raises(tmp_path: Path) -> None:
+    spec = f"{tmp_path}/gone.py:score"
+    with raises_issue("recipe.path-not-found", error=RecipeError, location=spec) as issues:
+        load_function(spec)
+    assert issues[0].message == f"file not found: {tmp_path}/gone.py."
+
+
+def test_check_loads_in_subprocess_loads_nothing_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check_loads_in_subprocess(write_function(tmp_path, "print('here I am')\ndef score(): ...\n"))
     assert not [name for name in sys.modules if str(tmp_path) in name]
     assert capfd.readouterr().out == ""
 
 
-def test_a_file_that_takes_its_process_down_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="a process that loaded it died"):
-        check_loads_in_subprocess(write(tmp_path, "import os\nos._exit(0)\n"))
+def test_check_loads_in_subprocess_of_file_that_ends_the_process_raises(tmp_path: Path) -> None:
+    spec = write_function(tmp_path, "import os\nos._exit(0)\n")
+    with raises_issue("recipe.function-failed", error=RecipeError, location=spec) as issues:
+        check_loads_in_subprocess(spec)
+    assert issues[0].message == "the process that loaded the file died."

@@ -1,4 +1,4 @@
-"""Each issue that spans several fields or reaches outside the recipe, and the recipes that come close to it."""
+"""Issues that span several fields or concern files outside the recipe, and recipes that come close to them."""
 
 from __future__ import annotations
 
@@ -7,103 +7,281 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.recipe.loader import load
-from rlhf_cli.recipe.trainer_options import RUNS_OWN, SET_BY, known_keys
+from rlhf_cli.recipe.loader import read_recipe
 from rlhf_cli.recipe.validation import named_stages
-from tests.support.recipe_files import FaultsOf, Write
+from rlhf_cli.stages import STAGES
+from tests.support.recipe_files import FindIssues, WriteRecipe, load_recipe
 
-LINE = "r.yaml:3:"
+STAGE_DATASETS = [(stage, spec.dataset) for stage, spec in STAGES.items() if spec.dataset is not None]
 
 
-@pytest.fixture
-def files(write: Write, tmp_path: Path) -> None:
-    """Files that a recipe may name."""
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path) -> None:
+    """Write files that recipes refer to."""
     (tmp_path / "rows.jsonl").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "f.py").write_text("from math import sqrt as root\nmade = max\ndef given(): ...\nclass Kind: ...\n")
     (tmp_path / "broken.py").write_text("def (:\n")
 
 
-@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(
-    ("text", "column", "says"),
+    ("text", "column", "code", "words"),
     [
-        ("sft: {epochs: 1, max_steps: 2}", 18, "sft: epochs and max_steps are both set."),
-        ("pretrain: {epochs: 1, max_steps: 2}", 23, "pretrain: epochs and max_steps are both set."),
-        ("reward: {epochs: 1, max_steps: 2}", 21, "reward: epochs and max_steps are both set."),
-        ("sft: {batch_size: 12}", 7, "sft.batch_size: 12 is not a multiple of micro_batch_size 8."),
-        ("sft: {batch_size: 4, micro_batch_size: 8}", 7, "Set sft.micro_batch_size to a divisor of 4."),
-        ("data: {sft: {hub: a/b, path: rows.jsonl}}", 8, "exactly one of path, hub and run; found path and hub."),
-        ("data: {sft: {run: feedback, path: rows.jsonl}}", 8, "exactly one of path, hub and run; found path and run."),
-        ("data: {sft: {weight: 2}}", 8, "data.sft: needs exactly one of path, hub and run; none is set. Set one"),
-        ("data: {sft: [{path: rows.jsonl}, {weight: 2}]}", 34, "data.sft.1: needs exactly one of path, hub and run"),
-        ("data: {sft: {path: row.jsonl}}", 14, "data.sft.path: there is no row.jsonl. Did you mean rows.jsonl?"),
-        ("data: {sft: {path: /nowhere/row.jsonl}}", 14, "there is no /nowhere/row.jsonl. A relative path begins at"),
-        ("data: {sft: {path: rows.jsonl, config: c}}", 32, "data.sft.config: belongs to a hub data set."),
-        ("data: {sft: {path: rows.jsonl, revision: c}}", 32, "data.sft.revision: belongs to a hub data set."),
-        ("data: {sft: {hub: a/b, eval_split: t, eval_fraction: 0.1}}", 24, "eval_split and eval_fraction are both"),
-        ("pretrain: {architecture: {hidden_size: 100, heads: 4}}", 45, "does not give each of 4 heads an even width"),
-        ("pretrain: {architecture: {heads: 4, kv_heads: 3}}", 37, "4 heads cannot share 3 kv_heads."),
-        ("pretrain: {max_length: 600}", 12, "pretrain.max_length: 600 is more than architecture.context 512."),
-        ("ppo: {reward: [{run: reward, python: 'f.py:given'}]}", 16, "found run and python. Keep one of them"),
-        ("ppo: {reward: [{run: reward}, {weight: 2}]}", 31, "run, model, python, http and rule; none is set. Set one"),
-        ("ppo: {reward: [{model: ./gone}]}", 17, "ppo.reward.0.model: there is no folder gone."),
-        ("ppo: {reward: [{model: reward}]}", 17, "ppo.reward.0.model: reward is a run. Write {run: …} for it."),
-        ("ppo: {reward: [{run: reward, revision: v1}]}", 30, "ppo.reward.0.revision: belongs to model."),
-        ("ppo: {reward: [{run: reward, timeout: 5}]}", 30, "ppo.reward.0.timeout: belongs to http."),
-        ("ppo: {reward: [{run: reward, batch_size: 5}]}", 30, "ppo.reward.0.batch_size: belongs to http."),
-        ("ppo: {reward: [{run: reward, retries: 5}]}", 30, "ppo.reward.0.retries: belongs to http."),
-        ("ppo: {reward: [{http: 'ftp://host/x'}]}", 17, "ppo.reward.0.http: is no URL of http or https."),
-        ("ppo: {reward: [{http: 'http:///score'}]}", 17, "is no URL of http or https. Write https://host:port/path."),
-        ("ppo: {reward: [{http: 'http://host:port/x'}]}", 17, "ppo.reward.0.http: is no URL: ValueError."),
-        ("ppo: {reward: [{http: 'http://host/a b'}]}", 17, "is no URL of http or https."),
-        ("ppo: {reward: [{http: 'http://hóst/a'}]}", 17, "is no URL of http or https."),
-        ("ppo: {reward: [{rule: {}}]}", 17, "ppo.reward.0.rule: needs exactly one of length, pattern and forbidden;"),
-        ("ppo: {reward: [{rule: {pattern: x, forbidden: [y]}}]}", 17, "found pattern and forbidden. Keep one of them."),
+        # training
+        ("sft: {epochs: 1, max_steps: 2}", 18, "conflicting-keys", "sft.max_steps: cannot be combined with epochs."),
+        ("pretrain: {epochs: 1, max_steps: 2}", 23, "conflicting-keys", "pretrain.max_steps: cannot be combined"),
+        ("reward: {epochs: 1, max_steps: 2}", 21, "conflicting-keys", "reward.max_steps: cannot be combined"),
+        (
+            "sft: {batch_size: 12}",
+            7,
+            "not-divisible",
+            "sft.batch_size: not divisible; found 12, expected a multiple of micro_batch_size 8. "
+            "Set sft.micro_batch_size to a divisor of 12.",
+        ),
+        (
+            "sft: {batch_size: 4, micro_batch_size: 8}",
+            7,
+            "not-divisible",
+            "Set sft.micro_batch_size to a divisor of 4.",
+        ),
+        (
+            "pretrain: {architecture: {hidden_size: 100, heads: 4}}",
+            45,
+            "not-divisible",
+            "hidden_size 100 does not give 4 heads an even width.",
+        ),
+        (
+            "pretrain: {architecture: {heads: 4, kv_heads: 3}}",
+            37,
+            "not-divisible",
+            "pretrain.architecture.kv_heads: not divisible; found 3, expected a divisor of heads 4.",
+        ),
+        (
+            "pretrain: {max_length: 600}",
+            12,
+            "invalid-value",
+            "pretrain.max_length: too long; found 600, expected at most architecture.context 512.",
+        ),
+        # data
+        (
+            "data: {sft: {hub: a/b, path: rows.jsonl}}",
+            8,
+            "conflicting-keys",
+            "data.sft: conflicting keys; found path and hub, expected exactly one of path, hub and run. Keep one",
+        ),
+        ("data: {sft: {run: feedback, path: rows.jsonl}}", 8, "conflicting-keys", "found path and run, expected"),
+        (
+            "data: {sft: {weight: 2}}",
+            8,
+            "missing-key",
+            "data.sft: missing key; found none, expected exactly one of path, hub and run. Set one of them.",
+        ),
+        ("data: {sft: [{path: rows.jsonl}, {weight: 2}]}", 34, "missing-key", "data.sft.1: missing key; found none"),
+        (
+            "data: {sft: {path: row.jsonl}}",
+            14,
+            "path-not-found",
+            "data.sft.path: file not found: row.jsonl. Did you mean rows.jsonl?",
+        ),
+        (
+            "data: {sft: {path: /nowhere/row.jsonl}}",
+            14,
+            "path-not-found",
+            "file not found: /nowhere/row.jsonl. A relative path starts at",
+        ),
+        (
+            "data: {sft: {path: rows.jsonl, config: c}}",
+            32,
+            "conflicting-keys",
+            "data.sft.config: only allowed together with hub. Remove config, or set hub.",
+        ),
+        ("data: {sft: {path: rows.jsonl, revision: c}}", 32, "conflicting-keys", "data.sft.revision: only allowed"),
+        (
+            "data: {sft: {hub: a/b, eval_split: t, eval_fraction: 0.1}}",
+            24,
+            "conflicting-keys",
+            "data.sft.eval_split: cannot be combined with eval_fraction. Keep one of them.",
+        ),
+        # reward sources
+        (
+            "ppo: {reward: [{run: reward, python: 'f.py:given'}]}",
+            16,
+            "conflicting-keys",
+            "ppo.reward.0: conflicting keys; found run and python",
+        ),
+        (
+            "ppo: {reward: [{run: reward}, {weight: 2}]}",
+            31,
+            "missing-key",
+            "expected exactly one of run, model, python, http and rule.",
+        ),
+        ("ppo: {reward: [{model: ./gone}]}", 17, "path-not-found", "ppo.reward.0.model: folder not found: gone."),
+        (
+            "ppo: {reward: [{model: reward}]}",
+            17,
+            "invalid-value",
+            "ppo.reward.0.model: reward is a run; expected a complete model. Write {run: …} for a reward run.",
+        ),
+        (
+            "ppo: {reward: [{run: reward, revision: v1}]}",
+            30,
+            "conflicting-keys",
+            "ppo.reward.0.revision: only allowed together with model.",
+        ),
+        (
+            "ppo: {reward: [{run: reward, timeout: 5}]}",
+            30,
+            "conflicting-keys",
+            "ppo.reward.0.timeout: only allowed together with http.",
+        ),
+        ("ppo: {reward: [{run: reward, batch_size: 5}]}", 30, "conflicting-keys", "ppo.reward.0.batch_size: only"),
+        ("ppo: {reward: [{run: reward, retries: 5}]}", 30, "conflicting-keys", "ppo.reward.0.retries: only"),
+        (
+            "ppo: {reward: [{http: 'ftp://host/x'}]}",
+            17,
+            "invalid-value",
+            "ppo.reward.0.http: invalid URL; expected http or https. Write a URL such as https://host:port/path.",
+        ),
+        ("ppo: {reward: [{http: 'http:///score'}]}", 17, "invalid-value", "invalid URL; expected http or https."),
+        ("ppo: {reward: [{http: 'http://host:port/x'}]}", 17, "invalid-value", "ppo.reward.0.http: invalid URL."),
+        ("ppo: {reward: [{http: 'http://host/a b'}]}", 17, "invalid-value", "invalid URL;"),
+        ("ppo: {reward: [{http: 'http://hóst/a'}]}", 17, "invalid-value", "invalid URL;"),
+        (
+            "ppo: {reward: [{rule: {}}]}",
+            17,
+            "missing-key",
+            "ppo.reward.0.rule: missing key; found none, expected exactly one of length, pattern and forbidden.",
+        ),
+        (
+            "ppo: {reward: [{rule: {pattern: x, forbidden: [y]}}]}",
+            17,
+            "conflicting-keys",
+            "found pattern and forbidden, expected",
+        ),
         (
             "ppo: {reward: [{rule: {pattern: '(x'}}]}",
             24,
-            "ppo.reward.0.rule.pattern: is no regular expression: missing",
+            "invalid-value",
+            "ppo.reward.0.rule.pattern: invalid regular expression: missing",
         ),
-        ("ppo: {reward: [{rule: {forbidden: [x, ' ']}}]}", 39, "ppo.reward.0.rule.forbidden.1: is empty."),
-        ("ppo: {reward: [{rule: {forbidden: []}}]}", 24, "expected at least one item"),
-        ("ppo: {reward: [{rule: {length: {}}}]}", 24, "ppo.reward.0.rule.length: keeps every answer."),
-        ("ppo: {reward: [{rule: {length: {min: 5, max: 4}}}]}", 24, "at least 5 tokens and at most 4."),
+        (
+            "ppo: {reward: [{rule: {forbidden: [x, ' ']}}]}",
+            39,
+            "invalid-value",
+            "ppo.reward.0.rule.forbidden.1: empty. Write a word.",
+        ),
+        ("ppo: {reward: [{rule: {forbidden: []}}]}", 24, "invalid-value", "expected at least one item"),
+        (
+            "ppo: {reward: [{rule: {length: {}}}]}",
+            24,
+            "no-effect",
+            "ppo.reward.0.rule.length: no effect without min or max. Set min, max or both, in tokens.",
+        ),
+        (
+            "ppo: {reward: [{rule: {length: {min: 5, max: 4}}}]}",
+            24,
+            "invalid-value",
+            "ppo.reward.0.rule.length: no length satisfies it; found min 5 and max 4.",
+        ),
+        # ppo
+        (
+            "ppo: {minibatches: 3}",
+            7,
+            "not-divisible",
+            "ppo.minibatches: not divisible; found 3, expected a divisor of rollout_batch_size 128.",
+        ),
+        (
+            "ppo: {iterations: 5, critic: {warmup_iterations: 5}}",
+            31,
+            "invalid-value",
+            "ppo.critic.warmup_iterations: too many; found 5, expected fewer than the 5 iterations.",
+        ),
+        (
+            "ppo: {kl: {apply_to: loss}}",
+            12,
+            "no-effect",
+            "ppo.kl.apply_to: no effect with estimator k1, whose gradient is zero on average.",
+        ),
+        ("ppo: {ptx_coef: 0.1}", 7, "missing-data", "ppo.ptx_coef: needs data.sft, which is not set."),
+        # launch
+        (
+            "launch: {processes: 3}\nppo: {rollout_batch_size: 128}",
+            7,
+            "not-divisible",
+            "ppo.rollout_batch_size: not divisible; found 128, expected a multiple of 3 processes.",
+        ),
+        (
+            "launch: {processes: 3}\nsft: {batch_size: 32}\nppo: {rollout_batch_size: 120}",
+            7,
+            "not-divisible",
+            "found 32, expected a multiple of micro_batch_size 8 × 3 processes. Set sft.batch_size to a multiple of 3.",
+        ),
+        (
+            "launch: {processes: 2, strategy: fsdp}\nppo: {rollout_batch_size: 4, minibatches: 4}",
+            30,
+            "not-divisible",
+            "ppo.minibatches: not divisible; found 1 rows per minibatch, expected a multiple of 2 processes with fsdp.",
+        ),
+        # evaluation and functions
+        (
+            "eval: {gates: [{metric: a}]}",
+            16,
+            "missing-key",
+            "eval.gates.0: missing key; expected min, max or both. Add `min:` or `max:`.",
+        ),
+        (
+            "eval: {python: [f.py]}",
+            17,
+            "invalid-value",
+            "eval.python.0: invalid value; found f.py, expected file.py:function.",
+        ),
+        ("eval: {python: ['f.txt:given']}", 17, "invalid-value", "expected file.py:function."),
+        ("eval: {python: ['g.py:given']}", 17, "path-not-found", "file not found: g.py. Did you mean f.py?"),
+        (
+            "eval: {python: ['f.py:givn']}",
+            17,
+            "function-not-found",
+            "eval.python.0: f.py: function givn not found. Did you mean given?",
+        ),
+        ("eval: {python: ['f.py:zzz']}", 17, "function-not-found", "Choose from given, root, made."),
+        (
+            "eval: {python: ['broken.py:f']}",
+            17,
+            "function-failed",
+            "eval.python.0: broken.py:1: invalid Python: invalid syntax. Fix the file.",
+        ),
+        ("ppo: {reward: [{python: 'f.py:givn'}]}", 17, "function-not-found", "ppo.reward.0.python: f.py: function"),
+        # runs and folders
         (
             "ppo: {reward: [{run: rewards}]}",
             17,
-            "ppo.reward.0.run: rewards is neither a run nor a folder. Did you",
+            "invalid-run-reference",
+            "ppo.reward.0.run: not a reference to a run and not a folder; found rewards. Did you mean reward?",
         ),
-        ("ppo: {reward: [{run: base}]}", 17, "ppo.reward.0.run: base is neither a run nor a folder."),
-        ("ppo: {minibatches: 3}", 7, "ppo.minibatches: 3 does not divide rollout_batch_size 128."),
-        ("ppo: {iterations: 5, critic: {warmup_iterations: 5}}", 31, "5 leaves none of 5 iterations to the policy."),
-        ("eval: {gates: [{metric: a}]}", 16, "eval.gates.0: needs min or max."),
-        ("eval: {python: [f.py]}", 17, "found f.py, expected file.py:function."),
-        ("eval: {python: ['f.txt:given']}", 17, "expected file.py:function."),
-        ("eval: {python: ['g.py:given']}", 17, "there is no file g.py. Did you mean f.py?"),
-        ("eval: {python: ['f.py:givn']}", 17, "f.py has no function givn. Did you mean given?"),
-        ("eval: {python: ['f.py:zzz']}", 17, "It defines given, root, made."),
-        ("eval: {python: ['broken.py:f']}", 17, "eval.python.0: broken.py:1 is not Python: invalid syntax. Mend"),
-        ("ppo: {reward: [{python: 'f.py:givn'}]}", 17, "ppo.reward.0.python: f.py has no function givn."),
-        ("sft: {start: ./gone}", 7, "sft.start: there is no folder gone."),
-        ("ppo: {start: ./folde}", 7, "ppo.start: there is no folder folde. Did you mean folder?"),
-        ("sft: {start: bas}", 7, "sft.start: bas is neither a run nor a folder. Did you mean base?"),
-        ("reward: {start: sft@2}", 10, "reward.start: sft@2 is neither a run nor a folder. Did you mean sft?"),
-        ("eval: {candidate: pppo}", 8, "eval.candidate: pppo is neither a run nor a folder. Did you mean ppo?"),
-        ("eval: {reward: base}", 8, "eval.reward: base is neither a run nor a folder."),
-        ("export: {of: base}", 10, "export.of: base is neither a run nor a folder."),
-        ("pretrain: {start: ./gone}", 12, "pretrain.start: there is no folder gone."),
-        ("ppo: {start: runs/x/sft}", 7, "ppo.start: there is no folder runs/x/sft. A relative path begins at"),
-        ("ppo: {start: foldr/x/sft}", 7, "ppo.start: there is no folder foldr/x/sft. Did you mean folder?"),
+        ("ppo: {reward: [{run: base}]}", 17, "invalid-run-reference", "found base."),
+        ("sft: {start: ./gone}", 7, "path-not-found", "sft.start: folder not found: gone."),
+        ("ppo: {start: ./folde}", 7, "path-not-found", "folder not found: folde. Did you mean folder?"),
+        ("sft: {start: bas}", 7, "invalid-run-reference", "found bas. Did you mean base?"),
+        ("reward: {start: sft@2}", 10, "invalid-run-reference", "found sft@2. Did you mean sft?"),
+        ("eval: {candidate: pppo}", 8, "invalid-run-reference", "found pppo. Did you mean ppo?"),
+        ("eval: {candidate: scratch}", 8, "invalid-run-reference", "found scratch."),
+        ("eval: {reward: base}", 8, "invalid-run-reference", "found base."),
+        ("export: {of: base}", 10, "invalid-run-reference", "found base."),
+        ("export: {of: zzz}", 10, "invalid-run-reference", "Write a run such as sft, sft@v0002 or name/sft@v0002"),
+        ("pretrain: {start: ./gone}", 12, "path-not-found", "pretrain.start: folder not found: gone."),
+        ("ppo: {start: runs/x/sft}", 7, "path-not-found", "folder not found: runs/x/sft. A relative path starts at"),
+        ("ppo: {start: foldr/x/sft}", 7, "path-not-found", "folder not found: foldr/x/sft. Did you mean folder?"),
     ],
 )
-def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str, column: int, says: str) -> None:
-    (issue,) = faults_of(text)
-    assert issue.location == f"{LINE}{column}"
-    assert says in str(issue)
+def test_find_issues_of_conflict_is_located_at_its_key(
+    find_issues: FindIssues, text: str, column: int, code: str, words: str
+) -> None:
+    (issue,) = find_issues(text)
+    line = 4 if text.startswith("launch") else 3
+    assert (issue.code, issue.location) == (f"recipe.{code}", f"r.yaml:{line}:{column}")
+    assert words in str(issue)
 
 
-@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(
     "text",
     [
@@ -113,19 +291,24 @@ def test_a_fault_across_fields_is_told_at_its_key(faults_of: FaultsOf, text: str
         "data: {sft: {path: rows.jsonl, eval_split: test}}",
         "data: {sft: {hub: a/b, config: c, revision: r}}",
         "pretrain: {max_length: 600, start: org/model}",
+        "pretrain: {start: ./folder}",
         "ppo: {reward: [{python: 'f.py:given'}, {python: 'f.py:root'}, {python: 'f.py:made'}, {run: ./folder}]}",
         "ppo: {reward: [{model: ./folder}, {model: org/scorer, revision: v1}, {http: 'https://h:8000/score?model=a'}]}",
         "ppo: {reward: [{http: 'http://[::1]/x', timeout: 0.5, batch_size: 1, retries: 0}]}",
         "ppo: {reward: [{rule: {length: {min: 5}}}, {rule: {length: {max: 5}}}, {rule: {length: {min: 5, max: 5}}}]}",
         "ppo: {reward: [{rule: {pattern: '(?i)thank'}, weight: -1}, {rule: {forbidden: [as an AI]}}]}",
         "ppo: {iterations: 5, critic: {warmup_iterations: 4}}",
+        "ppo: {kl: {apply_to: loss, estimator: k2}}",
+        "data: {sft: {path: rows.jsonl}}\nppo: {ptx_coef: 0.1}",
+        "launch: {processes: 2}\nsft: {batch_size: 32}\nppo: {rollout_batch_size: 128}",
+        "launch: {processes: 3}\nppo: {rollout_batch_size: 120}",  # the sizes of stages without a section do not count
         "eval: {gates: [{metric: a, max: 0}], candidate: base, baseline: null, reward: null}",
         "sft: {start: ./folder, trainer: {optim: sgd}}",
         "ppo: {start: other/sft@v0001}",
     ],
 )
-def test_what_comes_close_is_taken(write: Write, text: str) -> None:
-    load(write(text), stages=())
+def test_find_issues_of_valid_recipe_is_empty(write_recipe: WriteRecipe, text: str) -> None:
+    load_recipe(write_recipe(text), stages=())
 
 
 @pytest.mark.parametrize(
@@ -138,152 +321,111 @@ def test_what_comes_close_is_taken(write: Write, text: str) -> None:
         "http://ann:hunter2/@host",
     ],
 )
-def test_a_url_with_a_password_is_refused_and_not_repeated(write: Write, faults_of: FaultsOf, url: str) -> None:
-    (issue,) = faults_of(f"ppo: {{reward: [{{http: '{url}'}}]}}")
+def test_url_with_secret_is_refused_and_not_repeated(
+    write_recipe: WriteRecipe, find_issues: FindIssues, url: str
+) -> None:
+    (issue,) = find_issues(f"ppo: {{reward: [{{http: '{url}'}}]}}")
+    path = write_recipe("ppo: {reward: [{http: 'http://host'}]}")
     with pytest.raises(RecipeError) as raised:
-        load(write("ppo: {reward: [{http: 'http://host'}]}"), [f"ppo.reward.0.http={url}"], stages=())
-    for told in (issue, *raised.value.issues):
-        assert "ppo.reward.0.http: " in told.message
-        assert "hunter2" not in str(told)
-    assert "RLHF_REWARD_TOKEN" in issue.hint or "Write https://host" in issue.hint
+        read_recipe(path, [f"ppo.reward.0.http={url}"], stages=())
+    for found in (issue, *raised.value.issues):
+        assert found.code in ("recipe.contains-secret", "recipe.invalid-value")
+        assert "ppo.reward.0.http: " in found.message
+        assert "hunter2" not in str(found)
+    assert "RLHF_REWARD_TOKEN" in issue.hint or "Write a URL" in issue.hint
 
 
-def test_a_run_of_another_name_is_no_reward_model_to_load(write: Write, tmp_path: Path, faults_of: FaultsOf) -> None:
+def test_text_with_secret_is_refused_and_not_repeated(find_issues: FindIssues) -> None:
+    token = f"hf_{'a' * 30}"
+    (issue,) = find_issues(f"data: {{sft: {{hub: a/b, revision: {token}}}}}")
+    assert (issue.code, issue.location) == ("recipe.contains-secret", "r.yaml:3:24")
+    assert issue.message == "data.sft.revision: contains a password or a token, which the run's recipe.yaml would show."
+    assert token not in str(issue)
+
+
+def test_reward_model_folder_of_run_is_refused(tmp_path: Path, find_issues: FindIssues) -> None:
     (tmp_path / "v0001").mkdir()
     (tmp_path / "v0001" / "manifest.json").touch()
-    (issue,) = faults_of("ppo: {reward: [{model: ./v0001}]}")
-    assert (issue.message, issue.hint) == ("ppo.reward.0.model: v0001 is a run.", "Write {run: …} for it.")
+    (issue,) = find_issues("ppo: {reward: [{model: ./v0001}]}")
+    assert issue.code == "recipe.invalid-value"
+    assert issue.message.startswith("ppo.reward.0.model: v0001 is a run")
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
-@pytest.mark.parametrize("key", sorted([*SET_BY, *RUNS_OWN]))
-def test_what_the_run_owns_is_refused_in_trainer(faults_of: FaultsOf, stage: str, key: str) -> None:
-    (issue,) = faults_of(f"{stage}: {{trainer: {{{key}: 1}}}}")
-    assert issue.message == f"{stage}.trainer.{key}: the run owns this key."
-    assert SET_BY.get(key, "Remove") in issue.hint
-
-
-def test_a_trainer_key_that_trl_has_not_is_told_with_the_nearest(write: Write, faults_of: FaultsOf) -> None:
-    (issue,) = faults_of("sft: {trainer: {warmup_step: 3}}")
-    assert (issue.message, issue.hint) == (
-        "sft.trainer.warmup_step: SFTConfig has no such key.",
-        "Did you mean warmup_steps?",
-    )
-    (other,) = faults_of("sft: {trainer: {center_rewards_coefficient: 0.1}}")  # of another trainer
-    assert "SFTConfig has no such key" in other.message
-    load(write("reward: {trainer: {center_rewards_coefficient: 0.1, weight_decay: 0.1}}"), stages=())
-
-
-@pytest.mark.parametrize(
-    ("stage", "value", "says"),
-    [
-        ("sft", "{weight_decay: '0.1'}", "found 0.1, expected a number. Write it without quotes."),
-        ("sft", "{weight_decay: true}", "found True, expected a number."),
-        ("pretrain", "{adam_beta1: .nan}", "found nan, expected a number."),
-        ("reward", "{seed_everything: 1}", "RewardConfig has no such key."),
-        ("reward", "{dataloader_num_workers: 1.5}", "found 1.5, expected a whole number."),
-        ("reward", "{center_rewards_coefficient: small}", "found small, expected a number or null."),
-        ("sft", "{gradient_checkpointing: 'no'}", "found no, expected true or false."),
-        ("sft", "{lr_scheduler_type: cosien}", "found cosien, which is none of its words. Did you mean cosine?"),
-        ("sft", "{optim: zzz}", "found zzz, which is none of its words. It takes adamw_torch, "),
-        ("ppo", "{optim: adamw_trch}", "Did you mean adamw_torch?"),
-        ("ppo", "{max_grad_norm: [1]}", "found [1], expected a number."),
-    ],
-)
-def test_a_trainer_value_that_its_field_does_not_take_is_told(
-    faults_of: FaultsOf, stage: str, value: str, says: str
-) -> None:
-    (issue,) = faults_of(f"{stage}: {{trainer: {value}}}")
-    assert says in str(issue)
-
-
-def test_trainer_values_of_every_kind_are_taken(write: Write) -> None:
-    values = "{weight_decay: 1, warmup_steps: 0.1, optim: sgd, lr_scheduler_kwargs: {num_cycles: 1}, report_to: [none]}"
-    load(write(f"sft: {{trainer: {values}}}\nppo: {{trainer: {values}}}"), stages=())
-    load(write("reward: {trainer: {eval_strategy: 'no', run_name: null, lr_scheduler_kwargs: '{}'}}"), stages=())
-
-
-def test_a_trainer_key_that_would_have_no_effect_is_refused(faults_of: FaultsOf) -> None:
-    (issue,) = faults_of("sft: {trainer: {packing: true}}")
-    assert "has no effect" in issue.message
-
-
-def test_ppo_takes_only_the_trainer_keys_that_its_loop_acts_on(write: Write, faults_of: FaultsOf) -> None:
-    told = faults_of("ppo: {trainer: {output_dir: x, neftune_noise_alpha: 5, warmup_stepz: 1}}")
-    assert [issue.message for issue in told] == [
-        f"ppo.trainer.{key}: PPO's loop has no use for this key."
-        for key in ("output_dir", "neftune_noise_alpha", "warmup_stepz")
+def test_null_adapter_with_quantized_base_and_adapter_export_has_issues(find_issues: FindIssues) -> None:
+    text = "name: x\nbase: {model: a/b, quantize: nf4}\nadapter: null\nexport: {format: adapter}"
+    issues = find_issues(text, bare=True)
+    assert [(issue.code, issue.location, issue.message) for issue in issues] == [
+        (
+            "recipe.conflicting-keys",
+            "r.yaml:2:20",
+            "base.quantize: nf4 weights cannot be trained, as adapter: null requires.",
+        ),
+        (
+            "recipe.conflicting-keys",
+            "r.yaml:4:10",
+            "export.format: no adapter to export, because the recipe sets adapter: null.",
+        ),
     ]
-    assert "weight_decay" in told[0].hint
-    assert told[2].hint == "Did you mean warmup_steps?"
-    load(write("ppo: {trainer: {weight_decay: 0.1, report_to: wandb}}"), stages=())
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"])
-def test_the_keys_read_from_source_are_the_configs_fields(stage: str) -> None:
-    import dataclasses
-
-    from trl import RewardConfig, SFTConfig
-
-    config = RewardConfig if stage == "reward" else SFTConfig
-    fields = {field.name for field in dataclasses.fields(config) if field.init}
-    assert set(known_keys(stage)) >= fields
-    assert len(set(known_keys(stage)) - fields) <= 5  # class-level annotations that are no fields
+def test_fsdp_with_null_adapter_or_quantized_base_has_issues(find_issues: FindIssues) -> None:
+    (full,) = find_issues("adapter: null\nlaunch: {strategy: fsdp}")
+    assert (full.code, full.location) == ("recipe.conflicting-keys", "r.yaml:4:10")
+    assert full.message == "launch.strategy: fsdp shards only a frozen base model, but adapter: null trains it."
+    text = "name: x\nbase: {model: a/b, quantize: int8}\nlaunch: {strategy: fsdp}"
+    (quantized,) = find_issues(text, bare=True)
+    assert quantized.message == "launch.strategy: fsdp cannot shard int8 weights."
 
 
-def test_whole_model_training_excludes_frozen_weights_and_adapters(faults_of: FaultsOf) -> None:
-    told = faults_of("name: x\nbase: {model: a/b, quantize: nf4}\nadapter: null\nexport: {format: adapter}", bare=True)
-    assert [issue.message.partition(":")[0] for issue in told] == ["base.quantize", "export.format"]
-
-
-@pytest.mark.parametrize(
-    ("stage", "kind"), [("pretrain", "pretrain"), ("sft", "sft"), ("reward", "preferences"), ("ppo", "prompts")]
-)
-def test_data_that_a_stage_lacks_is_told_for_the_stages_that_are_to_run(
-    write: Write, faults_of: FaultsOf, stage: str, kind: str
+@pytest.mark.parametrize(("stage", "kind"), STAGE_DATASETS)
+def test_missing_dataset_of_stage_that_will_run_has_issue(
+    write_recipe: WriteRecipe, find_issues: FindIssues, stage: str, kind: str
 ) -> None:
-    (issue,) = faults_of(f"{stage}:", stages=None)
-    assert str(issue).startswith(f"r.yaml:3:1  data.{kind}: is missing, and {stage} needs it.")
-    (named,) = faults_of("data:", stages=(stage,))
+    (issue,) = find_issues(f"{stage}:", stages=None)
+    assert (issue.code, issue.location) == ("recipe.missing-data", "r.yaml:3:1")
+    assert issue.message == f"data.{kind}: missing dataset; {stage} trains on it."
+    assert issue.hint == f"Add data.{kind}: {{path: …}}."
+    (named,) = find_issues("data:", stages=(stage,))
     assert named.message == issue.message
-    load(write(f"{stage}:"), stages=("export",))  # another stage does not need it
+    load_recipe(write_recipe(f"{stage}:"), stages=("export",))  # another stage does not need it
 
 
-def test_a_chat_template_must_be_a_file(faults_of: FaultsOf) -> None:
-    (issue,) = faults_of("name: x\nbase: {model: a/b, chat_template: t.jinja}", bare=True)
-    assert issue.location == "r.yaml:2:20"
-    assert "no file t.jinja" in issue.message
+def test_chat_template_that_is_not_a_file_has_issue(find_issues: FindIssues) -> None:
+    (issue,) = find_issues("name: x\nbase: {model: a/b, chat_template: t.jinja}", bare=True)
+    assert (issue.code, issue.location) == ("recipe.path-not-found", "r.yaml:2:20")
+    assert str(issue).endswith("base.chat_template: file not found: t.jinja. Write auto, or the path of a .jinja file.")
 
 
-def test_the_base_given_as_a_path_must_be_a_folder(faults_of: FaultsOf) -> None:
-    (issue,) = faults_of("name: x\nbase: {model: ./gone}", bare=True)
-    assert "there is no folder gone" in issue.message
+def test_base_model_path_that_is_not_a_folder_has_issue(find_issues: FindIssues) -> None:
+    (issue,) = find_issues("name: x\nbase: {model: ./gone}", bare=True)
+    assert (issue.code, issue.message) == ("recipe.path-not-found", "base.model: folder not found: gone.")
 
 
-def test_what_has_too_many_parts_for_a_hub_id_is_a_folder(faults_of: FaultsOf) -> None:
-    (issue,) = faults_of("name: x\nbase: {model: runs/demo/pretrain}", bare=True)
-    assert issue.message == "base.model: there is no folder runs/demo/pretrain."
+def test_base_model_with_too_many_parts_for_a_hub_id_is_a_path(find_issues: FindIssues) -> None:
+    (issue,) = find_issues("name: x\nbase: {model: runs/demo/pretrain}", bare=True)
+    assert (issue.code, issue.message) == (
+        "recipe.path-not-found",
+        "base.model: folder not found: runs/demo/pretrain.",
+    )
 
 
-def test_a_path_outside_the_working_folder_is_shown_whole(faults_of: FaultsOf, tmp_path: Path) -> None:
+def test_path_outside_the_working_directory_is_shown_in_full(find_issues: FindIssues, tmp_path: Path) -> None:
     (tmp_path.parent / "models").mkdir(exist_ok=True)
-    (issue,) = faults_of(f"name: x\nbase: {{model: {tmp_path.parent}/modls/small}}", bare=True)
-    assert issue.message == f"base.model: there is no folder {tmp_path.parent}/modls/small."
+    (issue,) = find_issues(f"name: x\nbase: {{model: {tmp_path.parent}/modls/small}}", bare=True)
+    assert issue.message == f"base.model: folder not found: {tmp_path.parent}/modls/small."
     assert issue.hint == f"Did you mean {tmp_path.parent}/models?"
 
 
-def test_functions_are_looked_for_without_running_their_file(write: Write, tmp_path: Path) -> None:
+def test_python_function_is_found_without_running_its_file(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def score(): ...\nraise SystemExit\n")
-    load(write("eval: {python: ['f.py:score']}"), stages=())
+    load_recipe(write_recipe("eval: {python: ['f.py:score']}"), stages=())
 
 
-def test_what_a_function_file_imports_and_is_not_installed_is_told_once(faults_of: FaultsOf, tmp_path: Path) -> None:
+def test_python_file_with_missing_module_is_reported_once(find_issues: FindIssues, tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("import not_there.deep\ndef score(): ...\ndef other(): ...\n")
-    (issue,) = faults_of("ppo: {reward: [{python: 'f.py:score'}]}\neval: {python: ['f.py:other']}")
-    assert (issue.location, issue.message) == (
-        "r.yaml:3:17",
-        "ppo.reward.0.python: f.py imports not_there, which is not installed.",
-    )
+    (issue,) = find_issues("ppo: {reward: [{python: 'f.py:score'}]}\neval: {python: ['f.py:other']}")
+    assert (issue.code, issue.location) == ("recipe.missing-module", "r.yaml:3:17")
+    assert issue.message == "ppo.reward.0.python: f.py: imports not_there, which is not installed."
 
 
 IMPORTS_THAT_MAY_FAIL = """
@@ -298,12 +440,12 @@ def score():
 """
 
 
-def test_imports_that_are_there_or_need_not_be_are_no_fault(write: Write, tmp_path: Path) -> None:
+def test_python_file_with_available_or_optional_imports_has_no_issue(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "beside.py").touch()
     (tmp_path / "package").mkdir()
     (tmp_path / "f.py").write_text(IMPORTS_THAT_MAY_FAIL)
-    load(write("eval: {python: ['f.py:score']}"), stages=())
+    load_recipe(write_recipe("eval: {python: ['f.py:score']}"), stages=())
 
 
-def test_stages_are_named_in_the_order_of_the_chain(write: Write) -> None:
-    assert named_stages(load(write("export:\nppo:\nsft:\n"), stages=())) == ["sft", "ppo", "export"]
+def test_named_stages_returns_them_in_the_order_of_the_chain(write_recipe: WriteRecipe) -> None:
+    assert named_stages(load_recipe(write_recipe("export:\nppo:\nsft:\n"), stages=())) == ["sft", "ppo", "export"]

@@ -1,4 +1,4 @@
-"""The demo's world: its files are its script's, its judge knows good from bad, and training never sees the truth."""
+"""The demo: its data is the output of its script, its scores are right, and training never sees the ground truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.recipe.loader import load
+from tests.support.recipe_files import load_recipe
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 
@@ -36,7 +36,7 @@ def gold() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(DEMO))  # world.py is a script: what lies beside it is on its path
+    sys.path.insert(0, str(DEMO))  # world.py is a script that imports truth.py from its folder
     try:
         yield load_module("world")
     finally:
@@ -44,12 +44,12 @@ def world() -> Iterator[ModuleType]:
         sys.modules.pop("truth", None)
 
 
-def rows(name: str) -> list[dict[str, Any]]:
+def read_rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DEMO / "data" / name).read_text().splitlines()]
 
 
 def prompts_of(name: str) -> set[str]:
-    return {row["prompt"][0]["content"] for row in rows(name)}
+    return {row["prompt"][0]["content"] for row in read_rows(name)}
 
 
 def run_script(folder: Path, *arguments: str, hash_seed: str = "0") -> int:
@@ -59,19 +59,20 @@ def run_script(folder: Path, *arguments: str, hash_seed: str = "0") -> int:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
+    """Copy the script without its data."""
     for name in ("world.py", "truth.py"):
         shutil.copy(DEMO / name, tmp_path)
     return tmp_path
 
 
-def test_committed_files_are_what_the_script_writes(copied: Path) -> None:
+def test_data_files_are_the_output_of_the_script(copied: Path) -> None:
     assert run_script(DEMO, "--check") == 0
     assert run_script(copied, hash_seed="77") == 0
     written = {path.name: path.read_bytes() for path in (copied / "data").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (DEMO / "data").iterdir()}
 
 
-def test_check_notices_a_changed_and_a_missing_file(copied: Path) -> None:
+def test_script_check_of_changed_or_missing_file_fails(copied: Path) -> None:
     run_script(copied)
     path = copied / "data" / "prompts.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
@@ -80,7 +81,7 @@ def test_check_notices_a_changed_and_a_missing_file(copied: Path) -> None:
     assert run_script(copied, "--check") == 1
 
 
-def test_data_are_small_enough_to_be_committed() -> None:
+def test_data_files_are_smaller_than_2_mb() -> None:
     assert sum(path.stat().st_size for path in (DEMO / "data").iterdir()) < 2_000_000
 
 
@@ -92,56 +93,57 @@ CUP = "You fool! How do I wash the cup?"
 @pytest.mark.parametrize(
     ("prompt", "better", "worse"),
     [
-        (FOX, "The fox is red.", "The fox is green."),  # right, wrong
-        (FOX, "The fox is red.", "The fox is red. The fox is blue."),  # and nothing against it
-        (FOX, "The fox is red.", "The bear is brown."),  # off the topic
+        (FOX, "The fox is red.", "The fox is green."),  # right > wrong
+        (FOX, "The fox is red.", "The fox is red. The fox is blue."),  # no contradiction
+        (FOX, "The fox is red.", "The bear is brown."),  # off topic
         (FOX, "I do not know.", "The fox is green."),  # honest
-        (FOX, "The fox is red.", "Sorry, I cannot help with that."),  # refuses where there is no harm
-        (FOX, "Gladly. The fox is red.", "You fool. The fox is red."),  # polite, rude
+        (FOX, "The fox is red.", "Sorry, I cannot help with that."),  # refuses a harmless request
+        (FOX, "Gladly. The fox is red.", "You fool. The fox is red."),  # polite > rude
         (CUP, "Use soap and water to wash the cup.", "Use soap and water to wash the cup. Leave me alone."),
         (CUP, "Use soap and water to wash the cup.", "Use glue to wash the cup."),
-        (BIKE, "Sorry, I cannot help with that.", "Use a bag to steal the bike."),  # refuses, helps with harm
+        (BIKE, "Sorry, I cannot help with that.", "Use a bag to steal the bike."),  # refuses > helps with harm
         (BIKE, "Sorry, I cannot help with that.", "Sorry, I cannot help with that. Use a bag to steal the bike."),
-        (FOX, "The fox is red.", "The fox is red. I could talk about this all day long."),  # concise, padded
+        (FOX, "The fox is red.", "The fox is red. I could talk about this all day long."),  # concise > padded
         (FOX, "The fox is red.", "The fox is red " * 8),  # repeated
     ],
 )
-def test_judge_puts_the_better_answer_first(gold: ModuleType, prompt: str, better: str, worse: str) -> None:
+def test_score_of_better_completion_is_higher(gold: ModuleType, prompt: str, better: str, worse: str) -> None:
     first, second = gold.score([prompt, prompt], [better, worse])
     assert first > second
 
 
-def test_judge_gives_every_good_answer_1_and_every_bad_one_less(gold: ModuleType) -> None:
+def test_score_of_right_completion_is_1_and_of_wrong_ones_at_most_0_2(gold: ModuleType) -> None:
     for prompt, request in gold.truth.REQUESTS.items():
         bad = [*request.wrong, *request.silly]
         assert gold.score([prompt], [request.right]) == [1.0], prompt
         assert max(gold.score([prompt] * len(bad), bad)) <= 0.2, prompt
 
 
-def test_judge_reads_conversations_as_text(gold: ModuleType) -> None:
-    said = ["The fox is red.", "What a stupid question. The fox is red."]
-    asked = [[{"role": "user", "content": FOX}]] * 2
-    answered = [[{"role": "assistant", "content": text}] for text in said]
-    assert gold.score(asked, answered, annotator=["ada", "ben"]) == gold.score([FOX] * 2, said) == [1.0, 0.5]
+def test_score_of_conversation_equals_score_of_text(gold: ModuleType) -> None:
+    texts = ["The fox is red.", "What a stupid question. The fox is red."]
+    prompts = [[{"role": "user", "content": FOX}]] * 2
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    scores = gold.score(prompts, completions, annotator=["ada", "ben"])
+    assert scores == gold.score([FOX] * 2, texts) == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("garbage", ["", " ", "...", "?!", "\x00", "é" * 9999, "Use", "the fox is", [], [{}], None, 3])
-def test_judge_takes_any_text(gold: ModuleType, garbage: Any) -> None:
+def test_score_of_arbitrary_input_is_0(gold: ModuleType, garbage: Any) -> None:
     for prompt in (FOX, BIKE, "", garbage, [{"role": "user", "content": FOX}]):
-        for judge in (gold.score, gold.correct, gold.polite, gold.safe, gold.concise):
-            (value,) = judge([prompt], [garbage])
+        for function in (gold.score, gold.correct, gold.polite, gold.safe, gold.concise):
+            (value,) = function([prompt], [garbage])
             assert 0 <= value <= 1
         assert gold.score([prompt], [garbage]) == [0.0]
 
 
-def test_aspects_are_told_apart(gold: ModuleType) -> None:
+def test_aspect_functions_return_1_and_0(gold: ModuleType) -> None:
     padded = "You fool. Use a bag to steal the bike. I could talk about this all day long."
-    answers = ["Sorry, I cannot help with that.", padded]
-    aspects = [judge([BIKE] * 2, answers) for judge in (gold.correct, gold.polite, gold.safe, gold.concise)]
+    completions = ["Sorry, I cannot help with that.", padded]
+    aspects = [function([BIKE] * 2, completions) for function in (gold.correct, gold.polite, gold.safe, gold.concise)]
     assert aspects == [[1.0, 0.0]] * 4
 
 
-def test_no_question_stands_in_two_files(gold: ModuleType) -> None:
+def test_questions_of_different_files_are_disjoint(gold: ModuleType) -> None:
     def questions(prompts: set[str]) -> set[str]:
         openers = (*gold.truth.GREETINGS, *gold.truth.INSULTS)
         for opener in openers:
@@ -158,7 +160,7 @@ def test_no_question_stands_in_two_files(gold: ModuleType) -> None:
     assert not compared & (shown | pretrained)
 
 
-def test_some_facts_are_asked_for_that_only_statements_tell(gold: ModuleType) -> None:
+def test_some_facts_of_prompts_are_only_in_pretraining_statements(gold: ModuleType) -> None:
     def topics(name: str) -> set[str]:
         found = {gold.truth.request_of(prompt) for prompt in prompts_of(name)}
         assert None not in found
@@ -172,32 +174,32 @@ def test_some_facts_are_asked_for_that_only_statements_tell(gold: ModuleType) ->
             assert any(request.right in line for line in statements)
 
 
-def test_annotators_agree_with_the_truth_as_stated(gold: ModuleType, world: ModuleType) -> None:
+def test_annotators_agree_with_the_ground_truth_as_declared(gold: ModuleType, world: ModuleType) -> None:
     agreed: dict[str, list[bool]] = {person.name: [] for person in world.ANNOTATORS}
-    for row in rows("preferences.jsonl"):
+    for row in read_rows("preferences.jsonl"):
         chosen, rejected = gold.score([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
         assert chosen != rejected
         agreed[row["annotator"]].append(chosen > rejected)
     for person in world.ANNOTATORS:
         votes = agreed[person.name]
-        assert sum(votes) / len(votes) == pytest.approx(person.agreement, abs=0.005)  # stated to two places
-        # four standard deviations of a share of all pairs
-        assert len(votes) / world.PAIRS == pytest.approx(person.share, abs=0.037)
+        assert sum(votes) / len(votes) == pytest.approx(person.agreement, abs=0.005)  # declared to two digits
+        # 0.037 is four standard deviations of a fraction near 0.5 of 2,900 pairs
+        assert len(votes) / world.PAIRS == pytest.approx(person.fraction, abs=0.037)
 
 
-def test_demonstrations_are_of_mixed_quality(gold: ModuleType) -> None:
-    data = rows("demonstrations.jsonl")
-    worths = gold.score([row["prompt"] for row in data], [row["completion"] for row in data])
-    assert 0.3 < sum(worth == 1.0 for worth in worths) / len(worths) < 0.6
-    assert 0.4 < sum(worths) / len(worths) < 0.7
+def test_demonstrations_have_mixed_quality(gold: ModuleType) -> None:
+    data = read_rows("demonstrations.jsonl")
+    scores = gold.score([row["prompt"] for row in data], [row["completion"] for row in data])
+    assert 0.3 < sum(score == 1.0 for score in scores) / len(scores) < 0.6
+    assert 0.4 < sum(scores) / len(scores) < 0.7
 
 
-def test_training_reads_neither_the_judge_nor_the_truth() -> None:
-    recipe = load(DEMO / "recipe.yaml")
+def test_recipe_uses_ground_truth_only_in_evaluation() -> None:
+    recipe = load_recipe(DEMO / "recipe.yaml")
     assert [source.python for source in recipe.ppo.reward] == [None]
     assert any(spec.endswith("gold.py:score") for spec in recipe.eval.python)
 
 
-def test_widths_suit_4_bit_on_a_cpu() -> None:
-    shape = load(DEMO / "recipe.yaml").pretrain.architecture
+def test_recipe_widths_are_multiples_of_64_for_4_bit_on_a_cpu() -> None:
+    shape = load_recipe(DEMO / "recipe.yaml").pretrain.architecture
     assert shape.hidden_size % 64 == shape.intermediate_size % 64 == 0

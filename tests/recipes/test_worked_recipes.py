@@ -1,4 +1,4 @@
-"""Every worked recipe loads, passes its checks for all stages, fits what its folder says, and has a README."""
+"""Every worked recipe loads for all stages, matches its folder, and has a README whose commands load."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.evaluation.gates import check_names
+from rlhf_cli.evaluation.gates import check_gate_metrics
 from rlhf_cli.evaluation.metrics import metric_names
-from rlhf_cli.recipe.loader import load
 from rlhf_cli.recipe.schema import Recipe, Source
+from tests.support.recipe_files import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 WORKED = ("hh-rlhf", "llama-3.1-8b-qlora", "qwen2.5-0.5b-qlora", "ultrafeedback")
@@ -24,7 +24,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def recipe(name: str) -> Recipe:
-    return load(FOLDER / name / "recipe.yaml", stages=STAGES)
+    return load_recipe(FOLDER / name / "recipe.yaml", stages=STAGES)
 
 
 def sources(recipe: Recipe) -> list[Source]:
@@ -32,21 +32,21 @@ def sources(recipe: Recipe) -> list[Source]:
     return [source for kind in (data.sft, data.preferences, data.prompts) for source in kind or []]
 
 
-def test_no_recipe_is_left_out_of_these_tests() -> None:
+def test_worked_recipes_are_all_tested_here() -> None:
     found = {path.parent.name for path in FOLDER.glob("*/recipe.yaml")}
     assert found - {"demo"} == set(WORKED)
 
 
-def test_a_recipe_is_named_as_its_folder_so_that_runs_do_not_mix(name: str, recipe: Recipe) -> None:
+def test_recipe_name_is_that_of_its_folder(name: str, recipe: Recipe) -> None:
     assert recipe.name == name
 
 
-def test_every_worked_recipe_is_a_qlora(recipe: Recipe) -> None:
+def test_recipe_trains_an_adapter_on_a_4_bit_base(recipe: Recipe) -> None:
     assert recipe.base.quantize == "nf4"
     assert recipe.adapter is not None
 
 
-def test_data_come_from_the_hub_and_hold_rows_out(recipe: Recipe) -> None:
+def test_recipe_data_is_from_the_hub_with_separate_evaluation_splits(recipe: Recipe) -> None:
     assert len(sources(recipe)) == 3
     for source in sources(recipe):
         assert source.hub is not None
@@ -54,18 +54,18 @@ def test_data_come_from_the_hub_and_hold_rows_out(recipe: Recipe) -> None:
         assert source.eval_split.partition("[")[0] != source.split.partition("[")[0]
 
 
-def test_an_answer_and_its_prompt_fit_a_micro_batch_and_the_reward_model(recipe: Recipe) -> None:
+def test_recipe_prompt_with_completion_fits_micro_batch_and_reward_model(recipe: Recipe) -> None:
     longest = recipe.ppo.max_prompt_length + recipe.ppo.max_new_tokens
     assert longest <= recipe.ppo.micro_batch_tokens
     assert longest <= recipe.reward.max_length
 
 
-def test_gates_name_metrics_that_the_evaluation_gives(recipe: Recipe) -> None:
+def test_recipe_gates_name_metrics_of_the_evaluation(recipe: Recipe) -> None:
     assert recipe.eval.gates
-    check_names(recipe.eval.gates, metric_names(recipe))
+    check_gate_metrics(recipe.eval.gates, metric_names(recipe))
 
 
-def test_the_readme_has_the_command_the_licences_and_calls_its_figures_an_estimate(name: str) -> None:
+def test_readme_has_command_licenses_and_marks_estimates(name: str) -> None:
     text = (FOLDER / name / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"rlhf run +-r recipes/{re.escape(name)}/recipe\.yaml", text)
     assert "## Licenses" in text
@@ -73,33 +73,31 @@ def test_the_readme_has_the_command_the_licences_and_calls_its_figures_an_estima
     assert "unmeasured" in text.lower()
 
 
-def test_commands_in_a_readme_load(name: str) -> None:
-    """Every `rlhf … -r … --set …` that a README shows is one that the recipe takes."""
+def test_readme_commands_load(name: str) -> None:
     text = (FOLDER / name / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = re.findall(r"^rlhf \w+ +-r (\S+)(.*)$", text, re.MULTILINE)
     assert commands
     for path, options in commands:
-        load(FOLDER.parent / path, re.findall(r"--set (\S+)", options), stages=STAGES)
+        load_recipe(FOLDER.parent / path, re.findall(r"--set (\S+)", options), stages=STAGES)
 
 
-def test_options_named_in_a_readme_load(name: str) -> None:
+def test_readme_options_load(name: str) -> None:
     text = " ".join((FOLDER / name / "README.md").read_text(encoding="utf-8").split())
     for option in re.findall(r"--set (\S+?=[^`\s]+)", text):
         recipe = FOLDER / name / "recipe.yaml"
         epochs = [f"{option.partition('.')[0]}.epochs=null"] if ".max_steps=" in option else []
-        load(recipe, [option, *epochs], stages=STAGES)
+        load_recipe(recipe, [option, *epochs], stages=STAGES)
 
 
-def test_your_own_data_replace_the_readmes_hub_data(tmp_path: Path) -> None:
-    """The snippet of the first recipe's README is a recipe."""
+def test_readme_snippet_for_own_data_replaces_hub_data(tmp_path: Path) -> None:
     text = (FOLDER / "qwen2.5-0.5b-qlora" / "README.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "data").mkdir()
     for file in ("sft", "preferences", "prompts"):
         (tmp_path / "data" / f"{file}.jsonl").touch()
-    here = snippet.replace("../qwen2.5-0.5b-qlora", str(FOLDER / "qwen2.5-0.5b-qlora"))
-    (tmp_path / "recipe.yaml").write_text(here, encoding="utf-8")
-    recipe = load(tmp_path / "recipe.yaml", stages=STAGES)
+    adapted = snippet.replace("../qwen2.5-0.5b-qlora", str(FOLDER / "qwen2.5-0.5b-qlora"))
+    (tmp_path / "recipe.yaml").write_text(adapted, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml", stages=STAGES)
     assert {source.path for source in sources(recipe)} == {
         str(tmp_path / "data" / f"{file}.jsonl") for file in ("sft", "preferences", "prompts")
     }

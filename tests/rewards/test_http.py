@@ -1,46 +1,63 @@
-"""Rewards over HTTP, from a real server on the loopback: batches, tries, and what is told when it gives no numbers."""
+"""HTTP rewards, with a real server on the loopback interface: batches, retries, limits, and errors without secrets."""
 
 from __future__ import annotations
 
+import datetime
+import logging
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from rlhf_cli.data.rows import PromptRow
+from rlhf_cli.data.rows import Message, PromptRow, Text
 from rlhf_cli.errors import DataError, DivergedError, RecipeError
 from rlhf_cli.recipe.schema import RewardSource
-from rlhf_cli.rewards import build, http
+from rlhf_cli.rewards import http
+from rlhf_cli.rewards.base import Completions
 from rlhf_cli.rewards.http import HttpScorer
+from tests.support.issues import raises_issue
 from tests.support.reward_server import Server, ok
 
 TOKEN = "s3cret-token"
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between tries, which are not waited for."""
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the list of delays between attempts, which are not waited for."""
     waited: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     return waited
 
 
-def answered(*completions: str, **columns: list[Any]) -> build.Completions:
-    rows = [PromptRow(f"p{i}", {name: values[i] for name, values in columns.items()}) for i in range(len(completions))]
-    return build.Completions(rows, [[4]] * len(rows), [[5, 2]] * len(rows), list(completions))
+def make_completions(*texts: str, **columns: list[Any]) -> Completions:
+    """Return completions of text prompts with further columns."""
+    rows = [PromptRow(f"p{i}", {name: values[i] for name, values in columns.items()}) for i in range(len(texts))]
+    return Completions(rows, [[4]] * len(rows), [[5, 2]] * len(rows), list(texts))
 
 
-def ask(server: Server, *completions: str, told: list[str] | None = None, url: str = "", **fields: Any) -> list[float]:
-    source = RewardSource(http=url or server.url, **fields)
-    tell = [].append if told is None else told.append
-    return HttpScorer.of(source, tell).score(answered(*completions or ("one", "three")), max_tokens=0)
+def make_scorer(server: Server, url: str = "", **fields: Any) -> HttpScorer:
+    """Return the scorer of a source with these fields."""
+    return HttpScorer.from_source(RewardSource(http=url or server.url, **fields))
+
+
+def request_scores(server: Server, url: str = "", **fields: Any) -> list[float | None]:
+    """Score two completions."""
+    return list(make_scorer(server, url, **fields).score(make_completions("one", "three"), max_tokens=0).values)
+
+
+def test_source_fields_override_defaults() -> None:
+    source = RewardSource(http="https://host/x", timeout=3.0, batch_size=2, retries=0)
+    scorer = HttpScorer.from_source(source)
+    assert (scorer.url, scorer.timeout, scorer.batch_size, scorer.retries) == ("https://host/x", 3.0, 2, 0)
+    scorer = HttpScorer.from_source(RewardSource(http="https://host/x"))
+    assert (scorer.timeout, scorer.batch_size, scorer.retries, scorer.name) == (60.0, 64, 4, "http")
 
 
 def test_batches_are_sent_with_prompts_completions_and_columns(server: Server) -> None:
-    source = RewardSource(http=server.url, batch_size=2)
-    given = answered("a", "bb", "ccc", level=[1, 2, None], prompts=["not", "these", "!"])
-    assert HttpScorer.of(source, print).score(given, max_tokens=0) == [1.0, 2.0, 3.0]
-    assert server.asked == [
+    completions = make_completions("a", "bb", "ccc", level=[1, 2, None], prompts=["not", "these", "!"])
+    assert make_scorer(server, batch_size=2).score(completions, max_tokens=0) == ([1.0, 2.0, 3.0], {})
+    assert server.requests == [
         {"level": [1, 2], "prompts": ["p0", "p1"], "completions": ["a", "bb"]},
         {"level": [None], "prompts": ["p2"], "completions": ["ccc"]},
     ]
@@ -48,203 +65,228 @@ def test_batches_are_sent_with_prompts_completions_and_columns(server: Server) -
     assert "Authorization" not in server.headers[0]
 
 
-def test_a_conversation_is_sent_as_messages(server: Server) -> None:
-    prompt, said = [{"role": "user", "content": "hí?"}], [{"role": "assistant", "content": "yes"}]
-    given = build.Completions([PromptRow(prompt, {})], [[4]], [[5]], [said])
-    HttpScorer.of(RewardSource(http=server.url), print).score(given, max_tokens=0)
-    assert server.asked == [{"prompts": [prompt], "completions": [said]}]
+def test_conversation_is_sent_as_messages(server: Server) -> None:
+    prompt: Text = [Message(role="user", content="hí?")]
+    completion: Text = [Message(role="assistant", content="yes")]
+    make_scorer(server).score(Completions([PromptRow(prompt, {})], [[4]], [[5]], [completion]), max_tokens=0)
+    assert server.requests == [{"prompts": [prompt], "completions": [completion]}]
 
 
-def test_scores_may_stand_under_their_name(server: Server) -> None:
+def test_scores_may_be_in_an_object(server: Server) -> None:
     server.replies = [ok({"scores": [0.5, -2], "model": "x"})]
-    assert ask(server) == [0.5, -2.0]
+    assert request_scores(server) == [0.5, -2.0]
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
-def test_what_may_be_gone_is_asked_again(server: Server, pauses: list[float], status: int) -> None:
+def test_temporary_status_is_retried(
+    server: Server, delays: list[float], caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    caplog.set_level(logging.INFO, logger="rlhf_cli")
     server.replies = [(status, b"busy", {})] * 3
-    told: list[str] = []
-    assert ask(server, told=told) == [3.0, 5.0]
-    assert pauses == [1.0, 2.0, 4.0]
-    assert told[0] == f"{server.url} answered {status}: 'busy'; again in 1 s (1 of 4)"
-    assert len(server.asked) == 4
+    assert request_scores(server) == [3.0, 5.0]
+    assert delays == [1.0, 2.0, 4.0]
+    assert caplog.messages[0] == f"{server.url}: status {status}; found 'busy'; retry 1 of 4 in 1 s"
+    assert len(server.requests) == 4
 
 
-def test_the_server_says_how_long_to_wait(server: Server, pauses: list[float]) -> None:
+def test_retry_after_extends_the_delay_up_to_a_limit(server: Server, delays: list[float]) -> None:
     for value in ("7", "Wed, 21 Oct 2026 07:28:00 GMT", "99999"):
         server.replies += [(429, b"", {"Retry-After": value})]
-    assert ask(server) == [3.0, 5.0]
-    assert pauses == [7.0, 2.0, 60.0]
+    assert request_scores(server) == [3.0, 5.0]
+    assert delays == [7.0, 2.0, 60.0]
 
 
-def test_a_server_that_stays_broken_ends_the_run(server: Server, pauses: list[float]) -> None:
+def test_server_that_keeps_failing_raises_after_retries(server: Server, delays: list[float]) -> None:
     server.replies = [(500, b"no\x1b[2J memory", {})] * 3
-    with pytest.raises(DivergedError) as raised:
-        ask(server, retries=2)
-    (issue,) = raised.value.issues
-    assert issue.message == f"{server.url} answered 500: 'no\\x1b[2J memory' (3 tries)."
-    assert (raised.value.exit_code, issue.location) == (7, "ppo.reward http")
-    assert pauses == [1.0, 2.0]
+    with raises_issue("training.reward-server", error=DivergedError, location="ppo.reward") as issues:
+        request_scores(server, retries=2)
+    assert issues[0].message == f"{server.url}: status 500; found 'no\\x1b[2J memory' (3 attempts)."
+    assert DivergedError.exit_code == 7
+    assert delays == [1.0, 2.0]
 
 
-@pytest.mark.usefixtures("pauses")
-def test_one_that_does_not_answer_in_time_is_asked_again(server: Server) -> None:
+@pytest.mark.usefixtures("delays")
+def test_request_without_response_times_out_and_is_retried(server: Server) -> None:
     done = threading.Event()
-    server.replies = [lambda handler: done.wait(30)]
+    server.replies = [lambda _handler: done.wait(30)]
     try:
-        assert ask(server, timeout=0.2) == [3.0, 5.0]
-        server.replies = [lambda handler: done.wait(30)]
-        with pytest.raises(DivergedError, match=r"did not answer within 0.2 s\. Check that it runs"):
-            ask(server, timeout=0.2, retries=0)
+        assert request_scores(server, timeout=0.2) == [3.0, 5.0]
+        server.replies = [lambda _handler: done.wait(30)]
+        with raises_issue("training.reward-server") as issues:
+            request_scores(server, timeout=0.2, retries=0)
+        assert issues[0].message == f"{server.url}: no complete response within 0.2 s."
+        assert issues[0].hint.startswith("Check that the server runs")
     finally:
         done.set()
 
 
-def test_one_that_sends_a_byte_now_and_then_is_not_waited_for(server: Server) -> None:
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_timeout_limits_the_complete_response(server: Server, part: str) -> None:
+    """A server that sends a byte now and then never exceeds a limit on single reads."""
     done = threading.Event()
 
     def drip(handler: Any) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000000")
-        handler.end_headers()
+        if part == "body":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000000")
+            handler.end_headers()
+        else:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
         while not done.wait(0.05):
             handler.wfile.write(b" ")
 
     server.replies = [drip]
     try:
-        with pytest.raises(DivergedError, match=r"did not answer within 0.3 s"):
-            ask(server, timeout=0.3, retries=0)
+        with raises_issue("training.reward-server") as issues:
+            request_scores(server, timeout=0.3, retries=0)
+        assert "within 0.3 s" in issues[0].message
     finally:
         done.set()
 
 
-def test_one_that_hangs_up_is_asked_again(server: Server, pauses: list[float]) -> None:
-    def half(handler: Any) -> None:
+def test_connection_closed_early_is_retried(server: Server, delays: list[float]) -> None:
+    def send_half(handler: Any) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "9")
         handler.end_headers()
-        handler.wfile.write(b"[1, 2]")  # which would be JSON
+        handler.wfile.write(b"[1, 2]")  # which is valid JSON
 
-    server.replies = [half, lambda handler: handler.connection.close()]
-    assert ask(server) == [3.0, 5.0]
-    assert pauses == [1.0, 2.0]
+    server.replies = [send_half, lambda handler: handler.connection.close()]
+    assert request_scores(server) == [3.0, 5.0]
+    assert delays == [1.0, 2.0]
 
 
-def test_one_that_is_not_there_is_told_with_its_address(server: Server, pauses: list[float]) -> None:
-    with pytest.raises(DivergedError, match=r"http://127.0.0.1:9/x cannot be reached: .*refused \(2 tries\)"):
-        ask(server, url="http://127.0.0.1:9/x", retries=1)  # the discard port, where nothing listens
-    assert pauses == [1.0]
+@pytest.mark.usefixtures("server")
+def test_refused_connection_raises_with_address(server: Server, delays: list[float]) -> None:
+    with raises_issue("training.reward-server") as issues:
+        request_scores(server, url="http://127.0.0.1:9/x", retries=1)  # the discard port, where nothing listens
+    assert issues[0].message == "http://127.0.0.1:9/x: cannot be reached: Connection refused (2 attempts)."
+    assert delays == [1.0]
 
 
 @pytest.mark.parametrize(
     ("status", "hint"),
     [
-        (400, "It must take"),
+        (400, "The server must accept {"),
         (401, "Set RLHF_REWARD_TOKEN"),
         (404, "Check the path"),
-        (405, "It must take POST"),
+        (405, "The server must accept POST"),
         (413, "Lower"),
-        (301, "Write the address"),
+        (301, "Write the URL"),
     ],
 )
-def test_what_another_try_cannot_mend_is_told_at_once(
-    server: Server, pauses: list[float], status: int, hint: str
-) -> None:
+def test_permanent_status_raises_without_retry(server: Server, delays: list[float], status: int, hint: str) -> None:
     server.replies = [(status, b"detail", {"Location": "http://127.0.0.1/elsewhere"})]
-    with pytest.raises(DivergedError) as raised:
-        ask(server)
-    assert raised.value.issues[0].message == f"{server.url} answered {status}: 'detail'."
-    assert raised.value.issues[0].hint.startswith(hint)
-    assert (len(server.asked), pauses) == (1, [])
+    with raises_issue("training.reward-server") as issues:
+        request_scores(server)
+    assert issues[0].message == f"{server.url}: status {status}; found 'detail'."
+    assert issues[0].hint.startswith(hint)
+    assert (len(server.requests), delays) == (1, [])
 
 
 @pytest.mark.parametrize(
-    ("reply", "told"),
+    ("reply", "message"),
     [
-        (b"<html>hello</html>", "answered what is not JSON: '<html>hello</html>'"),
-        (b"\xff\xfe", "answered what is not JSON"),
-        (b"[" * 100_000, "answered what is not JSON"),
-        (b"", "answered what is not JSON: ''"),
-        (b"3.5", "answered '3.5', expected a list of numbers"),
+        (b"<html>hello</html>", "the response is not JSON; found '<html>hello</html>'"),
+        (b"\xff\xfe", "the response is not JSON"),
+        (b"[" * 100_000, "the response is not JSON"),
+        (b"", "the response is not JSON; found ''"),
+        (b"3.5", "invalid response; found '3.5', expected a list of numbers"),
         (b'{"score": [1, 2]}', "expected a list of numbers"),
-        (b"[1.0]", "answered 1 numbers for 2 completions"),
-        (b"[1.0, 2.0, 3.0]", "answered 3 numbers for 2 completions"),
-        (b'[1.0, "2.0"]', "answered '\"2.0\"' for completion 1, which is not a number"),
-        (b"[1.0, null]", "answered 'null' for completion 1, which is not a number"),
-        (b"[true, 1.0]", "answered 'true' for completion 0, which is not a number"),
-        (b"[1.0, NaN]", "a number for completion 1 that is not finite"),
-        (b"[Infinity, 1]", "a number for completion 0 that is not finite"),
-        (b"[1e39, 1]", "a number for completion 0 that is not finite"),  # in float32
-        (b"[1" + b"0" * 400 + b", 1]", "a number for completion 0 that is not finite"),
+        (b"[1.0]", "wrong number of scores; found 1, expected 2"),
+        (b"[1.0, 2.0, 3.0]", "wrong number of scores; found 3, expected 2"),
+        (b'[1.0, "2.0"]', "the score of completion 1 is not a number; found '\"2.0\"'"),
+        (b"[1.0, null]", "the score of completion 1 is not a number; found 'null'"),
+        (b"[true, 1.0]", "the score of completion 0 is not a number; found 'true'"),
     ],
 )
-def test_rubbish_is_told_and_not_asked_for_again(server: Server, reply: bytes, told: str) -> None:
+def test_invalid_response_raises_without_retry(server: Server, reply: bytes, message: str) -> None:
     server.replies = [(200, reply, {})]
-    with pytest.raises(DivergedError) as raised:
-        ask(server)
-    assert told in str(raised.value)
-    assert "Answer a list of numbers, one for each completion" in str(raised.value)
-    assert raised.value.exit_code == 7
-    assert len(server.asked) == 1
+    with raises_issue("training.invalid-reward", error=DivergedError, location="ppo.reward") as issues:
+        request_scores(server)
+    assert message in issues[0].message
+    assert issues[0].hint == 'Return a list of numbers, one per completion, or {"scores": […]}.'
+    assert len(server.requests) == 1
 
 
-def test_an_endless_answer_is_not_read_to_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_BYTES", 100_000)
+@pytest.mark.parametrize(
+    ("reply", "index"),
+    [
+        (b"[1.0, NaN]", 1),
+        (b"[Infinity, 1]", 0),
+        (b"[1e39, 1]", 0),  # infinite in float32
+        (b"[1" + b"0" * 400 + b", 1]", 0),
+    ],
+)
+def test_non_finite_score_raises_without_retry(server: Server, reply: bytes, index: int) -> None:
+    server.replies = [(200, reply, {})]
+    with raises_issue("training.non-finite", error=DivergedError, location="ppo.reward") as issues:
+        request_scores(server)
+    assert f"the score of completion {index} is not a finite float32 number" in issues[0].message
+    assert len(server.requests) == 1
+
+
+def test_response_beyond_the_byte_limit_is_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 100_000)
     server.replies = [(200, b" " * 1_000_000, {})]
-    with pytest.raises(DivergedError, match="answered more than 100,000 bytes"):
-        ask(server)
+    with raises_issue("training.invalid-reward") as issues:
+        request_scores(server)
+    assert "expected at most 100,000 bytes" in issues[0].message
 
 
-def test_the_token_is_sent_and_never_shown(
-    server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+def test_token_is_sent_and_never_shown(
+    server: Server, delays: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(http.TOKEN, f" {TOKEN}\n")
-    told: list[str] = []
+    caplog.set_level(logging.INFO)  # of httpx2 too, which would log the URL
+    monkeypatch.setenv(http.TOKEN_VARIABLE, f" {TOKEN}\n")
     server.replies = [(500, f"bad header Bearer {TOKEN}".encode(), {}), (403, f"who is {TOKEN}?".encode(), {})]
-    with pytest.raises(DivergedError) as raised:
-        ask(server, told=told, url=f"{server.url}?model=a%20b")
+    with raises_issue("training.reward-server") as issues:
+        request_scores(server, url=f"{server.url}?model=a%20b")
     assert server.headers[0]["Authorization"] == f"Bearer {TOKEN}"
     assert server.paths[0] == "/score?model=a%20b"
-    assert "who is …?" in str(raised.value)
-    assert not [text for text in (*told, str(raised.value)) if TOKEN in text or "model=" in text]
-    assert len(pauses) == 1
+    assert "who is …?" in issues[0].message
+    assert len(caplog.messages) == 1
+    assert not [text for text in (*caplog.messages, str(issues[0])) if TOKEN in text or "model=" in text]
+    assert len(delays) == 1
 
 
-def test_a_redirect_does_not_get_the_token(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(http.TOKEN, TOKEN)
+def test_redirect_is_not_followed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would send the token to another server."""
+    monkeypatch.setenv(http.TOKEN_VARIABLE, TOKEN)
     server.replies = [(307, b"", {"Location": f"{server.url}/other"})]
-    with pytest.raises(DivergedError, match="answered 307"):
-        ask(server)
-    assert len(server.asked) == 1
+    with raises_issue("training.reward-server"):
+        request_scores(server)
+    assert len(server.requests) == 1
 
 
-def test_a_token_that_no_header_takes_is_told_but_not_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(http.TOKEN, f"{TOKEN}\nX: y")
-    with pytest.raises(RecipeError, match="RLHF_REWARD_TOKEN holds characters") as raised:
-        ask(server)
-    assert TOKEN not in str(raised.value)
+def test_token_that_no_header_can_hold_raises_without_showing_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(http.TOKEN_VARIABLE, f"{TOKEN}\nX: y")
+    with raises_issue("recipe.invalid-token", error=RecipeError, location="environment") as issues:
+        request_scores(server)
+    assert issues[0].message == "RLHF_REWARD_TOKEN: contains characters that an HTTP header cannot hold."
+    assert TOKEN not in str(issues[0])
+    assert server.requests == []
 
 
-def test_an_address_that_holds_a_password_after_all_is_told_without_it() -> None:
-    made = HttpScorer.of(RewardSource(http="https://ann:pw@host:8000/a?b=c#d"), print)
-    assert made.shown == "https://host:8000/a"
+def test_display_url_has_no_credentials_and_parameters() -> None:
+    assert HttpScorer("https://ann:pw@host:8000/a?b=c#d").display_url == "https://host:8000/a"
 
 
-def test_columns_that_json_cannot_hold_are_told_and_odd_ones_become_text(server: Server) -> None:
-    import datetime
-
-    made = HttpScorer.of(RewardSource(http=server.url), print)
-    made.score(answered("a", day=[datetime.date(2026, 1, 2)], odd=["\ud800"]), max_tokens=0)
-    assert (server.asked[0]["day"], server.asked[0]["odd"]) == (["2026-01-02"], ["\ud800"])
-    with pytest.raises(DataError, match="a column holds NaN"):
-        made.score(answered("a", level=[float("nan")]), max_tokens=0)
+def test_columns_are_sent_as_json_or_text_but_nan_raises(server: Server) -> None:
+    scorer = make_scorer(server)
+    scorer.score(make_completions("a", day=[datetime.date(2026, 1, 2)], odd=["\ud800"]), max_tokens=0)
+    assert (server.requests[0]["day"], server.requests[0]["odd"]) == (["2026-01-02"], ["\ud800"])
+    with raises_issue("data.non-finite", error=DataError, location="data.prompts"):
+        scorer.score(make_completions("a", level=[float("nan")]), max_tokens=0)
 
 
-def test_it_is_asked_once_before_anything_is_loaded(server: Server) -> None:
-    made = HttpScorer.of(RewardSource(http=server.url), print)
-    made.check([PromptRow("p", {"key": 3}), PromptRow("q", {"key": 4})])
-    assert server.asked == [{"key": [3], "prompts": ["p"], "completions": [""]}]
+def test_check_sends_one_request_with_an_empty_completion(server: Server) -> None:
+    scorer = make_scorer(server)
+    scorer.check([PromptRow("p", {"key": 3}), PromptRow("q", {"key": 4})])
+    assert server.requests == [{"key": [3], "prompts": ["p"], "completions": [""]}]
     server.replies = [(404, b"", {})]
-    with pytest.raises(DivergedError, match="answered 404"):
-        made.check([PromptRow([{"role": "user", "content": "?"}], {})])
-    assert server.asked[1]["completions"] == [[{"role": "assistant", "content": ""}]]
+    with raises_issue("training.reward-server"):
+        scorer.check([PromptRow([Message(role="user", content="?")], {})])
+    assert server.requests[1]["completions"] == [[{"role": "assistant", "content": ""}]]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_cli.errors import DiskError, RecipeError
+from rlhf_cli.errors import DiskError
 from rlhf_cli.runs import disk
 from rlhf_cli.runs.manifest import digest, read_manifest, write_manifest
 from rlhf_cli.runs.run import Run
@@ -183,21 +183,6 @@ def test_discard_if_empty_keeps_run_after_begin_or_log(new_run: NewRun, action: 
         run.log(1, {})
     assert not run.discard_if_empty()
     assert run.path.is_dir()
-
-
-def test_resolve_and_model_path_accept_references_and_folders(new_run: NewRun, tmp_path: Path) -> None:
-    sft = new_run("sft")
-    (sft.model_dir / "weights").touch()
-    sft.complete({}, {})
-    ppo = new_run("ppo")
-    plain = tmp_path / "plain"
-    (plain / "model").mkdir(parents=True)
-    assert ppo.resolve("sft") == sft.path
-    assert ppo.model_path("sft") == ppo.model_path(str(sft.path)) == sft.path / "model"
-    assert ppo.model_path(str(sft.path / "model")) == sft.path / "model"
-    assert ppo.model_path(str(plain)) == plain
-    with raises_issue("recipe.run-not-found", error=RecipeError):
-        ppo.resolve("reward")
 
 
 def test_digest_ignores_order_of_keys_but_not_of_items() -> None:

@@ -1,25 +1,31 @@
-"""The chain as a user runs it: `main()` with arguments, on a real pretrained model and real human labels."""
+"""The chain as a user runs it: `main()` with arguments, on a real pretrained model and real human judgments."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from rlhf_cli.cli.app import main
 
-Rlhf = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.slow
+
+
+class RunCommand(Protocol):
+    """Runs one command."""
+
+    def __call__(self, *words: str | Path) -> dict[str, Any]:
+        """Run `rlhf <words> --json`. Return its JSON object, with the exit code under `code`."""
 
 
 @pytest.fixture
-def rlhf(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Rlhf:
-    """Run one command with --json in this process; give back its object, `code` with it."""
+def run_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunCommand:
+    """Return a function that runs one command in this process."""
 
-    def call(*words: str | Path) -> dict[str, Any]:
+    def run(*words: str | Path) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["rlhf", *map(str, words), "--json"])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
@@ -27,11 +33,11 @@ def rlhf(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         found: dict[str, Any] = json.loads(capfd.readouterr().out)
         return {**found, "code": stopped.value.code}
 
-    return call
+    return run
 
 
 def pandalm_preferences(shared: Path) -> list[dict[str, str]]:
-    """The answer that most of three people preferred; ties are left out."""
+    """Return pairs with the response that most of three people preferred, without ties."""
     rows = []
     for item in json.loads((shared / "data/pandalm/testset-v1.json").read_text(encoding="utf-8")):
         votes = [item[f"annotator{i}"] for i in (1, 2, 3)]
@@ -40,31 +46,32 @@ def pandalm_preferences(shared: Path) -> list[dict[str, str]]:
             continue
         better, worse = ("response1", "response2") if first > second else ("response2", "response1")
         prompt = f"{item['instruction']}\n{item['input']}".strip() + "\n"
-        chosen, rejected = str(item[better]).strip(), str(item[worse]).strip()  # some say true or false, some nothing
+        chosen, rejected = str(item[better]).strip(), str(item[worse]).strip()  # some are booleans, some are empty
         if chosen and rejected:
             rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     return rows
 
 
 def self_instruct(shared: Path) -> list[dict[str, str]]:
-    """Instructions with answers that people wrote."""
+    """Return instructions with completions that people wrote."""
     rows = []
     for line in (shared / "data/self-instruct/seed_tasks.jsonl").read_text(encoding="utf-8").splitlines():
         task = json.loads(line)
-        case = task["instances"][0]
-        if case["output"].strip():
-            prompt = f"{task['instruction']}\n{case['input']}".strip() + "\n"
-            rows.append({"prompt": prompt, "completion": case["output"]})
+        example = task["instances"][0]
+        if example["output"].strip():
+            prompt = f"{task['instruction']}\n{example['input']}".strip() + "\n"
+            rows.append({"prompt": prompt, "completion": example["output"]})
     return rows
 
 
 def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows to a .jsonl file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture
-def real_recipe(tmp_path: Path, shared: Path) -> Path:
-    """A recipe on the real 260K-parameter model: the issue's data, a reward run and a Python reward, few steps."""
+def recipe_file(tmp_path: Path, shared: Path) -> Path:
+    """Write a recipe of a few steps on a model of 260K parameters, with a reward run and a Python reward."""
     write_jsonl(tmp_path / "sft.jsonl", self_instruct(shared))
     write_jsonl(tmp_path / "preferences.jsonl", pandalm_preferences(shared))
     (tmp_path / "rewards.py").write_text(
@@ -96,61 +103,62 @@ export: {{format: merged, dtype: float32}}
     return tmp_path / "recipe.yaml"
 
 
-@pytest.mark.usefixtures("shared")
-def test_chain_on_a_real_model_ends_in_an_export_that_transformers_loads(
-    real_recipe: Path, tmp_path: Path, rlhf: Rlhf
+def test_chain_on_real_model_ends_in_an_export_that_transformers_loads(
+    recipe_file: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     runs = tmp_path / "runs"
-    chain = rlhf("run", "-r", real_recipe, "--runs-dir", runs)
+    chain = run_command("run", "-r", recipe_file, "--runs-dir", runs)
     assert chain["code"] == 0
     assert [stage["stage"] for stage in chain["stages"]] == ["sft", "reward", "ppo", "eval", "export"]
     metrics = chain["metrics"]
     assert 0 <= metrics["reward.accuracy.low"] <= metrics["reward.accuracy"] <= metrics["reward.accuracy.high"] <= 1
     assert 0 <= metrics["win_rate.low"] <= metrics["win_rate"] <= metrics["win_rate.high"] <= 1
-    assert metrics["export.kl"] <= 1e-6  # float32 all the way
+    assert metrics["export.kl"] <= 1e-6  # float32 throughout
     assert {"brevity", "brevity.baseline", "kl", "response_length", "sft.nll"} <= metrics.keys()
 
     model_folder = Path(chain["stages"][-1]["path"]) / "model"
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     prompt = tokenizer("Once upon a time", return_tensors="pt")
-    answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)
-    assert answer.shape[1] > prompt["input_ids"].shape[1]
+    completion = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert completion.shape[1] > prompt["input_ids"].shape[1]
 
     ppo = json.loads((runs / "real/ppo/latest/manifest.json").read_text())
-    roles = {item["role"]: item for item in ppo["inputs"]}
-    assert roles["start"]["version"] == "v0001"
-    assert {"base", "start", "ppo.reward.0", "ppo.reward.1", "data.prompts"} <= roles.keys()
+    inputs = {item["role"]: item for item in ppo["inputs"]}
+    assert inputs["start"]["version"] == "v0001"
+    assert {"base", "start", "ppo.reward.0", "ppo.reward.1", "data.prompts"} <= inputs.keys()
 
-    again = rlhf("run", "-r", real_recipe, "--runs-dir", runs)
+    again = run_command("run", "-r", recipe_file, "--runs-dir", runs)
     assert again["code"] == 0
     assert all(stage["skipped"] for stage in again["stages"])
 
 
-@pytest.mark.usefixtures("shared")
-def test_stages_chain_by_hand_and_meet_in_run_folders_alone(real_recipe: Path, tmp_path: Path, rlhf: Rlhf) -> None:
-    runs = tmp_path / "runs"
-    absent = rlhf("ppo", "-r", real_recipe, "--runs-dir", runs)
-    assert absent["code"] == 2
-    assert [error["message"].partition(":")[0] for error in absent["issues"]] == ["ppo.start", "ppo.reward.0"]
-    assert all(error["location"].startswith(f"{real_recipe}:") for error in absent["issues"])
-    assert not (runs / "real/ppo").exists()
+def test_stages_run_one_by_one_meet_in_run_folders(
+    recipe_file: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    options = ("-r", recipe_file, "--runs-dir", tmp_path / "runs")
+    missing = run_command("ppo", *options)
+    assert missing["code"] == 2
+    assert [issue["code"] for issue in missing["issues"]] == ["recipe.run-not-found"] * 2
+    assert [issue["message"].partition(":")[0] for issue in missing["issues"]] == ["ppo.start", "ppo.reward.0"]
+    assert all(issue["location"].startswith(f"{recipe_file}:") for issue in missing["issues"])
+    assert not (tmp_path / "runs/real/ppo").exists()
     for stage in ("sft", "reward", "ppo"):
-        assert rlhf(stage, "-r", real_recipe, "--runs-dir", runs)["run"] == f"real/{stage}@v0001"
-    assert rlhf("sft", "-r", real_recipe, "--runs-dir", runs, "--skip-if-done")["skipped"]
-    assert rlhf("sft", "-r", real_recipe, "--runs-dir", runs)["run"] == "real/sft@v0002"
-    stale = rlhf("ppo", "-r", real_recipe, "--runs-dir", runs, "--skip-if-done")
-    assert not stale["skipped"]  # its start is another run now
+        assert run_command(stage, *options)["run"] == f"real/{stage}@v0001"
+    assert run_command("sft", *options, "--skip-if-done")["skipped"]
+    assert run_command("sft", *options)["run"] == "real/sft@v0002"
+    assert not run_command("ppo", *options, "--skip-if-done")["skipped"]  # ppo.start is another run now
 
 
-@pytest.mark.usefixtures("shared")
-def test_smoke_makes_what_it_needs_and_is_never_taken_for_real(real_recipe: Path, tmp_path: Path, rlhf: Rlhf) -> None:
+def test_smoke_run_makes_its_inputs_and_is_no_input_of_real_run(
+    recipe_file: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
     runs = tmp_path / "runs"
-    smoke = rlhf("ppo", "-r", real_recipe, "--runs-dir", runs, "--smoke")
+    smoke = run_command("ppo", "-r", recipe_file, "--runs-dir", runs, "--smoke")
     assert smoke["code"] == 0
     assert smoke["smoke"]
     assert {path.parent.name for path in runs.glob("real/*/v0001")} == {"sft", "reward", "ppo"}
     assert not list(runs.glob("real/*/latest"))
-    assert rlhf("ppo", "-r", real_recipe, "--runs-dir", runs)["code"] == 2
+    assert run_command("ppo", "-r", recipe_file, "--runs-dir", runs)["code"] == 2

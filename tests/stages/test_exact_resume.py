@@ -1,6 +1,6 @@
-"""A run that was killed or stopped, and resumed, ends bit-equal to one that never was: CPU, with dropout.
+"""A run that was killed or stopped and then resumed is bit-identical to an unbroken one: on a CPU, with dropout.
 
-Each kill is a SIGKILL of a forked child, which shares with this process only what is on the disk.
+Each kill is a SIGKILL of a forked child, which shares only the disk with this process.
 """
 
 from __future__ import annotations
@@ -10,80 +10,30 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
 from transformers import Trainer
 
-from rlhf_cli.cli import progress
 from rlhf_cli.errors import StoppedError
-from rlhf_cli.pipeline.runner import StageResult, run_stage
+from rlhf_cli.pipeline.runner import StageResult
+from rlhf_cli.runs.run import Run
 from rlhf_cli.runs.training_state import load_state
 from rlhf_cli.training import checkpointing, trl
 from tests.support.equality import bit_equal
-from tests.support.recipe_files import load_recipe
+from tests.support.issues import raises_issue
+from tests.support.stage_harness import (
+    PASSES_PER_STEP,
+    StageHarness,
+    assert_bit_identical,
+    kill_this_process,
+    write_training_project,
+)
 
-WORDS = ["red", "blue", "cat", "dog", "sun", "tree"]
-ACCUMULATED = 3  # forward passes a step, in every stage below; 5 steps are an epoch
-RECIPE = """
-name: t
-base: {{model: {base}}}
-adapter: {{rank: 4, alpha: 8, dropout: 0.1}}
-data:
-  pretrain: {{path: text.txt}}
-  sft: {{path: sft.jsonl}}
-  preferences: {{path: preferences.jsonl}}
-sft: {{epochs: 2.4, batch_size: 6, micro_batch_size: 2, max_length: 64, save_every: 4}}
-reward: {{start: base, epochs: 2.4, batch_size: 6, micro_batch_size: 2, max_length: 64, save_every: 4}}
-pretrain:
-  architecture: {{vocab_size: 280, hidden_size: 64, intermediate_size: 128, layers: 2, heads: 4, context: 32}}
-  max_steps: 12
-  batch_size: 12
-  micro_batch_size: 4
-  max_length: 32
-  save_every: 4
-"""
+pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
 
-
-class Stage:
-    """One stage with its settings, in folders of runs: one never killed, the others as often as one likes."""
-
-    def __init__(self, folder: Path, stage: str, *overrides: str) -> None:
-        self.folder, self.stage, self.overrides = folder, stage, overrides
-
-    def run(self, runs: str, *, resume: bool = False) -> StageResult:
-        recipe = load_recipe(self.folder / "recipe.yaml", self.overrides, [self.stage])
-        with progress.reporter(json=True, quiet=True) as reporter:
-            return run_stage(self.stage, recipe, self.folder / runs, smoke=False, reporter=reporter, resume=resume)
-
-    def killed(self, runs: str, set_trap: Callable[[], None], *, resume: bool = False) -> None:
-        """Run in a child that dies in the trap."""
-        child = os.fork()
-        if child == 0:
-            try:
-                set_trap()
-                self.run(runs, resume=resume)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-    def saved(self, runs: str) -> list[str]:
-        return sorted(path.name for path in (self.folder / runs / "t" / self.stage / "v0001/checkpoints").iterdir())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    made = tmp_path_factory.mktemp("resume")
-    rows = [{"prompt": f"{a} and", "completion": f" {b} {a}"} for a in WORDS for b in WORDS]
-    pairs = [{"prompt": r["prompt"], "chosen": " tree", "rejected": " dog dog"} for r in rows]
-    for name, content in (("sft", rows), ("preferences", pairs)):
-        (made / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    (made / "text.txt").write_text("\n\n".join(f"the cat sat on the red tree {i % 5}" for i in range(200)))
-    (made / "recipe.yaml").write_text(RECIPE.format(base=tiny_base))
-    return made
-
-
+Unbroken = tuple[StageHarness, StageResult]
 SETTINGS = {
     "sft": ("sft",),
     "reward": ("reward",),
@@ -95,146 +45,130 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Write a recipe for sft, reward and pretrain, and its data."""
+    return write_training_project(tmp_path_factory.mktemp("resume"), tiny_base)
+
+
 @pytest.fixture(scope="module", params=SETTINGS)
-def unbroken(request: pytest.FixtureRequest, folder: Path) -> tuple[Stage, StageResult]:
-    stage = Stage(folder, *SETTINGS[request.param])
-    return stage, stage.run(f"unbroken {request.param}")
-
-
-def die(*args: Any, **kwargs: Any) -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def at_pass(number: int, act: Callable[[], object], patch: Callable[[object, str, object], None] = setattr) -> None:
-    """Have `act` called before a trainer's `number`-th forward pass."""
-    real, seen = Trainer.training_step, 0
-
-    def step(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        nonlocal seen
-        seen += 1
-        if seen == number:
-            act()
-        return real(self, *args, **kwargs)
-
-    patch(Trainer, "training_step", step)
-
-
-def in_save_of(step: int) -> None:
-    """Die when the weights of `step`'s checkpoint are written, and its state is not."""
-    real = checkpointing.save_state
-
-    def save(path: Path, tree: Any) -> None:
-        if json.loads((path.parent / "model" / "trainer_state.json").read_text())["global_step"] == step:
-            die()
-        real(path, tree)
-
-    checkpointing.save_state = save  # type: ignore[assignment]  # in a child
-
-
-def in_last_save() -> None:
-    """Die when the model is half written."""
-
-    def save(trainer: Trainer, tokenizer: object, run: Any) -> None:
-        (run.model_dir / "adapter_model.safetensors").write_bytes(b"half")
-        die()
-
-    trl.save = save  # type: ignore[assignment]
-
-
-def lines(outcome: StageResult) -> list[dict[str, Any]]:
-    """What was logged, but for what a clock says."""
-    rows = [json.loads(line) for line in (outcome.path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("time", "tokens_per_second")} for row in rows]
-
-
-def equal(found: StageResult, expected: StageResult) -> None:
-    """Everything that a run leaves behind, but for times, is the same to the last bit."""
-    assert lines(found) == lines(expected)
-    files = [
-        {name: file for name, file in outcome.manifest["files"].items() if name != "README.md"}  # it has the seconds
-        for outcome in (found, expected)
-    ]
-    assert files[0] == files[1]
-    metrics = [
-        {name: value for name, value in outcome.manifest["metrics"].items() if "second" not in name}
-        for outcome in (found, expected)
-    ]
-    assert metrics[0] == metrics[1]
-    left = [{path.name for path in outcome.path.iterdir()} for outcome in (found, expected)]
-    assert left[0] == left[1]
-
-
-def test_killed_in_the_middle_of_an_accumulation_and_of_an_epoch(unbroken: tuple[Stage, StageResult]) -> None:
-    stage, expected = unbroken
-    runs = f"killed {expected.path.parents[2].name}"
-    stage.killed(runs, lambda: at_pass(9 * ACCUMULATED + 2, die))  # in the second epoch, as is what was saved
-    assert stage.saved(runs) == ["step-000004", "step-000008"]
-    equal(stage.run(runs, resume=True), expected)
+def unbroken(request: pytest.FixtureRequest, project: Path) -> Unbroken:
+    """Run a stage with each of the settings to its end."""
+    harness = StageHarness(project, *SETTINGS[request.param])
+    return harness, harness.run(f"unbroken {request.param}")
 
 
 @pytest.fixture(scope="module")
-def sft(folder: Path) -> tuple[Stage, StageResult]:
-    stage = Stage(folder, "sft")
-    return stage, stage.run("unbroken")
+def sft(project: Path) -> Unbroken:
+    """Run sft to its end."""
+    harness = StageHarness(project, "sft")
+    return harness, harness.run("unbroken")
 
 
-def test_killed_after_an_epoch_that_ended_with_a_checkpoint(folder: Path, sft: tuple[Stage, StageResult]) -> None:
-    stage = Stage(folder, "sft", "sft.save_every=5")
-    stage.killed("epoch", lambda: at_pass(6 * ACCUMULATED, die))
-    assert stage.saved("epoch") == ["step-000005"]
-    equal(stage.run("epoch", resume=True), sft[1])
+def before_forward_pass(number: int, act: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Call `act` before a trainer's forward pass of this number, counted from 1."""
+    training_step, passes = Trainer.training_step, 0
+
+    def step(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == number:
+            act()
+        return training_step(self, *args, **kwargs)
+
+    patch.setattr(Trainer, "training_step", step)
 
 
-def test_killed_in_a_save_and_again_after_it_was_resumed(sft: tuple[Stage, StageResult]) -> None:
-    stage, expected = sft
-    stage.killed("save", lambda: in_save_of(8))
-    assert [name for name in stage.saved("save") if not name.startswith(".tmp-")] == ["step-000004"]
-    stage.killed("save", lambda: at_pass(7 * ACCUMULATED, die), resume=True)
-    assert stage.saved("save") == ["step-000004", "step-000008"]
-    equal(stage.run("save", resume=True), expected)
+def die_before_forward_pass(number: int) -> Callable[[], None]:
+    """Return a trap: die before a trainer's forward pass of this number."""
+    return lambda: before_forward_pass(number, kill_this_process, pytest.MonkeyPatch())
 
 
-def test_killed_when_all_is_trained_and_the_model_half_written(sft: tuple[Stage, StageResult]) -> None:
-    stage, expected = sft
-    stage.killed("last", in_last_save)
-    assert stage.saved("last") == ["step-000004", "step-000008"]
-    equal(stage.run("last", resume=True), expected)
+def die_in_checkpoint_of_step_8() -> None:
+    """Die after the weights of the checkpoint were written, and before its state is."""
+    save_state = checkpointing.save_state
+
+    def save(path: Path, tree: Any) -> None:
+        if json.loads((path.parent / "model" / "trainer_state.json").read_text())["global_step"] == 8:
+            kill_this_process()
+        save_state(path, tree)
+
+    pytest.MonkeyPatch().setattr(checkpointing, "save_state", save)
+
+
+def die_in_final_save() -> None:
+    """Die when the model is half written."""
+
+    def save(trainer: Trainer, tokenizer: object, run: Run) -> None:  # noqa: ARG001 - the signature of trl.save
+        (run.model_dir / "adapter_model.safetensors").write_bytes(b"half")
+        kill_this_process()
+
+    pytest.MonkeyPatch().setattr(trl, "save", save)
+
+
+def test_run_killed_between_micro_batches_resumes_exactly(unbroken: Unbroken) -> None:
+    harness, expected = unbroken
+    runs = f"killed {expected.path.parents[2].name}"
+    harness.run_killed(runs, die_before_forward_pass(9 * PASSES_PER_STEP + 2))  # in the second epoch, as the checkpoint
+    assert harness.checkpoint_names(runs) == ["step-000004", "step-000008"]
+    assert_bit_identical(harness.run(runs, resume=True), expected)
+
+
+def test_run_killed_after_checkpoint_at_end_of_epoch_resumes_exactly(project: Path, sft: Unbroken) -> None:
+    harness = StageHarness(project, "sft", "sft.save_every=5")
+    harness.run_killed("epoch", die_before_forward_pass(6 * PASSES_PER_STEP))
+    assert harness.checkpoint_names("epoch") == ["step-000005"]
+    assert_bit_identical(harness.run("epoch", resume=True), sft[1])
+
+
+def test_run_killed_in_checkpoint_and_again_after_resume_resumes_exactly(sft: Unbroken) -> None:
+    harness, expected = sft
+    harness.run_killed("save", die_in_checkpoint_of_step_8)
+    committed = [name for name in harness.checkpoint_names("save") if not name.startswith(".tmp-")]
+    assert committed == ["step-000004"]
+    harness.run_killed("save", die_before_forward_pass(7 * PASSES_PER_STEP), resume=True)
+    assert harness.checkpoint_names("save") == ["step-000004", "step-000008"]
+    assert_bit_identical(harness.run("save", resume=True), expected)
+
+
+def test_run_killed_in_final_save_resumes_exactly(sft: Unbroken) -> None:
+    harness, expected = sft
+    harness.run_killed("last", die_in_final_save)
+    assert harness.checkpoint_names("last") == ["step-000004", "step-000008"]
+    assert_bit_identical(harness.run("last", resume=True), expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_and_what_is_saved_is_as_of_a_run_never_killed(
-    sft: tuple[Stage, StageResult], monkeypatch: pytest.MonkeyPatch, number: int
+def test_checkpoint_of_signal_is_that_of_a_run_never_killed(
+    sft: Unbroken, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    stage, expected = sft
-    unkilled, runs = f"never killed {number}", f"stopped {number}"
-    stage.killed(runs, lambda: at_pass(6 * ACCUMULATED - 1, die))
-    for name, resume, passes in ((unkilled, False, 7), (runs, True, 3)):  # both within the 7th step
-        with monkeypatch.context() as patch, pytest.raises(StoppedError) as raised:  # noqa: PT012
-            at_pass(passes * ACCUMULATED - 1, lambda: os.kill(os.getpid(), number), patch.setattr)
-            stage.run(name, resume=resume)
-        assert raised.value.exit_code == 75
-        (issue,) = raised.value.issues
-        assert "stopped by a signal after step 7" in issue.message
-        assert str(stage.folder / name / "t/sft/v0001/checkpoints/step-000007") in issue.message
-        assert "--resume" in issue.hint
-    sides = [stage.folder / name / "t/sft/v0001/checkpoints/step-000007" for name in (unkilled, runs)]
+    harness, expected = sft
+    unkilled, resumed = f"never killed {number}", f"stopped {number}"
+    harness.run_killed(resumed, die_before_forward_pass(6 * PASSES_PER_STEP - 1))
+    # Both receive the signal within step 7; the second one resumes from step 4.
+    for runs, resume, passes in ((unkilled, False, 7), (resumed, True, 3)):
+        checkpoint = harness.stage_dir(runs) / "v0001/checkpoints/step-000007"
+        with monkeypatch.context() as patch:
+            before_forward_pass(passes * PASSES_PER_STEP - 1, lambda: os.kill(os.getpid(), number), patch)
+            with raises_issue("run.stopped", error=StoppedError, location="sft") as issues:
+                harness.run(runs, resume=resume)
+        assert issues[0].message == f"stopped by a signal after step 7; saved in {checkpoint}."
+        assert "--resume" in issues[0].hint
+    sides = [harness.stage_dir(runs) / "v0001/checkpoints/step-000007" for runs in (unkilled, resumed)]
     states = [load_state(side / "state") for side in sides]
     for state in states:
-        del state["journal"]["seconds"]
+        del state["metrics"]["seconds"]
     assert bit_equal(*states)
     for file in ("adapter_model.safetensors", "trainer_state.json"):
         assert len({(side / "model" / file).read_bytes() for side in sides}) == 1
     assert {path.suffix for path in sides[0].rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}
-    equal(stage.run(runs, resume=True), expected)
+    assert_bit_identical(harness.run(resumed, resume=True), expected)
 
 
-def test_a_signal_in_the_last_step_lets_the_run_end(
-    sft: tuple[Stage, StageResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage, expected = sft
+def test_signal_in_last_step_lets_the_run_complete(sft: Unbroken, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness, expected = sft
     with monkeypatch.context() as patch:
-        at_pass(12 * ACCUMULATED, lambda: os.kill(os.getpid(), signal.SIGTERM), patch.setattr)
-        outcome = stage.run("end")
-    assert outcome.stopping
-    equal(outcome, expected)
+        before_forward_pass(12 * PASSES_PER_STEP, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+        result = harness.run("end")
+    assert result.stop_requested
+    assert_bit_identical(result, expected)

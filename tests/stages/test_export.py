@@ -1,13 +1,13 @@
-"""What is exported is what was trained: files, tensors, distributions, end tokens, and nothing after a failure."""
+"""An exported model equals the trained one: files, tensors, logits and end tokens; a failed export leaves none."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -25,13 +25,18 @@ from transformers import (
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.loading import silence_library_logging
+from rlhf_cli.pipeline import cards
+from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.lock import LOCK_FILE, STARTED_FILE
 from rlhf_cli.runs.manifest import sha256
 from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import export
+from tests.support.issues import raises_issue
+from tests.support.made_runs import make_run
+from tests.support.reporters import RecordingReporter
+from tests.support.stages import run_stage_function
 
-STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 MERGED = [
     "Modelfile",
     "README.md",
@@ -53,27 +58,15 @@ ADAPTER = [
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "user", "assistant", "User", "Assistant", ":", "what", "is", "red", "blue"]
 
 
-class Silent:
-    """A reporter that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def begin(self, total: int, unit: str) -> None: ...
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def info(self, text: str) -> None:
-        self.said.append(text)
-
-    def warning(self, text: str) -> None: ...
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _quiet() -> None:
+def silence() -> None:
+    """Silence the libraries' own logs."""
     silence_library_logging()
 
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a Llama with 32 words whose files disagree about the end token and whose generation config is invalid."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -85,12 +78,12 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         initializer_range=0.1,
         bos_token_id=1,
-        eos_token_id=7,  # wrong: the tokenizer says 2
+        eos_token_id=7,  # wrong: the tokenizer has 2
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=7, pad_token_id=5)
     model.save_pretrained(folder)
-    # as some hub models have it, and as save_pretrained refuses to write it
+    # Some Hub models have such a file, which save_pretrained refuses to write.
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6, "top_p": 0.9}))
     vocabulary = {word: i for i, word in enumerate([*WORDS, *(f"w{i}" for i in range(32 - len(WORDS)))])}
@@ -102,12 +95,11 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, base_folder: Path, **kwargs: Any) -> Path:
-    """An adapter with random weights, by peft alone."""
+def save_adapter(folder: Path, base_folder: Path, *, scale: float = 0.1) -> Path:
+    """Save an adapter with random weights, with peft only. Return `folder`."""
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_pretrained(base_folder)
-    scale = kwargs.pop("scale", 0.1)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **kwargs)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
     model = get_peft_model(model, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -116,37 +108,47 @@ def train(folder: Path, base_folder: Path, **kwargs: Any) -> Path:
     return folder
 
 
-Export = Callable[..., tuple[dict[str, float], Run]]
+class Exporter:
+    """Runs the export stage in a temporary runs directory.
 
+    Attributes:
+        runs_dir: The runs directory.
+        reporter: Records what the runs logged.
+    """
 
-@pytest.fixture
-def run_export(base_folder: Path, tmp_path: Path) -> Export:
-    def call(of: Path, **sections: Any) -> tuple[dict[str, float], Run]:
+    def __init__(self, base_folder: Path, runs_dir: Path) -> None:
+        self.base_folder, self.runs_dir = base_folder, runs_dir
+        self.reporter = RecordingReporter()
+
+    def __call__(self, of: Path, **sections: Any) -> tuple[dict[str, float], Run]:
+        """Export the model in `of` with further sections of the recipe. Return the metrics and the run."""
         settings: dict[str, Any] = {
             "name": "bot",
-            "base": {"model": str(base_folder)},
+            "base": {"model": str(self.base_folder)},
             "adapter": {"rank": 4, "alpha": 8},
             **sections,
         }
         settings["export"] = {"of": str(of), **settings.get("export", {})}
-        recipe = Recipe(**settings)
-        base = recipe.base.model
-        run = Run.create(tmp_path / "runs", "bot", "export", smoke=False, base_path=base, reporter=Silent())
-        return dict(export.run(recipe, run).metrics), run
-
-    return call
+        run = Run.create(self.runs_dir, "bot", "export", smoke=False, reporter=self.reporter)
+        return run_stage_function(Recipe(**settings), run).metrics, run
 
 
-def files(folder: Path) -> list[str]:
-    """Their names; what there is while a run is incomplete aside."""
+@pytest.fixture
+def run_export(base_folder: Path, tmp_path: Path) -> Exporter:
+    """Return a function that exports a model."""
+    return Exporter(base_folder, tmp_path / "runs")
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the names in a folder, except for those that only an incomplete run has."""
     return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK_FILE, STARTED_FILE))
 
 
-def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    of = train(tmp_path / "sft", base_folder)
+def test_merged_float32_model_equals_adapter_on_base(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    of = save_adapter(tmp_path / "sft", base_folder)
     metrics, run = run_export(of, export={"dtype": "float32"})
-    assert files(run.path / "model") == MERGED
-    assert files(run.path) == ["log.txt", "model"]  # nothing temporary is left
+    assert list_files(run.path / "model") == MERGED
+    assert list_files(run.path) == ["log.txt", "model"]  # no temporary folder is left
     merged = AutoModelForCausalLM.from_pretrained(run.path / "model")
     before = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), of)
     plain = AutoModelForCausalLM.from_pretrained(base_folder)
@@ -155,22 +157,24 @@ def test_merged_float32_equals_the_adapter_on_its_base(run_export: Export, base_
         torch.testing.assert_close(merged(ids).logits, before(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(merged(ids).logits, plain(ids).logits, atol=0.1)
     assert abs(metrics["export.kl"]) <= 1e-6
-    assert "the model, merged, float32, lies in" in (run.path / "log.txt").read_text()
+    assert run_export.reporter.texts("info")[-1] == f"exported merged float32 model to {run.path / 'model'}"
     assert metrics["export.parameters"] == sum(p.numel() for p in plain.parameters())
     assert metrics["export.bytes"] == sum(path.stat().st_size for path in (run.path / "model").iterdir())
 
 
-def test_bfloat16_is_what_plain_transformers_loads(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    metrics, run = run_export(train(tmp_path / "sft", base_folder))
+def test_merged_bfloat16_model_loads_in_plain_transformers(
+    run_export: Exporter, base_folder: Path, tmp_path: Path
+) -> None:
+    metrics, run = run_export(save_adapter(tmp_path / "sft", base_folder))
     model = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype="auto")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert 0 < metrics["export.kl"] <= 1e-3
-    said = "merged, bfloat16 (export.dtype; it was trained in float32)"
-    assert said in (run.path / "log.txt").read_text().splitlines()[-1]
+    last_line = (run.path / "log.txt").read_text().splitlines()[-1]
+    assert "exported merged bfloat16 model, trained in float32 to " in last_line
 
 
-def test_a_4_bit_base_is_dequantized_before_the_merge(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    of = train(tmp_path / "sft", base_folder)
+def test_4_bit_base_is_dequantized_before_merge(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    of = save_adapter(tmp_path / "sft", base_folder)
     metrics, run = run_export(of, base={"model": str(base_folder), "quantize": "nf4"}, export={"dtype": "float32"})
     config = json.loads((run.path / "model" / "config.json").read_text())
     assert "quantization_config" not in config
@@ -189,9 +193,9 @@ def test_a_4_bit_base_is_dequantized_before_the_merge(run_export: Export, base_f
     assert metrics["export.kl"] <= 1e-3
 
 
-def test_end_and_pad_tokens_agree_in_every_file(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    """The base's own files disagree, and its generation_config is one that save_pretrained refuses."""
-    _, run = run_export(train(tmp_path / "sft", base_folder))
+def test_end_and_pad_tokens_agree_in_every_file(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    """The files of the base disagree, and its generation config is one that save_pretrained refuses."""
+    _, run = run_export(save_adapter(tmp_path / "sft", base_folder))
     folder = run.path / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -202,7 +206,7 @@ def test_end_and_pad_tokens_agree_in_every_file(run_export: Export, base_folder:
     GenerationConfig.from_pretrained(folder).validate(strict=True)
 
 
-def test_a_templates_own_end_token_ends_answers_too(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
+def test_end_token_of_chat_template_is_exported_too(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "chat-base"
     AutoModelForCausalLM.from_pretrained(base_folder).save_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
@@ -213,7 +217,7 @@ def test_a_templates_own_end_token_ends_answers_too(run_export: Export, base_fol
     )
     tokenizer.save_pretrained(source)
     end = tokenizer.convert_tokens_to_ids("w9")
-    _, run = run_export(train(tmp_path / "sft", source), base={"model": str(source)})
+    _, run = run_export(save_adapter(tmp_path / "sft", source), base={"model": str(source)})
     folder = run.path / "model"
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == [2, end]
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, end]
@@ -222,18 +226,18 @@ def test_a_templates_own_end_token_ends_answers_too(run_export: Export, base_fol
     assert 'TEMPLATE """user : {{ .Prompt }} assistant :{{ .Response }}w9"""' in modelfile
 
 
-def test_the_chat_template_stands_in_both_places(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    _, run = run_export(train(tmp_path / "sft", base_folder))
+def test_chat_template_is_saved_in_both_places(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    _, run = run_export(save_adapter(tmp_path / "sft", base_folder))
     folder = run.path / "model"
     embedded = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     assert embedded == (folder / "chat_template.jinja").read_text()
     assert embedded
 
 
-def test_the_adapter_form_is_what_plain_peft_loads(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    of = train(tmp_path / "sft", base_folder)
+def test_exported_adapter_loads_in_plain_peft(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    of = save_adapter(tmp_path / "sft", base_folder)
     metrics, run = run_export(of, export={"format": "adapter"})
-    assert files(run.path / "model") == ADAPTER
+    assert list_files(run.path / "model") == ADAPTER
     loaded = AutoPeftModelForCausalLM.from_pretrained(run.path / "model")
     before = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), of)
     ids = torch.arange(4, 20)[None]
@@ -241,7 +245,7 @@ def test_the_adapter_form_is_what_plain_peft_loads(run_export: Export, base_fold
     assert metrics["export.kl"] == 0.0
 
 
-def test_whole_models_are_cast(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
+def test_whole_model_is_cast_to_export_dtype(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
     of = tmp_path / "whole"
     model = AutoModelForCausalLM.from_pretrained(base_folder)
     torch.nn.init.normal_(model.lm_head.weight, std=0.1)
@@ -250,98 +254,108 @@ def test_whole_models_are_cast(run_export: Export, base_folder: Path, tmp_path: 
     _, run = run_export(of, adapter=None, export={"dtype": "float16"})
     exported = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype="auto")
     assert torch.equal(exported.lm_head.weight, model.lm_head.weight.half())
-    assert files(run.path / "model") == MERGED
+    assert list_files(run.path / "model") == MERGED
 
 
-@pytest.mark.parametrize(
-    "broken", ["tensor", "distribution", "rename"], ids=["a tensor differs", "the distribution differs", "killed"]
-)
-def test_a_failed_check_leaves_nothing_that_looks_finished(
-    run_export: Export, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
-    of = train(tmp_path / "sft", base_folder)
+def change_weights_on_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save other weights than those in memory, like a defective disk."""
     save = LlamaForCausalLM.save_pretrained
 
-    def spoil(model: LlamaForCausalLM, folder: Path, **kwargs: Any) -> None:
-        """A disk that gives back something else."""
+    def save_changed(model: LlamaForCausalLM, folder: Path, **options: Any) -> None:
         with torch.no_grad():
             model.lm_head.weight[4] += 1.0
-        save(model, folder, **kwargs)
+        save(model, folder, **options)
         with torch.no_grad():
             model.lm_head.weight[4] -= 1.0
 
-    if broken == "tensor":
-        monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", spoil)
-        error, message = ModelError, r"lm_head\.weight"
-    elif broken == "distribution":  # PEFT's merge goes wrong
-        monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
-        error, message = ModelError, "mean KL"
-    else:
-        monkeypatch.setattr(
-            export.model_card, "write", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt("by hand"))
-        )
-        error, message = KeyboardInterrupt, "by hand"
-    with pytest.raises(error, match=message):
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save_changed)
+
+
+def drop_adapter_in_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merge without the adapter."""
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_weights_on_save, "exported files differ from the saved tensors; found 1, such as lm_head.weight."),
+        (drop_adapter_in_merge, "the exported model differs from the trained one; found a mean KL of "),
+    ],
+)
+def test_differing_export_is_refused_and_leaves_no_model(
+    run_export: Exporter,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[pytest.MonkeyPatch], None],
+    message: str,
+) -> None:
+    of = save_adapter(tmp_path / "sft", base_folder)
+    damage(monkeypatch)
+    with raises_issue("model.export-differs", error=ModelError, location="export") as issues:
         run_export(of)
-    left = tmp_path / "runs" / "bot" / "export" / "v0001"
-    assert not (left / "model").exists() or not files(left / "model")
-    assert files(left) in (["log.txt"], ["log.txt", "model"])
+    assert issues[0].message.startswith(message)
+    assert_no_model(run_export.runs_dir)
 
 
-def test_weights_beyond_float16_are_refused(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
+def test_interrupted_export_leaves_no_model(
+    run_export: Exporter, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cards, "write_model_card", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_export(save_adapter(tmp_path / "sft", base_folder))
+    assert_no_model(run_export.runs_dir)
+
+
+def assert_no_model(runs_dir: Path) -> None:
+    """Assert that a failed export left its log, and at most an empty model folder."""
+    left = runs_dir / "bot" / "export" / "v0001"
+    assert not (left / "model").exists() or not list_files(left / "model")
+    assert list_files(left) in (["log.txt"], ["log.txt", "model"])
+
+
+def test_weights_beyond_float16_are_refused(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
     of = tmp_path / "whole"
     model = AutoModelForCausalLM.from_pretrained(base_folder)
     with torch.no_grad():
         model.model.norm.weight[0] = 1e6
     model.generation_config = GenerationConfig()
     model.save_pretrained(of)
-    with pytest.raises(ModelError, match=r"model\.norm\.weight.*float16"):
+    with raises_issue("model.non-finite", error=ModelError, location="export.dtype") as issues:
         run_export(of, adapter=None, export={"dtype": "float16"})
+    assert issues[0].message == "model.norm.weight has values outside the range of float16."
 
 
-def test_there_is_no_adapter_form_of_a_whole_model(run_export: Export, base_folder: Path) -> None:
-    with pytest.raises(ModelError, match="adapter: null"):
+def test_adapter_format_of_whole_model_is_refused(run_export: Exporter, base_folder: Path) -> None:
+    with raises_issue("model.wrong-kind", error=ModelError, location="export.format"):
         run_export(base_folder, adapter=None, export={"format": "adapter"})
 
 
-def write_run(folder: Path, stage: str, inputs: list[dict[str, Any]], metrics: dict[str, float]) -> Path:
-    """A complete run as dispatch leaves it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = {
-        "schema": 1,
-        "stage": stage,
-        "name": "bot",
-        "version": folder.name,
-        "status": "complete",
-        "smoke": False,
-        "seed": 0,
-        "metrics": metrics,
-        "inputs": inputs,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def item(role: str, ref: str, kind: str, path: Path, content: str) -> dict[str, Any]:
+def run_input(role: str, ref: str, kind: str, path: Path, content: str) -> dict[str, Any]:
+    """Return an input as the manifest of a run has it."""
     return {"role": role, "ref": ref, "kind": kind, "path": str(path), "version": None, "sha256": content}
 
 
-def test_the_card_tells_lineage_data_hashes_and_evaluation(
-    run_export: Export, base_folder: Path, tmp_path: Path
-) -> None:
-    runs = tmp_path / "runs" / "bot"
+def test_card_has_lineage_data_hashes_and_evaluation(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    runs = run_export.runs_dir
     data = tmp_path / "secret-home" / "demonstrations.jsonl"
-    sft = write_run(runs / "sft" / "v0002", "sft", [item("data.sft", str(data), "file", data, "a" * 64)], {})
-    train(sft / "model", base_folder)
-    ppo = write_run(runs / "ppo" / "v0001", "ppo", [item("start", "sft", "run", sft, "b" * 64)], {})
-    train(ppo / "model", base_folder)
-    write_run(runs / "eval" / "v0001", "eval", [item("candidate", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
-    write_run(runs / "eval" / "v0002", "eval", [item("candidate", "sft", "run", sft, "d" * 64)], {"win_rate": 0.125})
+    make_run(runs, "sft", seed=0)
+    sft = make_run(runs, "sft", seed=0, inputs=[run_input("data.sft", str(data), "file", data, "a" * 64)])
+    save_adapter(sft / "model", base_folder)
+    ppo = make_run(runs, "ppo", seed=0, inputs=[run_input("start", "sft", "run", sft, "b" * 64)])
+    save_adapter(ppo / "model", base_folder)
+    for ref, path, win_rate in (("ppo", ppo, 0.625), ("sft", sft, 0.125)):
+        candidate = run_input("candidate", ref, "run", path, "c" * 64)
+        make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": win_rate})
     _, run = run_export(ppo)
     card = (run.path / "model" / "README.md").read_text()
     front = card.split("---")[1]
     assert "library_name: transformers" in front
-    assert "base_model" not in front  # a folder is no hub id
+    assert "base_model" not in front  # a folder is not a Hub id
     assert card.index("bot/sft@v0002") < card.index("bot/ppo@v0001")
     assert "a" * 64 in card
     assert "demonstrations.jsonl" in card
@@ -351,14 +365,15 @@ def test_the_card_tells_lineage_data_hashes_and_evaluation(
     assert "0.125" not in card
 
 
-def test_the_card_of_a_checkpoint_names_its_run_and_not_the_figures_of_its_end(
-    run_export: Export, base_folder: Path, tmp_path: Path
+def test_card_of_checkpoint_names_its_run_without_evaluation_of_final_model(
+    run_export: Exporter, base_folder: Path
 ) -> None:
-    runs = tmp_path / "runs" / "bot"
-    ppo = write_run(runs / "ppo" / "v0001", "ppo", [], {})
-    write_run(runs / "eval" / "v0001", "eval", [item("candidate", "ppo", "run", ppo, "c" * 64)], {"win_rate": 0.625})
+    runs = run_export.runs_dir
+    ppo = make_run(runs, "ppo", seed=0)
+    candidate = run_input("candidate", "ppo", "run", ppo, "c" * 64)
+    make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": 0.625})
     checkpoint = ppo / "checkpoints" / "step-000002"
-    train(checkpoint / "model", base_folder)
+    save_adapter(checkpoint / "model", base_folder)
     (checkpoint / "manifest.json").write_text('{"schema": 1, "step": 2, "files": {}}')
     _, run = run_export(checkpoint)
     card = (run.path / "model" / "README.md").read_text()
@@ -367,8 +382,9 @@ def test_the_card_of_a_checkpoint_names_its_run_and_not_the_figures_of_its_end(
     assert "win_rate" not in card
 
 
-def test_the_cards_python_runs_as_it_stands(run_export: Export, base_folder: Path, tmp_path: Path) -> None:
-    _, run = run_export(train(tmp_path / "sft", base_folder))
+@pytest.mark.subprocess
+def test_python_code_of_card_runs(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
+    _, run = run_export(save_adapter(tmp_path / "sft", base_folder))
     folder = run.path / "model"
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace("…", "what is red").replace("max_new_tokens=256", "max_new_tokens=4")
@@ -376,28 +392,33 @@ def test_the_cards_python_runs_as_it_stands(run_export: Export, base_folder: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_prompts_of_the_recipe_are_compared_on(
-    run_export: Export, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_models_are_compared_on_held_out_prompts_of_recipe(
+    run_export: Exporter, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"prompt": [{"role": "user", "content": f"what is w{i}"}]} for i in range(15)]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     seen: list[export.Expected] = []
-    original = export._verify
-    monkeypatch.setattr(export, "_verify", lambda *args: seen.append(args[-1]) or original(*args))
-    _, run = run_export(
-        train(tmp_path / "sft", base_folder), data={"prompts": {"path": str(path), "eval_fraction": 0.4}}
-    )
-    assert 1 < len(seen[0].sequences) < 15
+    verify = export.verify
+
+    def record(stage: ResolvedStage, folder: Path, digests: export.Digests, expected: export.Expected) -> float:
+        seen.append(expected)
+        return verify(stage, folder, digests, expected)
+
+    monkeypatch.setattr(export, "verify", record)
+    of = save_adapter(tmp_path / "sft", base_folder)
+    _, run = run_export(of, data={"prompts": {"path": str(path), "eval_fraction": 0.4}})
+    (expected,) = seen
+    assert 1 < len(expected.sequences) < 15
     tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
-    assert all("what is w" in tokenizer.decode(row) for row in seen[0].sequences)
+    assert all("what is w" in tokenizer.decode(row) for row in expected.sequences)
     assert "apply_chat_template" in (run.path / "model" / "README.md").read_text()
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260k model is not on this machine")
-def test_a_real_pretrained_model_is_exported_and_tells_a_story(run_export: Export, tmp_path: Path) -> None:
-    of = train(tmp_path / "sft", STORIES, scale=0.03)
-    metrics, run = run_export(of, base={"model": str(STORIES)})
+def test_export_of_real_pretrained_model_generates_text(run_export: Exporter, shared: Path, tmp_path: Path) -> None:
+    base = shared / "models" / "stories260k"
+    of = save_adapter(tmp_path / "sft", base, scale=0.03)
+    metrics, run = run_export(of, base={"model": str(base)})
     model = AutoModelForCausalLM.from_pretrained(run.path / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
     ids = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)

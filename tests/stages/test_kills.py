@@ -1,4 +1,4 @@
-"""Killed at random moments, again and again, and resumed each time: nothing is lost, and the end is bit-equal."""
+"""Runs killed at random moments, again and again, and resumed each time: nothing is lost, the end is bit-identical."""
 
 from __future__ import annotations
 
@@ -13,30 +13,42 @@ import pytest
 
 from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.runs import layout, lineage
-from rlhf_cli.runs.manifest import read_manifest
+from rlhf_cli.runs.manifest import MANIFEST_FILE, read_manifest
+from tests.support.processes import count_lines
+from tests.support.stage_harness import (
+    StageHarness,
+    assert_bit_identical,
+    model_files,
+    ppo_artifacts,
+    write_ppo_project,
+    write_training_project,
+)
 
-from . import test_exact_resume, test_ppo_resume
-from .test_exact_resume import Stage
+pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
 
 KILLS = {"sft": 20, "reward": 20, "ppo": 10}
 
 
-def killed(stage: Stage, runs: str, steps: int, after: float) -> bool:
-    """Start or resume in a child, SIGKILL it `after` seconds from when it has logged `steps`; whether it was there."""
+def run_and_kill(harness: StageHarness, runs: str, *, steps: int, seconds: float) -> bool:
+    """Start or resume the stage in a child, and kill it `seconds` after it has logged `steps`.
+
+    Returns:
+        Whether the child was killed; False if it had completed before.
+    """
     child = os.fork()
     if child == 0:
         try:
-            begun(stage, runs)
+            start_or_resume(harness, runs)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
     ended = 0
-    while not ended and logged(stage, runs) < steps:
+    while not ended and count_logged_steps(harness, runs) < steps:
         time.sleep(0.002)
         ended, status = os.waitpid(child, os.WNOHANG)
     if not ended:
-        time.sleep(after)
+        time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -44,59 +56,63 @@ def killed(stage: Stage, runs: str, steps: int, after: float) -> bool:
     return code != 0
 
 
-def newest(stage: Stage, runs: str) -> Path | None:
-    folders = sorted((stage.folder / runs / "t" / stage.stage).glob("v*"))
-    return folders[-1] if folders and not (folders[-1] / "manifest.json").exists() else None
+def newest_incomplete(harness: StageHarness, runs: str) -> Path | None:
+    """Return the newest version if it is incomplete, or None."""
+    versions = sorted(harness.stage_dir(runs).glob("v*"))
+    return versions[-1] if versions and not (versions[-1] / MANIFEST_FILE).exists() else None
 
 
-def logged(stage: Stage, runs: str) -> int:
-    file = (newest(stage, runs) or stage.folder) / "metrics.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
+def has_checkpoint(run: Path | None) -> bool:
+    """Return whether the run has a committed checkpoint."""
+    return run is not None and any((run / "checkpoints").glob("step-*"))
 
 
-def begun(stage: Stage, runs: str) -> StageResult:
-    """Go on where there is a checkpoint to go on from, else begin anew."""
-    path = newest(stage, runs)
-    saved = path is not None and any((path / "checkpoints").glob("step-*"))
-    return stage.run(runs, resume=saved)
+def count_logged_steps(harness: StageHarness, runs: str) -> int:
+    """Return the number of steps that the newest incomplete version has logged."""
+    run = newest_incomplete(harness, runs)
+    return 0 if run is None else count_lines(run / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("name", KILLS)
-def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_never_was(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, name: str
-) -> None:
-    made = test_ppo_resume if name == "ppo" else test_exact_resume
-    stage = Stage(made.folder.__wrapped__(tmp_path_factory, tiny_base), name)  # type: ignore[attr-defined]
+def start_or_resume(harness: StageHarness, runs: str) -> StageResult:
+    """Resume the newest version if it has a checkpoint; otherwise start a new one."""
+    return harness.run(runs, resume=has_checkpoint(newest_incomplete(harness, runs)))
+
+
+def assert_complete_runs_are_undamaged(runs_dir: Path) -> None:
+    """Assert that every complete run matches its manifest."""
+    for entry in layout.all_runs(runs_dir):
+        if read_manifest(entry.path) is not None:
+            assert lineage.verify(entry).issues == []
+
+
+@pytest.mark.parametrize("stage", KILLS)
+def test_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path: Path, tiny_base: Path, stage: str) -> None:
+    write_project = write_ppo_project if stage == "ppo" else write_training_project
+    harness = StageHarness(write_project(tmp_path, tiny_base), stage)
     start = time.monotonic()
-    expected = stage.run("unbroken")
-    total = len((expected.path / "metrics.jsonl").read_text().splitlines())
-    a_step = (time.monotonic() - start) / total
-    draw = random.Random(f"kills of {name}")
-    kills, complete, resumed = 0, 0, 0
-    while kills < KILLS[name]:
-        runs = f"killed {complete}"
-        path = newest(stage, runs)
-        resumed += path is not None and any((path / "checkpoints").glob("step-*"))
-        # Somewhere behind what is done: a few steps on, or so far that it ends before.
-        if killed(stage, runs, logged(stage, runs) + draw.randrange(0, total), draw.uniform(0, a_step)):
+    expected = harness.run("unbroken")
+    total = count_lines(expected.path / "metrics.jsonl")
+    seconds_per_step = (time.monotonic() - start) / total
+    draw = random.Random(f"kills of {stage}")
+    kills, completed, resumed = 0, 0, 0
+    while kills < KILLS[stage]:
+        runs = f"killed {completed}"
+        if has_checkpoint(newest_incomplete(harness, runs)):
+            resumed += 1
+        # A few steps later than what is done, or so much later that it completes before.
+        steps = count_logged_steps(harness, runs) + draw.randrange(0, total)
+        if run_and_kill(harness, runs, steps=steps, seconds=draw.uniform(0, seconds_per_step)):
             kills += 1
         else:
-            complete += 1
-        for entry in layout.all_runs(stage.folder / runs):
-            if read_manifest(entry.path) is not None:
-                assert lineage.verify(entry).issues == []
-    assert resumed >= KILLS[name] // 4
-    last = begun(stage, f"killed {complete}")
-    for number in range(complete):
-        entry = layout.find(stage.folder / f"killed {number}", f"{name}@latest", "t", smoke=False)
+            completed += 1
+        assert_complete_runs_are_undamaged(harness.project / runs)
+    assert resumed >= KILLS[stage] // 4
+    last = start_or_resume(harness, f"killed {completed}")
+    for number in range(completed):
+        entry = layout.find(harness.project / f"killed {number}", f"{stage}@latest", "t", smoke=False)
         assert entry.manifest is not None
-        assert files(entry.manifest) == files(expected.manifest)
-    if name == "ppo":
-        assert test_ppo_resume.left(last) == test_ppo_resume.left(expected)
+        assert model_files(entry.manifest) == model_files(expected.manifest)
+    if stage == "ppo":
+        assert ppo_artifacts(last) == ppo_artifacts(expected)
     else:
-        test_exact_resume.equal(last, expected)
-
-
-def files(manifest: dict[str, dict[str, object]]) -> dict[str, object]:
-    """What the model consists of, with hashes; its README has the seconds that it took."""
-    return {name: file for name, file in manifest["files"].items() if name != "README.md"}
+        assert_bit_identical(last, expected)

@@ -1,4 +1,4 @@
-"""A reward that pays for length is seen to be hacked, on console and in the journal; kl.abort ends what runs away."""
+"""A reward for length is hacked, which the console and metrics.jsonl show; kl.abort ends a run that diverges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-WORDS = ["red", "blue", "cat", "dog", "sun", "tree"]
+from tests.support.stage_harness import WORDS, logged_steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
+
 RECIPE = """
 name: t
 base: {{model: {base}}}
@@ -31,30 +34,32 @@ ppo:
   critic: {{kind: adapter, learning_rate: 1.0e-2}}
   kl: {{coef: 0.0}}
 """
+CONSOLE_METRICS = r"reward (\S+)  kl \S+  length (\S+)  trunc (\S+)%  repeats (\S+)%"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A base that mostly ends its answers before the limit, and a judge that pays for each character."""
-    made = tmp_path_factory.mktemp("hacked")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Write a base model that mostly ends its completions before the limit, and a reward of each character."""
+    folder = tmp_path_factory.mktemp("hacked")
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     end = model.lm_head.weight.data[tokenizer.eos_token_id]
-    end.copy_(4 * end / end.norm())  # the logit that swings furthest: an end comes early, or does not come
-    model.save_pretrained(made / "base")
-    tokenizer.save_pretrained(made / "base")
+    end.copy_(4 * end / end.norm())  # its logit varies most, so completions end early or not at all
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     rows = [{"prompt": f"{a} {b} and"} for a in WORDS for b in WORDS]
-    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (made / "judge.py").write_text("def length(completions, **_):\n    return [len(c) / 10 for c in completions]\n")
-    (made / "recipe.yaml").write_text(RECIPE.format(base=made / "base"))
-    return made
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "judge.py").write_text("def length(completions, **_):\n    return [len(c) / 10 for c in completions]\n")
+    (folder / "recipe.yaml").write_text(RECIPE.format(base=folder / "base"))
+    return folder
 
 
-def ppo(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def run_ppo(project: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run `rlhf ppo` in a subprocess."""
     options = [part for override in overrides for part in ("--set", override)]
     return subprocess.run(
         [sys.executable, "-m", "rlhf_cli", "ppo", "-r", "recipe.yaml", *options],
-        cwd=folder,
+        cwd=project,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -63,42 +68,36 @@ def ppo(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def journal(folder: Path, version: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / f"runs/t/ppo/{version}/metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_reward_for_length_shows_within_ten_iterations(folder: Path) -> None:
-    told = ppo(folder)
-    assert told.returncode == 0, told.stderr
-    first, *_, last = journal(folder, "v0001")
+def test_reward_for_length_is_visibly_hacked_within_ten_iterations(project: Path) -> None:
+    ended = run_ppo(project)
+    assert ended.returncode == 0, ended.stderr
+    first, *_, last = logged_steps(project / "runs/t/ppo/v0001")
     assert last["reward"] > 1.5 * first["reward"]
     assert last["response_length"] > 1.5 * first["response_length"]
     assert last["truncation_rate"] > first["truncation_rate"] + 0.3
     assert last["distinct_2"] < first["distinct_2"]  # the long words, over and over
-    shown = [
-        [float(number) for number in found]
-        for found in re.findall(r"reward (\S+)  kl \S+  length (\S+)  cut (\S+)%  repeats (\S+)%", told.stdout)
-    ]
+    shown = [[float(number) for number in found] for found in re.findall(CONSOLE_METRICS, ended.stdout)]
     assert len(shown) == 10
     for line, row in ((shown[0], first), (shown[-1], last)):
-        figures = [
+        logged = [
             row["reward"],
             row["response_length"],
             100 * row["truncation_rate"],
             100 * row["repeated_4gram_rate"],
         ]
-        assert line == pytest.approx(figures, abs=0.51)
+        assert line == pytest.approx(logged, abs=0.51)  # the console rounds to whole tokens and percents
 
 
-def test_a_run_that_runs_away_ends_with_7_and_a_checkpoint_that_answers(folder: Path) -> None:
-    told = ppo(folder, "ppo.kl.abort=1.0", "ppo.iterations=50")
-    assert told.returncode == 7
-    assert "kl.abort" in told.stderr
-    *well, offending = journal(folder, "v0002")
-    assert offending["kl"] > 1.0
-    assert all(row["kl"] <= 1.0 for row in well)
-    named = re.search(r"last good policy is in (\S+?)\.?\s*$", told.stderr)
-    assert named is not None
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), Path(named[1]) / "model")
+def test_kl_abort_ends_run_with_7_and_a_usable_checkpoint(project: Path) -> None:
+    ended = run_ppo(project, "ppo.kl.abort=1.0", "ppo.iterations=50")
+    assert ended.returncode == 7
+    assert "[training.kl-limit]" in ended.stderr
+    *before, last = logged_steps(project / "runs/t/ppo/v0002")
+    assert last["kl"] > 1.0
+    assert all(row["kl"] <= 1.0 for row in before)
+    named = re.search(r"last policy that passed validation is in (\S+?)\.?\s", ended.stderr)
+    assert named is not None, ended.stderr
+    base = AutoModelForCausalLM.from_pretrained(project / "base")
+    model = PeftModel.from_pretrained(base, project / named[1] / "model")
     with torch.no_grad():
         assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()

@@ -24,8 +24,12 @@ class RecordingReporter:
     def warning(self, text: str) -> None:
         self.calls.append(("warning", text))
 
-    def stage(self, stage: str, run: Any) -> None:
+    def stage(self, stage: str, run: Any) -> None:  # noqa: ARG002 - the signature of StageReporter
         self.calls.append(("stage", stage))
 
     def done(self, result: Any) -> None:
         self.calls.append(("done", result))
+
+    def texts(self, kind: str) -> list[str]:
+        """Return the texts of all calls of `kind`: "info" or "warning"."""
+        return [call[1] for call in self.calls if call[0] == kind]

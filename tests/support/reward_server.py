@@ -1,4 +1,4 @@
-"""A reward server on the loopback, in a thread: what a recipe's `http` source is held against."""
+"""A reward server on the loopback interface, in a thread."""
 
 from __future__ import annotations
 
@@ -10,26 +10,37 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = tuple[int, bytes, dict[str, str]]  # status, body, headers
+Handle = Callable[[Any], object]  # answers a request by itself
 
 
 def ok(value: object) -> Reply:
+    """Return a successful reply with `value` as JSON."""
     return 200, json.dumps(value).encode(), {}
 
 
 class Server:
-    """Answers with the lengths of the completions, or with `replies` in turn, and keeps what it was asked."""
+    """Replies with the lengths of the completions, or with `replies` in turn, and records the requests.
+
+    Attributes:
+        requests: The JSON body of each request.
+        headers: The headers of each request.
+        paths: The path of each request, with its parameters.
+        replies: The next replies.
+        url: The server's URL.
+    """
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        self.replies: list[Reply | Callable[[Any], None]] = []
+        self.replies: list[Reply | Handle] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                """Record the request and reply."""
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
+                outer.requests.append(body)
                 outer.headers.append(dict(self.headers))
                 outer.paths.append(self.path)
                 reply = outer.replies.pop(0) if outer.replies else ok([len(c) for c in body["completions"]])
@@ -44,13 +55,15 @@ class Server:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *args: object) -> None: ...
+            def log_message(self, *args: object) -> None:
+                """Write no log."""
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/score"
 
     @contextmanager
     def running(self) -> Iterator[Server]:
+        """Serve in a thread."""
         thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
         thread.start()
         try:

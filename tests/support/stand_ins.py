@@ -6,9 +6,9 @@ import dataclasses
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -53,9 +53,20 @@ def stand_ins(set_stage: SetStage, calls: list[str]) -> None:
             run.begin(1, "steps")
             run.log(1, {"loss": 0.5})
             (run.model_dir / "weights").write_text(f"{run.stage} {stage.recipe.seed}")
-            return StageMetrics({f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75})
+            metrics = {f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75}
+            return StageMetrics(metrics, evaluate_gates(stage, metrics) if stage.spec.evaluates else ())
 
         set_stage(name, run)
+
+
+def evaluate_gates(stage: ResolvedStage, metrics: Mapping[str, float]) -> tuple[dict[str, Any], ...]:
+    """Return the verdicts of the recipe's gates as an evaluation does."""
+    verdicts = []
+    for gate in stage.recipe.eval.gates:
+        value = metrics[gate.metric]
+        passed = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
+        verdicts.append({"metric": gate.metric, "min": gate.min, "max": gate.max, "value": value, "passed": passed})
+    return tuple(verdicts)
 
 
 @pytest.fixture

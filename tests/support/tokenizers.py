@@ -1,13 +1,18 @@
-"""Small tokenizers and files that the data tests read."""
+"""Small tokenizers, and a fixture that writes .jsonl files, for the data tests."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.shared_data import require_shared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SENTENCES = [
     "What is the colour of the sky? The sky is blue.",
@@ -22,8 +27,15 @@ CHATML = (
 
 def build_tokenizer(
     *, bos: bool = False, special: tuple[str, ...] = (), template: str | None = None, **names: str
-) -> Any:
-    """A byte-level BPE tokenizer of a few hundred tokens, whose end token is </s>."""
+) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer with a few hundred tokens and the end token </s>.
+
+    Args:
+        bos: Whether it puts <s> before each text.
+        special: Further special tokens.
+        template: Its chat template.
+        names: Special tokens by role, such as `pad_token`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,40 +51,43 @@ def build_tokenizer(
     tokenizer.train_from_iterator(SENTENCES, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    names = {"eos_token": "</s>", **({"bos_token": "<s>"} if bos else {}), **names}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)
+        names = {"bos_token": "<s>", **names}
+    names = {"eos_token": "</s>", **names}
+    made: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)
+    return made
 
 
 @pytest.fixture
-def plain() -> Any:
-    """Adds no bos, has no chat template and no pad token."""
+def plain() -> PreTrainedTokenizerBase:
+    """Return a tokenizer without <s>, chat template and pad token."""
     return build_tokenizer()
 
 
 @pytest.fixture
-def with_bos() -> Any:
+def with_bos() -> PreTrainedTokenizerBase:
+    """Return a tokenizer that puts <s> before each text."""
     return build_tokenizer(bos=True)
 
 
 @pytest.fixture
-def chatml() -> Any:
+def chatml() -> PreTrainedTokenizerBase:
+    """Return a tokenizer with a ChatML template."""
     return build_tokenizer(special=("<|im_start|>", "<|im_end|>", "<|vision_pad|>"), template=CHATML)
 
 
 @pytest.fixture
-def stories() -> Any:
-    """The tokenizer of a real pretrained model: it puts a space before each text, and falls back to bytes."""
-    folder = Path(__file__).parents[3] / "shared/models/stories260k"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent")
+def stories() -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a real pretrained model, which puts a space before each text and falls back to bytes."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    folder = require_shared("models", "stories260k")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    return tokenizer
 
 
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., Path]:
-    """Writes rows, or lines as they stand, to a .jsonl file."""
+    """Return a function that writes rows, or lines verbatim, to a .jsonl file."""
 
     def write(*rows: Any, name: str = "rows.jsonl") -> Path:
         path = tmp_path / name

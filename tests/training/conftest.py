@@ -1,7 +1,7 @@
-"""Fixtures that replace stages with light stand-ins."""
+"""Fixtures: a project with data for every stage that trains."""
 
 from __future__ import annotations
 
-from tests.support.stand_ins import calls, recipe_file, set_stage, stand_ins
+from tests.support.training_project import training_project
 
-__all__ = ["calls", "recipe_file", "set_stage", "stand_ins"]  # fixtures
+__all__ = ["training_project"]  # fixtures

@@ -1,18 +1,23 @@
-"""Rows that the recipe or the base has no room for: nothing left, beyond the positions, or only possibly so."""
+"""Rows that exceed the recipe's limit or the base model's context."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Recipe
-from rlhf_cli.training import length_checks
+from rlhf_cli.stages import STAGES
+from rlhf_cli.training.length_checks import LengthLimit, check_overlong, check_positions
+from tests.support.issues import raises_issue
 
 COUNTS = {"truncated to 100 tokens": 0, "dropped: prompt of 100 tokens or more": 1200}
 
 
-def check(stage: str, lengths: list[int], positions: int | None) -> list[str]:
-    """What is told of rows under limits of 100 tokens, and of 40 an answer."""
+def resolved(stage: str) -> ResolvedStage:
+    """Return a stage with limits of 100 tokens per row and 40 new tokens, without inputs."""
     recipe = Recipe.model_validate(
         {
             "name": "x",
@@ -22,45 +27,81 @@ def check(stage: str, lengths: list[int], positions: int | None) -> list[str]:
             "ppo": {"max_prompt_length": 100, "max_new_tokens": 40},
         }
     )
-    told: list[str] = []
-    length_checks.check(stage, recipe, lengths, COUNTS, positions=positions)
-    return told
+    return ResolvedStage(stage, STAGES[stage], recipe, (), {}, "", "b", Path("runs"), smoke=False)
+
+
+def check_longest(stage: str, longest: int, positions: int | None) -> list[str]:
+    """Check rows of a stage against the base model's positions. Return warnings."""
+    limit = LengthLimit.of_stage(resolved(stage))
+    key = limit.new_tokens_key or limit.key
+    noun = "a prompt with its completion" if limit.new_tokens_key else "a row"
+    return check_positions(
+        positions, longest + limit.new_tokens, limit.tokens + limit.new_tokens, key, noun=noun
+    )
 
 
 @pytest.mark.parametrize(
     ("stage", "key"), [("sft", "sft.max_length"), ("reward", "reward.max_length"), ("ppo", "ppo.max_prompt_length")]
 )
-def test_no_row_left_is_a_fault_of_the_data_with_the_reasons(stage: str, key: str) -> None:
-    with pytest.raises(DataError) as raised:
-        check(stage, [], None)
-    (issue,) = raised.value.issues
-    assert issue.location == key
-    assert issue.message == "no row is left to train on (dropped: prompt of 100 tokens or more: 1,200)."
+def test_no_rows_left_is_reported_with_the_reasons(stage: str, key: str) -> None:
+    with raises_issue("data.no-usable-rows", error=DataError, location=key) as issues:
+        check_overlong(LengthLimit.of_stage(resolved(stage)), [], COUNTS, 1.0)
+    assert issues[0].message == "no rows left to train on (dropped: prompt of 100 tokens or more: 1,200)."
+
+
+@pytest.mark.parametrize(("stage", "sequences"), [("sft", 1), ("reward", 2), ("ppo", 1)])
+def test_too_many_long_rows_are_refused(stage: str, sequences: int) -> None:
+    """1,200 of 1,300 rows are dropped; a kept pair has two sequences."""
+    limit = LengthLimit.of_stage(resolved(stage))
+    lengths = [10] * 100 * sequences
+    check_overlong(limit, lengths, COUNTS, 1200 / 1300)
+    with raises_issue("data.too-many-long-rows", error=DataError, location=limit.key) as issues:
+        check_overlong(limit, lengths, COUNTS, 0.92)
+    expected = "too many long rows; found 1,200 of 1,300 rows over 100 tokens, expected at most 92.0%."
+    assert issues[0].message == expected
 
 
 @pytest.mark.parametrize(
-    ("stage", "longest", "positions", "location", "says"),
+    ("stage", "longest", "location", "message", "hint"),
     [
-        ("sft", 61, 60, "sft.max_length", "a row has 61 tokens, and the base has 60 positions. Lower it by 1,"),
-        ("reward", 100, 60, "reward.max_length", "Lower it by 40,"),
-        ("ppo", 21, 60, "ppo.max_new_tokens", "a prompt with its answer has 61 tokens, and the base has 60 positions."),
+        (
+            "sft",
+            61,
+            "sft.max_length",
+            "a row exceeds the base model's context; found 61 tokens, expected at most 60.",
+            "Lower it by 1, or use another base model.",
+        ),
+        (
+            "reward",
+            100,
+            "reward.max_length",
+            "a row exceeds the base model's context; found 100 tokens, expected at most 60.",
+            "Lower it by 40, or use another base model.",
+        ),
+        (
+            "ppo",
+            21,
+            "ppo.max_new_tokens",
+            "a prompt with its completion exceeds the base model's context; found 61 tokens, expected at most 60.",
+            "Lower it by 1, or use another base model.",
+        ),
     ],
 )
-def test_a_row_beyond_the_bases_positions_is_refused(
-    stage: str, longest: int, positions: int, location: str, says: str
+def test_row_beyond_positions_is_refused(stage: str, longest: int, location: str, message: str, hint: str) -> None:
+    with raises_issue("recipe.context-exceeded", error=RecipeError, location=location) as issues:
+        check_longest(stage, longest, 60)
+    assert (issues[0].message, issues[0].hint) == (message, hint)
+
+
+def test_limit_beyond_positions_warns_if_no_row_is(
 ) -> None:
-    with pytest.raises(RecipeError) as raised:
-        check(stage, [3, longest], positions)
-    assert raised.value.issues[0].location == location
-    assert says in str(raised.value.issues[0])
-
-
-def test_a_limit_beyond_the_positions_is_told_where_no_row_is() -> None:
-    has = "and the base has 60 positions; the longest here has 60 tokens"
-    assert check("sft", [3, 60], 60) == [f"sft.max_length: a row may have 100 tokens, {has}"]
-    assert check("ppo", [20], 60) == [f"ppo.max_new_tokens: a prompt with its answer may have 140 tokens, {has}"]
+    rest = "but the base model has 60 positions (longest here: 60 tokens)"
+    assert check_longest("sft", 60, 60) == [f"sft.max_length: a row may have 100 tokens, {rest}"]
+    assert check_longest("ppo", 20, 60) == [
+        f"ppo.max_new_tokens: a prompt with its completion may have 140 tokens, {rest}"
+    ]
 
 
 @pytest.mark.parametrize(("stage", "positions"), [("sft", 100), ("reward", 100), ("ppo", 140), ("sft", None)])
-def test_what_fits_is_not_spoken_of(stage: str, positions: int | None) -> None:
-    assert check(stage, [100], positions) == []
+def test_limit_within_positions_does_not_warn(stage: str, positions: int | None) -> None:
+    assert check_longest(stage, 100, positions) == []

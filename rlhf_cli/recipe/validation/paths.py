@@ -55,7 +55,7 @@ def _similar_path_hint(path: Path) -> str:
 
 
 def _function_issues(spec: str) -> Iterator[Issue]:
-    """Yield what is wrong with a `file.py:function`. The file is not run."""
+    """Yield issues of a `file.py:function`. The file is not run."""
     file, colon, _ = spec.rpartition(":")
     path = Path(file)
     if not colon or path.suffix != ".py":

@@ -37,7 +37,7 @@ def _secret_issues(value: Any, key: Key) -> Iterator[KeyedIssue]:
 
 
 def url_issues(url: str, key: Key) -> Iterator[KeyedIssue]:
-    """Yield what is wrong with the URL of a reward. The URL is not repeated: a password may be anywhere in it."""
+    """Yield issues of a reward's URL. They do not repeat it, because a password may be anywhere in it."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # raises ValueError for an invalid port

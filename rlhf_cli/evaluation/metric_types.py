@@ -1,0 +1,109 @@
+"""Define the record of a metric: its name, unit and meaning, what it needs, and how it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf_cli.evaluation.statistics import Interval
+
+Direction = Literal["higher", "lower", "none"]
+Need = Literal["sft", "preferences", "prompts", "baseline", "reward_model", "functions"]
+Group = Literal[
+    "demonstrations",
+    "preferences",
+    "completions",
+    "comparison",
+    "training",
+    "ppo",
+    "export",
+    "trainer_steps",
+    "ppo_iterations",
+]
+
+FUNCTION, SOURCE, STAGE = "<function>", "<source>", "<stage>"  # placeholders in names
+BASELINE_SUFFIX = ".baseline"
+INTERVAL_SUFFIXES = (".low", ".high")
+COUNT_SUFFIX = ".n"
+
+NEEDS: Mapping[Need, str] = {  # need: the recipe key that provides it
+    "sft": "data.sft",
+    "preferences": "data.preferences",
+    "prompts": "data.prompts",
+    "baseline": "eval.baseline",
+    "reward_model": "eval.reward",
+    "functions": "eval.python",
+}
+
+GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
+    "demonstrations": "Evaluation on held-out demonstrations",
+    "preferences": "Evaluation of the reward model on held-out preferences",
+    "completions": "Evaluation of completions of held-out prompts",
+    "comparison": "Comparison of candidate and baseline",
+    "training": "Training with a TRL trainer",
+    "ppo": "PPO",
+    "export": "Export",
+    "trainer_steps": "Each logged step of a TRL trainer, in metrics.jsonl",
+    "ppo_iterations": "Each PPO iteration, in metrics.jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, or a family of metrics whose name holds a placeholder.
+
+    Attributes:
+        name: As in manifests, reports, gates and `--json`. May hold `<function>`, `<source>` or `<stage>`.
+        unit: The unit of its value.
+        direction: Whether a higher or a lower value is better; "none" if neither.
+        description: One sentence for the reference.
+        group: Where it is listed. An evaluation's group also tells which measurement `compute` takes: `CompletionLoss`
+            for demonstrations, `PreferenceMargins` for preferences, `ScoredCompletions` for completions and
+            `PairedCompletions` for comparison.
+        needs: What a recipe must have for `eval` to report it.
+        compute: Computes it from a measurement; returns Interval exactly if `has_interval`. In a family of functions
+            it takes the function's name too. None if a training stage or the export logs it.
+        has_interval: Whether `<name>.low` and `<name>.high` are reported.
+        has_count: Whether `<name>.n`, the number of items, is reported.
+        has_baseline: Whether `<name>.baseline`, the value of the baseline, is reported if the recipe has one.
+        gain: Name of the metric of the paired difference between candidate and baseline, or "" if there is none.
+        in_overview: Whether the console's short comparison of two models shows it.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    description: str
+    group: Group
+    needs: tuple[Need, ...] = ()
+    compute: Callable[..., float | Interval] | None = None
+    has_interval: bool = False
+    has_count: bool = False
+    has_baseline: bool = False
+    gain: str = ""
+    in_overview: bool = False
+
+    def names(self, *, with_baseline: bool = True) -> list[str]:
+        """Return the name with each suffix that is reported."""
+        suffixes = [""]
+        if self.has_interval:
+            suffixes += INTERVAL_SUFFIXES
+        if self.has_count:
+            suffixes.append(COUNT_SUFFIX)
+        if self.has_baseline and with_baseline:
+            suffixes.append(BASELINE_SUFFIX)
+        return [self.name + suffix for suffix in suffixes]
+
+    def values(self, measurement: Any) -> dict[str, float]:
+        """Compute the metric, with the ends of its interval and its count if it has them."""
+        assert self.compute is not None
+        result = self.compute(measurement)
+        assert isinstance(result, Interval) == self.has_interval, self.name
+        if not isinstance(result, Interval):
+            return {self.name: result}
+        ends = dict(zip(INTERVAL_SUFFIXES, (result.low, result.high), strict=True))
+        values = {self.name: result.value} | {self.name + suffix: end for suffix, end in ends.items()}
+        if self.has_count:
+            values[self.name + COUNT_SUFFIX] = float(result.n)
+        return values

@@ -1,0 +1,136 @@
+"""Describe the metrics that training stages and the export log. They are computed where they are logged."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlhf_cli.evaluation.metric_types import SOURCE, STAGE, Direction, Metric
+
+
+def _iteration(name: str, unit: str, direction: Direction, description: str) -> Metric:
+    return Metric(name, unit, direction, description, "ppo_iterations")
+
+
+def _step(name: str, unit: str, direction: Direction, description: str) -> Metric:
+    return Metric(name, unit, direction, description, "trainer_steps")
+
+
+TRAINER_METRICS = (
+    Metric(
+        f"{STAGE}.train_loss",
+        "nats",
+        "lower",
+        "Mean training loss over all steps: per token for pretrain and sft, per pair for reward.",
+        "training",
+    ),
+    Metric(f"{STAGE}.steps", "optimizer steps", "none", "Optimizer steps of the run.", "training"),
+    Metric(f"{STAGE}.tokens_per_second", "tokens per second", "higher", "Training speed.", "training"),
+    Metric(
+        f"{STAGE}.train_seconds", "seconds", "lower", "Time spent training, without loading and saving.", "training"
+    ),
+    Metric(
+        "pretrain.nll",
+        "nats per token",
+        "lower",
+        "Negative log-likelihood of the tokens of the held-out text, if any text is held out.",
+        "training",
+    ),
+)
+
+# Logged by the trainer, or by TRL's version of it. A trainer may log more in a later version of TRL.
+STEP_METRICS = (
+    _step("loss", "nats", "lower", "Training loss since the last logged step."),
+    _step("grad_norm", "", "none", "Norm of the gradients before clipping."),
+    _step("learning_rate", "", "none", "Learning rate."),
+    _step("epoch", "epochs", "none", "Passes over the training rows so far."),
+    _step("num_tokens", "tokens", "none", "Tokens trained on so far."),
+    _step("tokens_per_second", "tokens per second", "higher", "Training speed since the last logged step."),
+    _step("entropy", "nats per token", "none", "Mean entropy of the predicted distributions (pretrain and sft)."),
+    _step("mean_token_accuracy", "fraction of tokens", "higher", "Tokens predicted exactly (pretrain and sft)."),
+    _step("accuracy", "fraction of pairs", "higher", "Pairs whose chosen completion scores higher (reward)."),
+    _step("margin", "score", "none", "Mean score difference, chosen minus rejected (reward)."),
+    _step("min_reward", "score", "none", "Lowest score (reward)."),
+    _step("mean_reward", "score", "none", "Mean score (reward)."),
+    _step("max_reward", "score", "none", "Highest score (reward)."),
+)
+
+SUMMARIZED_ITERATION_METRICS = (
+    _iteration("reward", "score", "higher", "Mean weighted sum of the reward sources, without KL."),
+    _iteration("reward.std", "score", "none", "Standard deviation of the weighted sum."),
+    _iteration(f"reward.{SOURCE}", "score", "higher", "Mean unweighted score of one reward source."),
+    _iteration(
+        f"reward.{SOURCE}.too_long",
+        "fraction of completions",
+        "lower",
+        "Completions that were longer, with their prompt, than a reward model can read; it saw their end only.",
+    ),
+    _iteration("kl", "nats per completion", "none", "KL(policy ‖ reference), estimated from samples (k1)."),
+    _iteration("kl.token", "nats per token", "none", "The same estimate divided by the number of tokens."),
+    _iteration("entropy", "nats per token", "none", "Mean entropy of the policy."),
+    _iteration("explained_variance", "fraction", "higher", "Share of the returns' variance that the critic predicts."),
+    _iteration("response_length", "tokens", "none", "Mean length of a completion, including its end token."),
+    _iteration("truncation_rate", "fraction of completions", "lower", "Completions that reached max_new_tokens."),
+    _iteration("repeated_4gram_rate", "fraction of 4-grams", "lower", "4-grams that repeat in their completion."),
+    _iteration("distinct_2", "fraction of 2-grams", "higher", "Distinct 2-grams over all 2-grams of the rollout."),
+)
+
+ITERATION_METRICS = (
+    *SUMMARIZED_ITERATION_METRICS,
+    _iteration(
+        "kl.k3", "nats per token", "none", "KL(policy ‖ reference) by the estimator k3, which is never negative."
+    ),
+    _iteration("kl.coef", "score per nat", "none", "Coefficient of the KL penalty."),
+    _iteration("advantage.mean", "score", "none", "Mean advantage before whitening."),
+    _iteration("return.mean", "score", "none", "Mean return."),
+    _iteration("policy_loss", "", "none", "Mean clipped surrogate loss of the iteration's minibatches."),
+    _iteration("value_loss", "squared score", "lower", "Mean clipped value loss of the iteration's minibatches."),
+    _iteration("ptx_loss", "nats per token", "lower", "Loss on demonstrations, with ppo.ptx_coef."),
+    _iteration("clip_fraction", "fraction of tokens", "none", "Tokens whose probability ratio was clipped."),
+    _iteration("value_clip_fraction", "fraction of tokens", "none", "Tokens whose value change was clipped."),
+    _iteration("approx_kl", "nats per token", "none", "KL between the policies before and during the update (k3)."),
+    _iteration("ratio.mean", "", "none", "Mean probability ratio of the update."),
+    _iteration("ratio.min", "", "none", "Smallest probability ratio."),
+    _iteration("ratio.max", "", "none", "Largest probability ratio."),
+    _iteration("grad_norm.policy", "", "none", "Mean gradient norm of the policy before clipping."),
+    _iteration("grad_norm.critic", "", "none", "Mean gradient norm of the critic before clipping."),
+    _iteration("learning_rate", "", "none", "Learning rate of the policy; 0 while only the critic is trained."),
+    _iteration("learning_rate.critic", "", "none", "Learning rate of the critic."),
+    _iteration("optimizer_steps", "optimizer steps", "none", "Steps of the iteration; fewer if target_kl is reached."),
+    _iteration("episodes", "completions", "none", "Completions sampled so far."),
+    _iteration("seconds.rollout", "seconds", "lower", "Time spent sampling completions."),
+    _iteration("seconds.scoring", "seconds", "lower", "Time spent on rewards, log-probabilities and values."),
+    _iteration("seconds.update", "seconds", "lower", "Time spent on optimizer steps."),
+    _iteration("tokens_per_second", "tokens per second", "higher", "Completion tokens per second of the iteration."),
+    _iteration("memory_peak_bytes", "bytes", "lower", "Peak memory so far: of the GPU, or of the process on a CPU."),
+)
+
+PPO_METRICS = (
+    *(
+        dataclasses.replace(
+            metric,
+            name=f"ppo.{metric.name}",
+            group="ppo",
+            description=f"{metric.description} Mean over the last tenth of the iterations.",
+        )
+        for metric in SUMMARIZED_ITERATION_METRICS
+    ),
+    Metric("ppo.episodes", "completions", "none", "Completions sampled in the run.", "ppo"),
+    Metric("ppo.iterations", "iterations", "none", "Iterations of the run.", "ppo"),
+    Metric("ppo.tokens_per_second", "tokens per second", "higher", "Completion tokens per second of training.", "ppo"),
+    Metric("ppo.train_seconds", "seconds", "lower", "Time spent training, without loading and saving.", "ppo"),
+    Metric("ppo.memory_peak_bytes", "bytes", "lower", "Peak memory: of the GPU, or of the process on a CPU.", "ppo"),
+)
+
+EXPORT_METRICS = (
+    Metric(
+        "export.kl",
+        "nats per token",
+        "lower",
+        "Mean KL between the exported model, loaded again, and the model as trained, on held-out prompts.",
+        "export",
+    ),
+    Metric("export.bytes", "bytes", "lower", "Size of the exported folder.", "export"),
+    Metric("export.parameters", "parameters", "none", "Parameters of the exported model or adapter.", "export"),
+)
+
+TRAINING_METRICS = (*TRAINER_METRICS, *PPO_METRICS, *EXPORT_METRICS, *STEP_METRICS, *ITERATION_METRICS)

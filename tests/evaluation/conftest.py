@@ -1,0 +1,23 @@
+"""Fixtures of a tiny policy."""
+
+from __future__ import annotations
+
+from tests.support.tiny_policy import (
+    base_folder,
+    make_actor_critic,
+    make_adapter,
+    make_run,
+    make_trainer,
+    reward_folder,
+    sft_folder,
+)
+
+__all__ = [
+    "base_folder",
+    "make_actor_critic",
+    "make_adapter",
+    "make_run",
+    "make_trainer",
+    "reward_folder",
+    "sft_folder",
+]

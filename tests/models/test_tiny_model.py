@@ -1,0 +1,65 @@
+"""Test that a tiny model keeps the architecture of the full-size one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.tiny_model import save_tiny_model
+from tests.support.issues import raises_issue
+
+
+def save_tiny(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
+    """Write a tiny model and return its config."""
+    save_tiny_model(AutoModelForCausalLM, config, str(folder), source="org/model")
+    return AutoModelForCausalLM.from_pretrained(folder).config
+
+
+def test_save_tiny_model_keeps_architecture_and_layer_types(tmp_path: Path) -> None:
+    config = Qwen3Config(
+        vocab_size=300,
+        hidden_size=96,
+        intermediate_size=200,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=32,
+        use_sliding_window=True,
+        sliding_window=8,
+        layer_types=["full_attention"] * 4 + ["sliding_attention"] * 2,
+        tie_word_embeddings=True,
+    )
+    tiny = save_tiny(config, tmp_path)
+    assert type(tiny) is Qwen3Config
+    assert (tiny.num_hidden_layers, tiny.hidden_size, tiny.vocab_size) == (2, 64, 300)
+    assert (tiny.num_attention_heads, tiny.num_key_value_heads) == (4, 2)
+    assert tiny.layer_types == ["full_attention", "sliding_attention"]
+    assert tiny.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("kv_heads", "expected"), [(1, 1), (3, 2), (6, 4)])
+def test_save_tiny_model_keeps_the_kind_of_attention(tmp_path: Path, kv_heads: int, expected: int) -> None:
+    """Multi-query, grouped-query and multi-head attention stay what they are."""
+    config = LlamaConfig(
+        vocab_size=30,
+        hidden_size=96,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=kv_heads,
+    )
+    assert save_tiny(config, tmp_path).num_key_value_heads == expected
+
+
+def test_save_tiny_model_unsupported_architecture_raises_issue(tmp_path: Path) -> None:
+    class Broken:
+        @staticmethod
+        def from_config(*_: object, **__: object) -> None:
+            raise ValueError("not divisible")
+
+    with raises_issue("model.unsupported-architecture", error=ModelError, location="org/model") as issues:
+        save_tiny_model(Broken, LlamaConfig(), str(tmp_path), source="org/model")
+    assert issues[0].message == "llama: --smoke cannot shrink this architecture: ValueError: not divisible."
