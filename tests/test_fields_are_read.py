@@ -41,6 +41,14 @@ TABLE_READS: Mapping[str, tuple[str, str]] = {
     "accepts": ("rlhf_cli/pipeline/references.py", "getattr(section, field)"),
 }
 
+# Fields that are read in a way that mypy does not report, in the same form.
+UNREPORTED_READS: Mapping[Field, tuple[str, str]] = {
+    # An argument of an overloaded function is not reported as deprecated.
+    Field("Eval", "samples"): ("rlhf_cli/data/held_out.py", "min(recipe.eval.samples, len(rows))"),
+    # The section of any stage with a trainer of TRL has the type Any there.
+    Field("TrainerSection", "save_every"): ("rlhf_cli/training/supervised.py", "section.save_every"),
+}
+
 
 def fields_in_table() -> Iterator[Field]:
     """Yield the fields that the stage table names."""
@@ -141,12 +149,14 @@ def test_tripwires_replace_every_field_of_the_schema(tripwires: Tripwires) -> No
 
 @pytest.mark.slow
 def test_every_field_is_read_outside_the_recipe_package(tripwires: Tripwires) -> None:
-    unread = schema_fields() - tripwires.read - set(fields_in_table())
+    unread = schema_fields() - tripwires.read - set(fields_in_table()) - set(UNREPORTED_READS)
     assert not unread, sorted(unread)
 
 
-@pytest.mark.parametrize("what", TABLE_READS)
-def test_fields_in_the_stage_table_are_read(what: str) -> None:
-    file, reading = TABLE_READS[what]
-    assert reading in (ROOT / file).read_text(encoding="utf-8")
-    assert set(fields_in_table()) <= schema_fields()
+@pytest.mark.parametrize(("file", "expression"), [*TABLE_READS.values(), *UNREPORTED_READS.values()])
+def test_reads_that_mypy_cannot_see_exist(file: str, expression: str) -> None:
+    assert expression in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_fields_in_the_stage_table_exist() -> None:
+    assert {*fields_in_table(), *UNREPORTED_READS} <= schema_fields()

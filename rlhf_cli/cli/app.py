@@ -64,10 +64,10 @@ def main() -> None:
     workers.limit_to_one_gpu(sys.argv[1:])
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    output = Output(json="--json" in sys.argv and distributed.is_main())
+    json = "--json" in sys.argv  # known before the command line is parsed, so that its errors are JSON, too
     exit_code = INTERRUPTED  # if a second signal arrives while the first is reported
-    with contextlib.suppress(KeyboardInterrupt), reserve_stdout() if output.json else contextlib.nullcontext():
-        exit_code = _run_command(output)
+    with contextlib.suppress(KeyboardInterrupt), reserve_stdout() if json else contextlib.nullcontext():
+        exit_code = _run_command(Output(json=json and distributed.is_main()))
     for number in (signal.SIGINT, signal.SIGTERM):  # the exit code is decided: a late Ctrl-C must not change it
         signal.signal(number, signal.SIG_IGN)
     sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""`rlhf doctor`: check the environment and tell how to fix what is missing."""
+"""`rlhf doctor`: check the environment and show how to fix what is missing."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _print_next_steps(console: Console, folder: Path, files: Sequence[str]) -> N
     lines += [
         "  rlhf run -r recipe.yaml      # or: make (takes about a minute)",
         "",
-        "Then replace the base model and the data; the comments in recipe.yaml tell how.",
+        "Then set your own base model and data, as described in recipe.yaml.",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -61,7 +61,10 @@ def _check_empty(folder: Path) -> None:
     """Raise RecipeError unless `folder` is new or empty, and OSError if it cannot be read."""
     if folder.exists() and not folder.is_dir():
         raise RecipeError(
-            "recipe.directory-not-empty", "is a file.", location=str(folder), hint="Choose a new directory."
+            "recipe.directory-not-empty",
+            "is a file; expected a new or empty directory.",
+            location=str(folder),
+            hint="Choose a new directory.",
         )
     found = sorted({path.name for path in folder.iterdir()} - IGNORED_ENTRIES) if folder.exists() else []
     if found:

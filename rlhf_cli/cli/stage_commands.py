@@ -37,8 +37,9 @@ def stage_command(stage: str) -> Callable[..., None]:
             if dry_run:
                 _print_dry_run(output, loaded, [stage], runs_dir.absolute(), smoke=smoke)
                 return
-            _check(loaded, [stage], runs_dir.absolute(), smoke=smoke)
-            workers.launch_if_needed(loaded.launch.processes, smoke=smoke)
+            if workers.are_needed(loaded.launch.processes, smoke=smoke):
+                _check(loaded, [stage], runs_dir.absolute())  # one message, not one per process
+                workers.launch(loaded.launch.processes)
             from rlhf_cli.pipeline.runner import run_stage
 
             with output.reporter() as reporter:
@@ -75,7 +76,8 @@ def run(
             _print_dry_run(output, loaded, chain, runs_dir.absolute(), smoke=smoke)
             return
         _check(loaded, chain, runs_dir.absolute(), smoke=smoke, thorough=True)
-        workers.launch_if_needed(loaded.launch.processes, smoke=smoke)
+        if workers.are_needed(loaded.launch.processes, smoke=smoke):
+            workers.launch(loaded.launch.processes)
         from rlhf_cli.pipeline.runner import run_chain
 
         results: list[StageResult] = []

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 INTERVAL_SUFFIXES = (".low", ".high", ".n")  # of a metric's confidence interval and sample size
 WIDE_TERMINAL = 100  # columns
 MIN_RESULT_WIDTH = 20  # columns of a listing's last column
-EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark} tells how the completion is marked
+EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark}: how the completion is marked
     "pretrain": "first text (packed with others in training)",
     "sft": "first row (the loss covers the part {mark})",
     "preferences": "first pair, chosen completion ({mark})",
@@ -252,7 +252,7 @@ def _table(*columns: str, folded: Sequence[str] = ("result",)) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=column not in folded, justify="right" if column == "time" else "left")
     return table

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import typer
 
@@ -28,7 +29,7 @@ FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_worker() -> bool:
-    """Return whether this process was started by `launch_if_needed`, accelerate or torchrun."""
+    """Return whether this process was started by `launch`, accelerate or torchrun."""
     return "WORLD_SIZE" in os.environ
 
 
@@ -39,8 +40,8 @@ def limit_to_one_gpu(arguments: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
 
 
-def launch_if_needed(count: int, *, smoke: bool) -> None:
-    """Run this command in `count` processes and exit with their code. No-op if one is enough or this is a worker.
+def are_needed(count: int, *, smoke: bool) -> bool:
+    """Return whether this process must start workers: the recipe asks for several, and this is not one of them.
 
     Args:
         count: `launch.processes` of the recipe.
@@ -48,12 +49,19 @@ def launch_if_needed(count: int, *, smoke: bool) -> None:
 
     Raises:
         RecipeError: accelerate is configured to shard the model, which rlhf does itself.
-        typer.Exit: With the exit code of the processes.
     """
     _check_accelerate_config()
-    if count > 1 and not is_worker() and not smoke:
-        environment = {name: value for name, value in os.environ.items() if (name, value) not in ONE_GPU.items()}
-        raise typer.Exit(launch(count, sys.argv[1:], environment, real_stdout()))
+    return count > 1 and not is_worker() and not smoke
+
+
+def launch(count: int) -> NoReturn:
+    """Run this command in `count` processes and exit with their code.
+
+    Raises:
+        typer.Exit: With the exit code of the processes.
+    """
+    environment = {name: value for name, value in os.environ.items() if (name, value) not in ONE_GPU.items()}
+    raise typer.Exit(run_workers(count, sys.argv[1:], environment, real_stdout()))
 
 
 def _check_accelerate_config() -> None:
@@ -64,7 +72,7 @@ def _check_accelerate_config() -> None:
             raise RecipeError("recipe.unsupported-launcher", message, location=name, hint=hint)
 
 
-def launch(count: int, arguments: Sequence[str], environment: Mapping[str, str], stdout: int) -> int:
+def run_workers(count: int, arguments: Sequence[str], environment: Mapping[str, str], stdout: int) -> int:
     """Run `rlhf <arguments>` in `count` processes and return the exit code of the first one that fails, else 0.
 
     Args:

@@ -17,7 +17,7 @@ from rlhf_cli.formatting import format_exception
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# There is no space after the last colon: most tokenizers put it into the first token of the completion, so that the
+# The generation prompt ends without a space: most tokenizers put it into the first token of the completion, so that the
 # ids of the prompt are the first ids of prompt + completion.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"

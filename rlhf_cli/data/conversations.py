@@ -148,7 +148,7 @@ def read_transcript(text: str) -> list[Message]:
 
     Raises:
         DroppedRowError: The transcript has an empty turn or does not end with an assistant turn. Such rows are part of
-            the published dataset, where users cannot fix them.
+            the published dataset, which users cannot fix.
     """
     assert text.startswith(TRANSCRIPT_PREFIX)
     parts = _TURN.split(text)[1:]

@@ -1,7 +1,7 @@
 """Form right-padded batches of token sequences within a budget of tokens.
 
 Batches are padded on the right, so that positions count from the first token of each row. Causal attention never looks
-to the right, so a padded row gets the same scores as the row alone, without a mask. Rows of similar length share a
+to the right, so a padded row gets the same scores as by itself, without a mask. Rows of similar length share a
 batch, so that little of it is padding.
 
 Shapes: b rows of a batch, T its width, N its response tokens, row after row.

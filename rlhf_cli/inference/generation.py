@@ -1,8 +1,8 @@
 """Sample responses to prompts, in token ids, with transformers' `generate`.
 
-Tokens are sampled from softmax(logits / temperature) only: all other generation options are off, whatever the model's
-own generation_config says. Otherwise KL(policy ‖ reference) would be measured on another distribution than the sampled
-one. The log-probabilities of generation are not kept: the training forward pass computes them again.
+Tokens are sampled from softmax(logits / temperature) only: all other generation options are off, including those of the
+model's own generation_config. Otherwise KL(policy ‖ reference) would be measured on another distribution than the
+sampled one. The log-probabilities of generation are not kept: the training forward pass computes them again.
 
 A batch does not keep its full size until its longest response ends: each time half of its rows have ended, they leave
 it. transformers' continuous batching, which fills their places, was 10 to 30 times slower on a CPU.
@@ -37,7 +37,7 @@ def generate(
     """Sample one response per prompt from torch's global generator. A response includes its end token.
 
     Args:
-        model: The model, called as it is.
+        model: The model.
         prompts: Token ids, none empty.
         pad_id: The id to pad with.
         stops: Where a response ends.

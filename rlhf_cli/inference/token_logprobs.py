@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_cli.ppo import algorithm
-
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**26}  # at a time: 16 MiB, 256 MiB in float32; a CPU has a smaller cache
 
 
@@ -69,7 +67,11 @@ def _score_chunk(
     """Return log-probabilities (n,) and entropies (n,), or (0,) if not requested, of one chunk."""
     logits = head(hidden).float() / temperature  # (n, V)
     logprobs = -nn.functional.cross_entropy(logits, tokens, reduction="none")
-    return logprobs, algorithm.entropy(logits, 1.0) if with_entropy else logprobs[:0]
+    if not with_entropy:
+        return logprobs, logprobs[:0]
+    log_p = torch.log_softmax(logits, dim=-1)
+    # A token with p = 0 adds 0; 0 · −inf would be NaN.
+    return logprobs, -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
 
 
 class _FrozenHead(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Count what autograd saves in a forward pass, on torch's meta device, where tensors have a shape and no memory.
+"""Count the tensors that autograd saves in a forward pass, on torch's meta device: they have a shape and no memory.
 
 The tensors are those that autograd really saves, for any architecture and any target modules, in the dtypes that they
 will have. In one Llama block in float32 with LoRA on all its linear layers they take, per token, with hidden width H,
@@ -26,11 +26,11 @@ from torch.nn.functional import linear
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-ATTENTION = "rlhf_counted"  # name of the attention that saves what the fused kernels save
+ATTENTION = "rlhf_counted"  # name of the attention that saves the same tensors as the fused kernels
 
 
 class TracedForward(NamedTuple):
-    """What a forward pass of one row leaves in memory, in bytes."""
+    """Memory that a forward pass of one row leaves, in bytes."""
 
     saved: list[int]  # each tensor that autograd saves, in the order of saving
     checkpointed: int  # all that is alive if layers recompute their activations: their inputs, and the largest layer
@@ -47,10 +47,10 @@ def build_meta_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
 def trace_forward(
     model: PreTrainedModel, width: int, dtype: torch.dtype, *, padded: bool, eager: bool
 ) -> TracedForward:
-    """Call a model from `build_meta_model` with one row and count what its forward pass saves.
+    """Call a model from `build_meta_model` with one row and count the tensors that its forward pass saves.
 
     Args:
-        model: The model; parameters with gradients decide what autograd saves.
+        model: The model; autograd saves tensors for its parameters with gradients.
         width: Tokens of the row.
         dtype: The dtype of computation.
         padded: Whether attention gets a mask, as for padded rows.
@@ -141,7 +141,7 @@ class _SavedTensorRecorder:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Save what torch's fused attention saves for its backward pass, and return a tensor of the output's shape."""
+    """Save the same tensors as torch's fused attention, and return a tensor of the output's shape."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *further: Tensor) -> Tensor:

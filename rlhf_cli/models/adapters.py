@@ -283,9 +283,9 @@ def _copy_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder
     misshapen = [key for key in sorted(own.keys() & weights.keys()) if own[key].shape != weights[key].shape]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} tensors are missing, such as {missing[0]}")
+        problems.append(f"tensors are missing, such as {missing[0]} ({len(missing)} in total)")
     if unexpected:
-        problems.append(f"{len(unexpected)} tensors are unexpected, such as {unexpected[0]}")
+        problems.append(f"unexpected tensors, such as {unexpected[0]} ({len(unexpected)} in total)")
     if misshapen:
         key = misshapen[0]
         problems.append(f"{key}: found shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}")

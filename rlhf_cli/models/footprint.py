@@ -62,7 +62,7 @@ class ModelFootprint(NamedTuple):
 
 
 class MemoryBreakdown(NamedTuple):
-    """What is in memory at one moment, in bytes."""
+    """The memory in use at one moment by purpose, in bytes."""
 
     weights: float
     adapters: float

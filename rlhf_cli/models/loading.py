@@ -50,7 +50,7 @@ class ModelSizes(NamedTuple):
 
 
 def silence_library_logging() -> None:
-    """Silence what a user cannot act on: progress bars of loading and log messages among the libraries.
+    """Silence progress bars of loading and log messages among the libraries, which a user cannot act on.
 
     Call it before peft or trl is imported: bitsandbytes logs about an optional kernel while it is imported.
     """
@@ -131,7 +131,7 @@ def read_model_sizes(source: str, revision: str) -> ModelSizes:
 
 
 def load_causal_lm(base: Base, source: str, *, smoke: bool = False, sharded: bool = False) -> PreTrainedModel:
-    """Load the language model at `source` onto this process's device, quantized as `base` says, in eval mode.
+    """Load the language model at `source` onto this process's device, in eval mode.
 
     Args:
         base: Gives the revision, dtype, attention kernel and quantization.
@@ -269,8 +269,8 @@ def _check_tensors(class_name: str, info: dict[str, Any], source: str, may_lack:
         name, stored, expected = mismatched[0]
         raise ModelError(
             "model.shape-mismatch",
-            f"{len(mismatched)} tensors do not have the shape that config.json gives, such as {name}; "
-            f"found {tuple(stored)}, expected {tuple(expected)}.",
+            f"weights: tensors do not have the shape that config.json gives, such as {name} ({len(mismatched)} in "
+            f"total); found {tuple(stored)}, expected {tuple(expected)}.",
             location=source,
             hint="Download the model again: its config.json and its weights belong to different models.",
         )
@@ -278,7 +278,7 @@ def _check_tensors(class_name: str, info: dict[str, Any], source: str, may_lack:
     if missing:
         raise ModelError(
             "model.incomplete",
-            f"weights: {len(missing)} tensors of a {class_name} are missing, such as {missing[0]}.",
+            f"weights: tensors of a {class_name} are missing, such as {missing[0]} ({len(missing)} in total).",
             location=source,
             hint="Check that the download is complete and that the model is of this type.",
         )
@@ -367,7 +367,7 @@ def _errors_only() -> Iterator[None]:
 
 @contextmanager
 def _convert_load_errors(source: str) -> Iterator[None]:
-    """Convert what transformers raises about a missing, damaged or unknown model to a ModelError."""
+    """Convert exceptions of transformers about a missing, damaged or unknown model to a ModelError."""
     try:
         yield
     except torch.OutOfMemoryError:

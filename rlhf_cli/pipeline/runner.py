@@ -132,6 +132,8 @@ def run_stage(
     """
     distributed.init_process_group()
     if smoke:
+        if check_rows and distributed.is_main():  # before the stages that it needs run
+            preflight.check(recipe, [stage], runs_dir, smoke=True)
         recipe = smoke_recipe.shrink(recipe)
         _run_smoke_inputs(stage, recipe, runs_dir, reporter)
     opened: StageResult | _Opened | None = None
@@ -139,8 +141,8 @@ def run_stage(
     facts: dict[str, Any] = {}
     if distributed.is_main():
         found = find_all(stage, recipe, runs_dir, smoke=smoke)
-        if check_rows:
-            preflight.check_rows(recipe, [stage], smoke=smoke)
+        if check_rows and not smoke:
+            preflight.check_rows(recipe, [stage])
         resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
         opened = _up_to_date(resolved) if skip_if_done else None
         if opened is None:

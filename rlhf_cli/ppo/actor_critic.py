@@ -1,4 +1,4 @@
-"""Build policy, reference, reward and critic on one base model, and snapshot and save what PPO trains."""
+"""Build policy, reference, reward and critic on one base model, and snapshot and save the trained weights."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def build_actor_critic(
 ) -> ActorCritic:
     """Add the critic to the model, and make only policy and critic trainable.
 
-    A critic of kind adapter is a copy of the first reward run's adapter and head, which already knows what the score
-    depends on; without a reward run it is a copy of the policy's adapter with a head of zeros. A critic of kind shared
-    is a head of zeros on the policy's hidden states.
+    A critic of kind adapter is a copy of the first reward run's adapter and head, which already predicts the reward.
+    Without a reward run it is a copy of the policy's adapter with a head of zeros. A critic of kind shared is a head of
+    zeros on the policy's hidden states.
 
     Raises:
         ModelError: A reward run does not have a score head.
@@ -87,7 +87,7 @@ def restore_weights(actor_critic: ActorCritic, weights: Sequence[Tensor]) -> Non
 
 
 def save_critic(actor_critic: ActorCritic, folder: Path) -> None:
-    """Write the critic as a scorer, or its head alone into a `head` subdirectory if it cannot be a scorer.
+    """Write the critic as a scorer, or only its head into a `head` subdirectory if it cannot be a scorer.
 
     It cannot if it shares the policy's hidden states, or if it is a whole language model; the latter is saved, too.
     """

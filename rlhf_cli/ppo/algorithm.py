@@ -180,7 +180,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 def entropy(logits: Tensor, temperature: float) -> Tensor:
     """Compute the entropy of softmax(logits / temperature), in nats per token. (…, V) -> (…), float32.
 
-    H = −Σ p·log p (Shannon 1948, theorem 2).
+    H = −Σ p·log p (Shannon 1948, theorem 2). `inference.token_logprobs` computes the same without holding all logits.
     """
     x = logits.float() / temperature
     log_p = torch.log_softmax(x, dim=-1)

@@ -358,7 +358,7 @@ class PPOTrainer:
                 "model.not-resumable",
                 "this checkpoint holds the last valid policy of a run that diverged, and cannot be resumed.",
                 location=str(folder),
-                hint=f"Set `ppo.start: {folder / 'model'}`, change what made it diverge, and start a new run.",
+                hint=f"Set `ppo.start: {folder / 'model'}`, change the settings that made it diverge, and run again.",
             )
         state = load_state(folder / "state")
         restore_weights(self._actor_critic, state["weights"])

@@ -29,7 +29,7 @@ class Demonstrations(NamedTuple):
 
 
 class PPOData(NamedTuple):
-    """What PPO trains on."""
+    """The tokenizer and the data that PPO trains on."""
 
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
@@ -41,7 +41,7 @@ class RewardScores(NamedTuple):
     """Rewards of the B responses, without KL."""
 
     raw: Tensor  # (B,) weighted sum of the sources
-    shaped: Tensor  # (B,) normalized, clipped and penalized: what PPO learns from
+    shaped: Tensor  # (B,) normalized, clipped and penalized; PPO learns from these
     by_source: dict[str, list[float]]  # unweighted scores of each source; NaN for responses that it did not score
 
 

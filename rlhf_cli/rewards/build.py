@@ -5,6 +5,8 @@ To add a kind of reward source:
 1. write its scorer, a class with the methods of `RewardScorer`, in a file of its own;
 2. add one row to `SCORERS`;
 3. add the field with the same name to the section `RewardSource` of the recipe.
+
+Further options of the source are fields of `RewardSource` that `REWARD_OWNERS` in `recipe/validation/ppo.py` lists.
 """
 
 from __future__ import annotations

@@ -180,6 +180,20 @@ def test_command_whose_stdout_cannot_be_written_has_no_traceback(
     assert len(result.err.splitlines()) == len(codes)
 
 
+def test_process_that_is_not_main_prints_nothing_to_stdout_in_json_mode(
+    rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe_path(*_paths: object) -> Path:
+        print("a library prints")
+        return Path("r.yaml")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("rlhf_cli.cli.options.recipe_path", recipe_path)
+    result = rlhf("check", "-r", "r.yaml", "sft", "--json")
+    assert (result.code, result.out) == (0, "")
+    assert "a library prints" in result.err
+
+
 def test_rlhf_debug_adds_traceback_to_user_errors(rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in rlhf("check", "-r", "absent.yaml").err
     monkeypatch.setenv("RLHF_DEBUG", "1")

@@ -112,7 +112,8 @@ def test_init_at_file_exits_2_and_leaves_it_unchanged(rlhf: Rlhf, recipe_file: P
     before = recipe_file.read_text()
     result = rlhf("init", recipe_file, "--json")
     assert (result.code, result.issue["code"]) == (2, "recipe.directory-not-empty")
-    assert (result.issue["location"], result.issue["message"]) == (str(recipe_file), "is a file.")
+    assert result.issue["location"] == str(recipe_file)
+    assert result.issue["message"] == "is a file; expected a new or empty directory."
     assert recipe_file.read_text() == before
 
 

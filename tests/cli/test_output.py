@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 
@@ -67,6 +68,19 @@ def test_follow_renders_items_in_text_mode_only(capfd: pytest.CaptureFixture[str
 def test_error_in_text_mode_is_one_line_that_ends_with_its_code(capfd: pytest.CaptureFixture[str]) -> None:
     Output().error(2, [ISSUE])
     assert capfd.readouterr() == ("", LINE)
+
+
+def test_error_on_terminal_is_wrapped_between_words_and_indented(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    Output().error(2, [ISSUE])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capfd.readouterr().err)
+    assert [line.rstrip() for line in text.splitlines()] == [
+        "error  r.yaml:3:1  sft.bogus: unknown key. Did you mean",
+        "       [bonus]? [recipe.unknown-key]",
+    ]
 
 
 def test_error_in_json_mode_is_an_object_and_also_a_line(capfd: pytest.CaptureFixture[str]) -> None:

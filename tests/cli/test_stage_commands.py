@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,7 +187,7 @@ def test_failed_gate_is_shown_again_if_the_evaluation_is_up_to_date(rlhf: Rlhf, 
         result = rlhf(*words)
         assert result.code == 8
         assert f"eval     {state}, gate failed: runs/bot/eval/v0001" in result.out
-        assert "\n eval     gate failed " in result.out  # in the table
+        assert re.search(r"\n eval +gate failed ", result.out)  # in the table
     stages = rlhf(*words, "--json").json["stages"]
     assert {stage["stage"]: stage["status"] for stage in stages} == {
         "sft": "ok", "reward": "ok", "ppo": "ok", "eval": "gate failed",

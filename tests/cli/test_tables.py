@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from rlhf_cli.cli import tables
+from rlhf_cli.runs.layout import RunEntry
 
 
 def render(previews: list[dict[str, Any]]) -> list[str]:
@@ -34,6 +36,43 @@ def test_preview_facts_are_aligned_with_thousands_separators() -> None:
 def test_previews_of_several_stages_are_printed_in_order() -> None:
     lines = render([{"stage": "sft", "facts": {}}, {"stage": "export", "facts": {"base": "org/model"}}])
     assert lines == ["sft", "export", "  base  org/model"]
+
+
+def entry(stage: str, metrics: dict[str, float]) -> RunEntry:
+    manifest = {"started": "2026-03-04T05:06:07Z", "seconds": 5.0, "smoke": False, "metrics": metrics}
+    return RunEntry("bot", stage, "v0001", Path("runs/bot") / stage / "v0001", manifest)
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (
+            60,
+            [
+                "run               state     started      time  result",
+                "bot/reward@v0001  complete  03-04 05:06  0:05  reward.train_loss",
+                "                                               0.5",
+                "                                               reward.accuracy 0.75",
+            ],
+        ),
+        (
+            120,
+            [
+                "run               state     started           time  result",
+                "bot/reward@v0001  complete  2026-03-04 05:06  0:05  reward.train_loss 0.5  reward.accuracy 0.75",
+            ],
+        ),
+    ],
+)
+def test_runs_on_terminal_wrap_the_result_between_words(
+    capsys: pytest.CaptureFixture[str], width: int, lines: list[str]
+) -> None:
+    entries = [entry("reward", {"reward.train_loss": 0.5, "reward.accuracy": 0.75})]
+    tables.print_runs(Console(force_terminal=True, width=width), Path("runs"), entries)
+    header, rule, *rows = capsys.readouterr().out.splitlines()
+    assert [header, *rows] == lines
+    assert set(rule) == {"─"}
+    assert len(rule) <= width
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_count_mixture_returns_counts_of_load(jsonl: Jsonl) -> None:
 
 
 def test_load_column_that_appears_late_applies_to_all_rows(jsonl: Jsonl) -> None:
-    early = [{"text": f"t{n}", "n": "x" * 1000} for n in range(5000)]  # more than the batches that tell the columns
+    early = [{"text": f"t{n}", "n": "x" * 1000} for n in range(5000)]  # more rows than HEAD_BATCHES hold
     path = jsonl(*early, {"prompt": "a", "completion": "b"})
     issues = file_issues(path)
     assert (issues[0].code, issues[0].location) == ("data.missing-field", f"{path}:1")

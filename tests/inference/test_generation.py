@@ -43,7 +43,7 @@ def generate(model: PreTrainedModel, prompts: list[list[int]], **options: Any) -
     return generation.generate(model, prompts, **{**defaults, "temperature": NEARLY_GREEDY, **options})
 
 
-def generate_alone(model: PreTrainedModel, prompt: list[int], stop_ids: Sequence[int], count: int) -> list[int]:
+def generate_single(model: PreTrainedModel, prompt: list[int], stop_ids: Sequence[int], count: int) -> list[int]:
     """Generate greedily for one prompt, with plain forward passes."""
     ids = list(prompt)
     for _ in range(count):
@@ -67,9 +67,9 @@ def tokenizer(base_folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def test_generate_padded_batches_equal_each_prompt_alone_in_order(model: PreTrainedModel, ragged: Ragged) -> None:
+def test_generate_padded_batches_equal_single_prompts_in_order(model: PreTrainedModel, ragged: Ragged) -> None:
     prompts, _ = ragged
-    expected = [generate_alone(model, prompt, [EOS], 6) for prompt in prompts]
+    expected = [generate_single(model, prompt, [EOS], 6) for prompt in prompts]
     assert len({tuple(response) for response in expected}) > 4  # the prompts matter
     assert generate(model, prompts) == expected
 
@@ -80,7 +80,7 @@ def test_generate_several_stop_ids_ends_at_the_first(model: PreTrainedModel, rag
     stop_ids = [free[0][2], free[3][1]]  # tokens in the middle of responses
     stops = StopIds(*stop_ids)
     stopped = generate(model, prompts, stops=stops)
-    assert stopped == [stops.trim(generate_alone(model, prompt, stop_ids, 6)) for prompt in prompts]
+    assert stopped == [stops.trim(generate_single(model, prompt, stop_ids, 6)) for prompt in prompts]
     assert any(len(response) < 6 and response[-1] in stop_ids for response in stopped)
 
 
@@ -96,9 +96,9 @@ def test_generate_rows_that_ended_leave_the_batch_without_changing_the_others(
     model: PreTrainedModel, ragged: Ragged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = ragged[0] * 3
-    free = [generate_alone(model, prompt, [], 12) for prompt in prompts]
+    free = [generate_single(model, prompt, [], 12) for prompt in prompts]
     stops = StopIds(*{free[0][1], free[1][4], free[2][8]})  # responses of many lengths
-    expected = [generate_alone(model, prompt, stops.ids, 12) for prompt in prompts]
+    expected = [generate_single(model, prompt, stops.ids, 12) for prompt in prompts]
     assert len({len(response) for response in expected}) > 3
     batch_sizes: list[int] = []
     library_generate = model.generate
@@ -118,7 +118,7 @@ def test_generate_stop_string_ends_responses_that_contain_it(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ragged: Ragged
 ) -> None:
     prompts, _ = ragged
-    free = [generate_alone(model, prompt, [EOS], 8) for prompt in prompts]
+    free = [generate_single(model, prompt, [EOS], 8) for prompt in prompts]
     row, start = next(
         (i, j) for i, ids in enumerate(free) for j in range(1, 6) if ids[j] != ids[j - 1] and min(ids[: j + 2]) > 3
     )

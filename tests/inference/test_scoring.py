@@ -87,9 +87,9 @@ def test_final_scores_equal_sequence_classifier_on_each_row(
         expected = torch.cat([scorer(torch.tensor([ids])).logits[:, 0] for ids in sequences])
     model = make_actor_critic(sft_folder, reward_folder).model
     together = scoring.final_scores(model, "reward", sequences, pad_id=pad_id, max_tokens=10_000)
-    alone = [scoring.final_scores(model, "reward", [ids], pad_id=pad_id, max_tokens=10_000) for ids in sequences]
+    single = [scoring.final_scores(model, "reward", [ids], pad_id=pad_id, max_tokens=10_000) for ids in sequences]
     assert_close(together, expected)
-    assert_close(torch.cat(alone), expected)
+    assert_close(torch.cat(single), expected)
     assert expected.std() > 0.01  # the rows differ, so order matters
 
 

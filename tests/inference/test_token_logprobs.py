@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_cli.inference import token_logprobs
 from rlhf_cli.inference.token_logprobs import chunked_token_scores
+from rlhf_cli.ppo import algorithm
 
 N, H, V = 23, 16, 40
 TEMPERATURE = 0.7
@@ -87,6 +88,13 @@ def test_chunked_token_scores_impossible_token_adds_nothing_to_entropy(drawn: Dr
     entropy.sum().backward()
     assert hidden.grad is not None
     assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_chunked_token_scores_entropy_equals_that_of_the_algorithm(drawn: Drawn, is_trained: bool) -> None:
+    layer = nn.Linear(H, V).requires_grad_(is_trained)
+    scores = chunked_token_scores(layer, V, drawn.hidden, drawn.tokens, TEMPERATURE, with_entropy=True)
+    torch.testing.assert_close(scores.entropy, algorithm.entropy(layer(drawn.hidden), TEMPERATURE))
 
 
 def test_chunked_token_scores_hold_one_chunk_of_logits_at_a_time(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,9 @@ def test_load_policy_from_adapter_equals_the_model_that_peft_loads(
     base_folder: Path, adapter: Adapter, make_adapter: MakeAdapter
 ) -> None:
     folder = make_adapter()
-    ours = load_policy(base_folder, adapter, folder)
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
-    assert torch.equal(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits)
+    found = load_policy(base_folder, adapter, folder)
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
+    assert torch.equal(found(input_ids=IDS).logits, by_peft(input_ids=IDS).logits)
 
 
 def test_attach_causal_adapter_starts_a_scorer_and_the_reverse(
@@ -63,11 +63,11 @@ def test_attach_scorer_starts_with_the_stored_score_head(
     base_folder: Path, adapter: Adapter, make_adapter: MakeAdapter, padded: Padded
 ) -> None:
     folder = make_adapter("SEQ_CLS")
-    ours = adapters.attach(load_scorer(base_of(base_folder), str(base_folder)), adapter, task="SEQ_CLS", start=folder)
-    theirs = PeftModel.from_pretrained(
+    found = adapters.attach(load_scorer(base_of(base_folder), str(base_folder)), adapter, task="SEQ_CLS", start=folder)
+    by_peft = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1), folder
     )
-    assert torch.equal(ours(**padded["right"]).logits, theirs(**padded["right"]).logits)
+    assert torch.equal(found(**padded["right"]).logits, by_peft(**padded["right"]).logits)
 
 
 def test_attach_not_trainable_has_no_trainable_parameter(
@@ -105,9 +105,9 @@ def test_load_policy_on_a_16_bit_base_keeps_adapter_weights_in_float32(base_fold
 def test_load_policy_dora_starts_from_dora(base_folder: Path, make_adapter: MakeAdapter) -> None:
     folder = make_adapter(use_dora=True)
     adapter = Adapter(rank=4, alpha=8, dora=True)
-    ours = load_policy(base_folder, adapter, folder)
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
-    assert torch.equal(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits)
+    found = load_policy(base_folder, adapter, folder)
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
+    assert torch.equal(found(input_ids=IDS).logits, by_peft(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,16 @@ def test_load_policy_start_lacks_tensors_raises_issue(
     folder = make_adapter(target_modules=["q_proj", "v_proj"])
     with raises_issue("model.adapter-mismatch", error=ModelError, location=str(folder)) as issues:
         load_policy(base_folder, adapter, folder)
-    assert "20 tensors are missing, such as base_model.model.model.layers.0." in issues[0].message
+    assert "tensors are missing, such as base_model.model.model.layers.0." in issues[0].message
+    assert "(20 in total)" in issues[0].message
 
 
 def test_load_policy_start_has_unexpected_tensors_raises_issue(base_folder: Path, make_adapter: MakeAdapter) -> None:
     adapter = Adapter(rank=4, alpha=8, target_modules=["q_proj"])
     with raises_issue("model.adapter-mismatch", error=ModelError) as issues:
         load_policy(base_folder, adapter, make_adapter())
-    assert "24 tensors are unexpected, such as base_model.model.model.layers.0." in issues[0].message
+    assert "unexpected tensors, such as base_model.model.model.layers.0." in issues[0].message
+    assert "(24 in total)" in issues[0].message
 
 
 def test_load_policy_start_of_other_shapes_raises_issue(

@@ -1,4 +1,4 @@
-"""Test that what is counted on the meta device is what real models take."""
+"""Test that counts on the meta device equal the memory of real models."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from transformers import (
 from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.models import adapters, loading
 from rlhf_cli.recipe.schema import Adapter, Base
+from tests.support.damaged_models import DAMAGES
 from tests.support.issues import raises_issue
 from tests.support.plain_models import MakeAdapter, base_of
 
@@ -135,15 +137,72 @@ def test_load_missing_directory_raises_issue_without_asking_the_hub(
     assert issues[0].message == "model directory not found."
 
 
-def test_load_missing_tensors_raises_issue(tmp_path: Path, base_folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base_folder)
-    state = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.mlp.up_proj" not in name}
-    model.save_pretrained(tmp_path, state_dict=state)
+@pytest.mark.parametrize(
+    ("damage", "message", "hint"),
+    [
+        ("truncated_weights", "the model cannot be loaded: SafetensorError: ", "Use a complete directory"),
+        ("no_weights", "the model cannot be loaded: OSError: ", "Use a complete directory"),
+        ("config_is_not_json", "the model cannot be loaded: OSError: ", "Use a complete directory"),
+        ("unknown_architecture", "the model cannot be loaded: ", "Use a complete directory"),
+        (
+            "only_pickled_weights",
+            "weights: pickles can run code when they are loaded; found only pickles (pytorch_model.bin), expected "
+            "*.safetensors.",
+            "Use a version with *.safetensors",
+        ),
+        (
+            "missing_tensor",
+            "weights: tensors of a LlamaForCausalLM are missing, such as model.norm.weight (1 in total).",
+            "Check that the download is complete",
+        ),
+        (
+            "another_width",
+            "weights: tensors do not have the shape that config.json gives, such as lm_head.weight (21 in total); "
+            "found (64, 64), expected (64, 128).",
+            "Download the model again",
+        ),
+    ],
+)
+def test_load_damaged_directory_raises_issue(
+    tmp_path: Path, base_folder: Path, damage: str, message: str, hint: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base_folder, folder)
+    make_damage, code = DAMAGES[damage]
+    make_damage(folder)
+    with raises_issue(f"model.{code}", error=ModelError, location=str(folder)) as issues:
+        loading.load_causal_lm(base_of(folder), str(folder))
+    assert issues[0].message.startswith(message)
+    assert issues[0].hint.startswith(hint)
+
+
+def test_load_directory_without_config_raises_issue(tmp_path: Path) -> None:
     with raises_issue("model.incomplete", error=ModelError, location=str(tmp_path)) as issues:
         loading.load_causal_lm(base_of(tmp_path), str(tmp_path))
-    assert issues[0].message == (
-        "weights: 1 tensors of a LlamaForCausalLM are missing, such as model.layers.1.mlp.up_proj.weight."
-    )
+    assert issues[0].message == "config.json not found in the directory."
+    assert issues[0].hint == "Name the directory of a transformers model."
+
+
+def test_load_tokenizer_directory_without_one_raises_issue(base_folder: Path) -> None:
+    with raises_issue("model.incomplete", error=ModelError, location=str(base_folder)) as issues:
+        loading.load_tokenizer(str(base_folder), "main")
+    assert issues[0].message == "tokenizer: not found in the directory."
+    assert issues[0].hint.startswith("Copy the model's tokenizer.json and tokenizer_config.json")
+
+
+def test_load_reward_model_config_with_two_labels_raises_issue(tmp_path: Path) -> None:
+    LlamaConfig(num_labels=2).save_pretrained(tmp_path)
+    with raises_issue("model.not-a-reward-model", error=ModelError, location=str(tmp_path)) as issues:
+        loading.load_reward_model_config(str(tmp_path), "main")
+    assert issues[0].message == "llama: a reward model has one label; found 2 labels, expected 1."
+    assert "trained as a reward model" in issues[0].hint
+
+
+def test_load_reward_model_config_of_an_adapter_raises_issue(make_adapter: MakeAdapter) -> None:
+    folder = make_adapter("SEQ_CLS")
+    with raises_issue("model.wrong-kind", error=ModelError, location=str(folder)) as issues:
+        loading.load_reward_model_config(str(folder), "main")
+    assert issues[0].message == "found an adapter, expected a whole reward model."
 
 
 def test_load_adapter_as_base_raises_issue(make_adapter: MakeAdapter) -> None:

@@ -67,28 +67,28 @@ def take_steps(model: MultiAdapterModel, role: str, batch: Batch, steps: int = 3
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_use_policy_equals_its_adapter_alone(
+def test_use_policy_equals_a_separate_model(
     model: MultiAdapterModel, base_folder: Path, folders: Folders, padded: Padded, side: str
 ) -> None:
-    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folders["policy"])
+    separate = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folders["policy"])
     with torch.no_grad():
-        expected = alone(**padded[side]).logits
+        expected = separate(**padded[side]).logits
         assert torch.equal(logits_of(model, "policy", padded[side]), expected)
         assert torch.equal(model.output_head("policy")(model.hidden_states("policy", **padded[side])), expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_heads_reward_equals_its_model_alone(
+def test_heads_reward_equals_a_separate_model(
     model: MultiAdapterModel, base_folder: Path, folders: Folders, padded: Padded, side: str
 ) -> None:
-    alone = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
-    alone = PeftModel.from_pretrained(alone, folders["reward"])
-    alone.config.pad_token_id = PAD
+    separate = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+    separate = PeftModel.from_pretrained(separate, folders["reward"])
+    separate.config.pad_token_id = PAD
     with torch.no_grad():
-        expected = alone(**padded[side]).logits[:, 0]
+        expected = separate(**padded[side]).logits[:, 0]
         values = model.heads["reward"](model.hidden_states("reward", **padded[side]))  # (B, T)
-    ours = values.gather(1, heads.score_index(padded[side]["input_ids"], PAD)[:, None])[:, 0]
-    torch.testing.assert_close(ours, expected)  # the head's sum runs in another order
+    found = values.gather(1, heads.score_index(padded[side]["input_ids"], PAD)[:, None])[:, 0]
+    torch.testing.assert_close(found, expected)  # the head's sum runs in another order
 
 
 def test_use_base_role_is_the_base_and_shares_it_with_adapters(
@@ -104,8 +104,8 @@ def test_use_base_role_is_the_base_and_shares_it_with_adapters(
     assert torch.equal(logits_of(model, "reference", padded["left"]), expected)
     assert torch.equal(logits_of(model, "policy", padded["left"]), before)
     assert not torch.equal(before, expected)
-    with torch.no_grad(), model.use("policy"), model.use("reference") as model:
-        assert torch.equal(model(**padded["left"]).logits, expected)
+    with torch.no_grad(), model.use("policy"), model.use("reference") as causal_lm:
+        assert torch.equal(causal_lm(**padded["left"]).logits, expected)
     assert model.parameters("reference") == []
 
 
@@ -123,9 +123,8 @@ def test_set_trainable_base_role_gets_an_adapter(base_folder: Path, adapter: Ada
 def test_load_keeps_one_copy_of_every_base_tensor(
     base_folder: Path, adapter: Adapter, folders: Folders, quantize: str
 ) -> None:
-    base = Base(model=str(base_folder), quantize=quantize)
-    model = MultiAdapterModel.load(base, adapter, str(base_folder), folders)
-    model.add("value", copy_of="reward")
+    base = base_of(base_folder, quantize=quantize)
+    model = load_with_value(base_folder, adapter, folders, base)
     plain = load_causal_lm(base, str(base_folder))
 
     def storages(parameters: list[nn.Parameter]) -> set[int]:
@@ -135,7 +134,7 @@ def test_load_keeps_one_copy_of_every_base_tensor(
     seen: list[nn.Parameter] = []
     for name in ("policy", "reference", "reward", "value"):
         with model.use(name) as causal_lm:
-            seen += list(model.parameters())
+            seen += list(causal_lm.parameters())
     in_adapters = storages(own)
     assert len(storages(seen) - in_adapters) == len(storages(list(plain.parameters())))
     assert sum(p.nbytes for p in {id(p): p for p in seen}.values()) == sum(p.nbytes for p in plain.parameters()) + sum(
@@ -160,7 +159,8 @@ def test_training_value_leaves_reward_and_its_head_unchanged(model: MultiAdapter
 
     def score(name: str) -> torch.Tensor:
         with torch.no_grad():
-            return model.heads[name](model.hidden_states(name, **batch))
+            scores: torch.Tensor = model.heads[name](model.hidden_states(name, **batch))
+        return scores
 
     reward = score("reward")
     assert torch.equal(score("value"), reward)  # a copy, head included
@@ -172,7 +172,8 @@ def test_training_value_leaves_reward_and_its_head_unchanged(model: MultiAdapter
 
 def test_set_trainable_makes_only_these_roles_trainable(model: MultiAdapterModel) -> None:
     def trained() -> set[str]:
-        assert not any(p.requires_grad for p in model._base.get_input_embeddings().parameters())
+        with model.use("reference") as causal_lm:
+            assert not causal_lm.get_input_embeddings().weight.requires_grad
         flags = {name: {p.requires_grad for p in model.parameters(name)} for name in model.roles}
         assert all(len(kinds) == 1 for kinds in flags.values())
         return {name for name, kinds in flags.items() if True in kinds}
@@ -194,22 +195,21 @@ def test_use_nested_returns_to_the_outer_role(model: MultiAdapterModel, padded: 
     policy, reward = logits_of(model, "policy", batch), logits_of(model, "reward", batch)
     with torch.no_grad(), model.use("policy") as causal_lm:
         with model.use("reward"):
-            assert torch.equal(model(**batch).logits, reward)
-        assert torch.equal(model(**batch).logits, policy)
+            assert torch.equal(causal_lm(**batch).logits, reward)
+        assert torch.equal(causal_lm(**batch).logits, policy)
         with pytest.raises(RuntimeError), model.use("reward"):
             raise RuntimeError
-        assert torch.equal(model(**batch).logits, policy)
+        assert torch.equal(causal_lm(**batch).logits, policy)
 
 
 def test_load_turns_dropout_of_the_recipe_off(base_folder: Path, folders: Folders, padded: Padded) -> None:
     adapter = Adapter(rank=4, alpha=8, dropout=0.5)
-    model = MultiAdapterModel.load(base_of(base_folder), adapter, str(base_folder), folders)
-    model.add("value", copy_of="reward")
+    model = load_with_value(base_folder, adapter, folders)
     model.set_trainable(["policy", "value"])
     with torch.no_grad(), model.use("policy") as causal_lm:
-        expected = model(**padded["left"]).logits
-        model.train()
-        assert torch.equal(model(**padded["left"]).logits, expected)
+        expected = causal_lm(**padded["left"]).logits
+        causal_lm.train()
+        assert torch.equal(causal_lm(**padded["left"]).logits, expected)
 
 
 def test_save_policy_equals_what_peft_loads(
@@ -222,12 +222,12 @@ def test_save_policy_equals_what_peft_loads(
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "out")
-    ours = load_policy(base_of(base_folder), adapter, str(base_folder), tmp_path / "out")
+    by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "out")
+    found = load_policy(base_of(base_folder), adapter, str(base_folder), tmp_path / "out")
     with torch.no_grad():
         expected = logits_of(model, "policy", padded["left"])
-        assert torch.equal(theirs(**padded["left"]).logits, expected)
-        assert torch.equal(ours(**padded["left"]).logits, expected)
+        assert torch.equal(by_peft(**padded["left"]).logits, expected)
+        assert torch.equal(found(**padded["left"]).logits, expected)
 
 
 def test_save_critic_keeps_its_head(
@@ -237,25 +237,25 @@ def test_save_critic_keeps_its_head(
     take_steps(model, "value", padded["left"])
     model.save("value", tmp_path)
     again = MultiAdapterModel.load(base_of(base_folder), adapter, str(base_folder), {"value": tmp_path})
-    theirs = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
-    theirs = PeftModel.from_pretrained(theirs, tmp_path)
-    theirs.config.pad_token_id = PAD
+    by_peft = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1)
+    by_peft = PeftModel.from_pretrained(by_peft, tmp_path)
+    by_peft.config.pad_token_id = PAD
     with torch.no_grad():
         expected = model.heads["value"](model.hidden_states("value", **padded["right"]))
         assert torch.equal(again.heads["value"](again.hidden_states("value", **padded["right"])), expected)
         at = heads.score_index(padded["right"]["input_ids"], PAD)[:, None]
-        torch.testing.assert_close(theirs(**padded["right"]).logits, expected.gather(1, at))
+        torch.testing.assert_close(by_peft(**padded["right"]).logits, expected.gather(1, at))
 
 
-def test_use_policy_generates_like_its_adapter_alone(
+def test_use_policy_generates_like_a_separate_model(
     model: MultiAdapterModel, base_folder: Path, folders: Folders
 ) -> None:
-    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folders["policy"])
+    separate = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folders["policy"])
     prompt = torch.tensor([[1, 5, 9]])
     settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False}
     with model.use("policy") as causal_lm:
-        ours = model.generate(prompt, **settings)
-    assert torch.equal(ours, alone.generate(input_ids=prompt, **settings))
+        found = causal_lm.generate(prompt, **settings)
+    assert torch.equal(found, separate.generate(input_ids=prompt, **settings))
 
 
 def test_load_without_adapter_makes_each_role_a_whole_model(base_folder: Path, padded: Padded, tmp_path: Path) -> None:
@@ -281,7 +281,8 @@ def test_load_without_adapter_makes_each_role_a_whole_model(base_folder: Path, p
     assert torch.equal(logits_of(model, "reward", batch), reward)
     model.save("value", tmp_path / "value")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "value")
-    assert torch.equal(again.score.weight[0], model.heads["value"].weight)
+    (weight,) = model.heads["value"].parameters()
+    assert torch.equal(again.score.weight[0], weight)
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
@@ -289,22 +290,19 @@ def test_use_16_bit_base_computes_in_16_bits_and_trains_float32_weights(
     base_folder: Path, adapter: Adapter, padded: Padded, is_whole: bool
 ) -> None:
     def load(dtype: str) -> MultiAdapterModel:
-        folders = {"policy": None, "reference": None}
-        model = MultiAdapterModel.load(
-            Base(model=str(base_folder), dtype=dtype), None if is_whole else adapter, str(base_folder), folders
-        )
+        roles: Folders = {"policy": None, "reference": None}
+        settings = None if is_whole else adapter
+        model = MultiAdapterModel.load(base_of(base_folder, dtype=dtype), settings, str(base_folder), roles)
         model.set_trainable(["policy"])
         return model
 
     model, exact = load("bfloat16"), load("float32")
     assert {p.dtype for p in model.parameters("policy")} == {torch.float32}
-    found, reference = (
-        model.hidden_states("policy", **padded["right"]),
-        model.hidden_states("reference", **padded["right"]),
-    )
-    logits_of = model.output_head("policy")
+    found = model.hidden_states("policy", **padded["right"])
+    reference = model.hidden_states("reference", **padded["right"])
+    output_head = model.output_head("policy")
     with model.use("policy"):
-        assert logits_of(found).dtype == torch.bfloat16
+        assert output_head(found).dtype == torch.bfloat16
     expected = exact.hidden_states("policy", **padded["right"])
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
     torch.testing.assert_close(found.float(), reference.float(), rtol=0.1, atol=0.1)
@@ -337,5 +335,5 @@ def test_load_base_that_caps_its_logits_raises_issue(tmp_path: Path, adapter: Ad
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     code, location = "model.unsupported-architecture", str(tmp_path)
     with raises_issue(code, error=ModelError, location=location) as issues:
-        MultiAdapterModel.load(Base(model=str(tmp_path)), adapter, str(tmp_path), {"policy": None})
+        MultiAdapterModel.load(base_of(tmp_path), adapter, str(tmp_path), {"policy": None})
     assert issues[0].message == "Gemma2ForCausalLM: a cap or a scale on the logits is not supported."

@@ -42,7 +42,7 @@ def test_save_tiny_model_keeps_architecture_and_layer_types(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("kv_heads", "expected"), [(1, 1), (3, 2), (6, 4)])
 def test_save_tiny_model_keeps_the_kind_of_attention(tmp_path: Path, kv_heads: int, expected: int) -> None:
-    """Multi-query, grouped-query and multi-head attention stay what they are."""
+    """Multi-query, grouped-query and multi-head attention keep their kind."""
     config = LlamaConfig(
         vocab_size=30,
         hidden_size=96,

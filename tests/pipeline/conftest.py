@@ -1,8 +1,17 @@
-"""Fixtures: stages replaced with light stand-ins, and a project that refers to everything that a stage can read."""
+"""Fixtures: stages replaced with light stand-ins, and projects with everything that a stage can read."""
 
 from __future__ import annotations
 
 from tests.support.full_project import new_project, project
 from tests.support.stand_ins import calls, recipe_file, set_stage, stand_ins
+from tests.support.training_project import training_project
 
-__all__ = ["calls", "new_project", "project", "recipe_file", "set_stage", "stand_ins"]  # fixtures
+__all__ = [  # fixtures
+    "calls",
+    "new_project",
+    "project",
+    "recipe_file",
+    "set_stage",
+    "stand_ins",
+    "training_project",
+]

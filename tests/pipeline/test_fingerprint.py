@@ -66,9 +66,7 @@ def test_fingerprint_changes_with_setting_of_stage(project: FullProject, stage: 
         ("sft", "sft.learning_rate=0.0002"),  # the default
     ],
 )
-def test_fingerprint_ignores_setting_that_stage_does_not_read(
-    project: FullProject, stage: str, override: str
-) -> None:
+def test_fingerprint_ignores_setting_that_stage_does_not_read(project: FullProject, stage: str, override: str) -> None:
     assert project.resolve(stage, override).fingerprint == project.resolve(stage).fingerprint
 
 
@@ -109,9 +107,7 @@ def score(): from late import later
 @pytest.mark.parametrize(
     "imported", ["words/__init__.py", "words/lists.py", "words/more.py", "words/deep/there.py", "tone.py", "late.py"]
 )
-def test_fingerprint_changes_with_local_import_of_reward_file(
-    project: FullProject, stage: str, imported: str
-) -> None:
+def test_fingerprint_changes_with_local_import_of_reward_file(project: FullProject, stage: str, imported: str) -> None:
     folder = project.folder
     (folder / "words" / "deep").mkdir(parents=True)
     (folder / "f.py").write_text(IMPORTING_REWARD)
@@ -153,9 +149,7 @@ def test_fingerprint_changes_with_weights_of_reward_model(project_with_reward_so
 
 
 @pytest.mark.parametrize("field", ["timeout=3", "batch_size=3", "retries=0"])
-def test_fingerprint_ignores_how_reward_server_is_reached(
-    project_with_reward_sources: FullProject, field: str
-) -> None:
+def test_fingerprint_ignores_how_reward_server_is_reached(project_with_reward_sources: FullProject, field: str) -> None:
     """So that a run that a server's failure ended can be resumed with a longer timeout."""
     project = project_with_reward_sources
     assert project.resolve("ppo", f"ppo.reward.2.{field}").fingerprint == project.resolve("ppo").fingerprint

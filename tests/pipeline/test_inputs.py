@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from rlhf_cli.errors import ModelError
 from rlhf_cli.pipeline.inputs import Input, verify_inputs
 from rlhf_cli.pipeline.resolve import ResolvedStage

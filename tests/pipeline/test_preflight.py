@@ -23,9 +23,7 @@ class Preflight:
     def __init__(self, recipe_file: Path) -> None:
         self.recipe_file, self.runs = recipe_file, recipe_file.parent / "runs"
 
-    def check(
-        self, *overrides: str, stages: Sequence[str] = CHAIN, smoke: bool = False, thorough: bool = True
-    ) -> None:
+    def check(self, *overrides: str, stages: Sequence[str] = CHAIN, smoke: bool = False, thorough: bool = True) -> None:
         """Check the references of `stages`."""
         recipe = load_recipe(self.recipe_file, overrides, stages)
         check_references(recipe, stages, self.runs, smoke=smoke, thorough=thorough)

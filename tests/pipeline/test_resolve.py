@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from rlhf_cli.errors import RecipeError
@@ -39,9 +37,7 @@ def test_folder_of_run_is_resolved_to_its_version(project: FullProject) -> None:
 @pytest.mark.parametrize(
     ("stage", "smoke", "code"), [("sft", True, "recipe.smoke-run"), ("reward", False, "recipe.wrong-stage")]
 )
-def test_folder_of_run_must_fit_like_a_reference(
-    project: FullProject, stage: str, smoke: bool, code: str
-) -> None:
+def test_folder_of_run_must_fit_like_a_reference(project: FullProject, stage: str, smoke: bool, code: str) -> None:
     folder = make_run(project.runs_dir, stage, smoke=smoke)
     with raises_issue(code, error=RecipeError, location="ppo.start"):
         project.resolve("ppo", f"ppo.start={folder}")
@@ -73,7 +69,7 @@ def test_hub_reward_model_is_pinned_to_its_commit(project: FullProject, monkeypa
 def test_hub_base_and_dataset_are_pinned_to_their_commits(
     project: FullProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resolve_commit(repo_type: str, repo: str, revision: str, *, location: str) -> str:
+    def resolve_commit(repo_type: str, repo: str, revision: str, **_: str) -> str:
         return f"{repo_type}-{repo}-{revision}"
 
     monkeypatch.setattr("rlhf_cli.models.hub.resolve_commit", resolve_commit)
@@ -110,7 +106,7 @@ def test_model_path_is_model_folder_of_run_or_none(project: FullProject) -> None
     assert project.resolve("ppo", "ppo.start=base").model_path("start") is None
 
 
-def test_stage_without_base_has_no_base_path(project: FullProject, tmp_path: Path) -> None:
+def test_stage_without_base_has_no_base_path(project: FullProject) -> None:
     assert project.resolve("pretrain").base_path == "scratch"
     assert project.resolve("pretrain", f"pretrain.start={project.folder}/base").base_path == f"{project.folder}/base"
     assert project.resolve("sft").base_path == f"{project.folder}/base"

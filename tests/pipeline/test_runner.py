@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_single_stage_is_skipped_only_if_asked(project: ChainProject) -> None:
 
 
 def test_failure_after_start_leaves_no_manifest(project: ChainProject, set_stage: SetStage) -> None:
-    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def run(_: ResolvedStage, run: Run) -> StageMetrics:
         run.begin(3, "steps")
         raise ModelError("model.load-failed", "does not fit.")
 
@@ -118,7 +119,7 @@ def test_failure_after_start_leaves_no_manifest(project: ChainProject, set_stage
 
 
 def test_library_error_is_logged_once_with_traceback(project: ChainProject, set_stage: SetStage) -> None:
-    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def run(_: ResolvedStage, run: Run) -> StageMetrics:
         run.begin(3, "steps")
         try:
             raise ValueError("a width of 3")
@@ -136,9 +137,7 @@ def test_library_error_is_logged_once_with_traceback(project: ChainProject, set_
 
 
 def test_failure_before_start_leaves_no_folder(project: ChainProject, set_stage: SetStage) -> None:
-    import logging
-
-    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def run(*_: object) -> StageMetrics:
         logging.getLogger("rlhf_cli").info("reading")
         raise DataError("data.no-rows", "no rows.")
 
@@ -150,7 +149,7 @@ def test_failure_before_start_leaves_no_folder(project: ChainProject, set_stage:
 
 
 def test_unexpected_error_is_logged_and_raised(project: ChainProject, set_stage: SetStage) -> None:
-    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def run(*_: object) -> StageMetrics:
         raise ZeroDivisionError("oh")
 
     set_stage("sft", run)
@@ -161,7 +160,7 @@ def test_unexpected_error_is_logged_and_raised(project: ChainProject, set_stage:
 
 @pytest.mark.parametrize("began", [True, False])
 def test_keyboard_interrupt_is_a_stop_not_a_failure(project: ChainProject, set_stage: SetStage, began: bool) -> None:
-    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def run(_: ResolvedStage, run: Run) -> StageMetrics:
         if began:
             run.begin(3, "steps")
         raise KeyboardInterrupt
@@ -188,7 +187,7 @@ def test_keyboard_interrupt_is_a_stop_not_a_failure(project: ChainProject, set_s
 def test_machine_errors_become_user_errors(
     project: ChainProject, set_stage: SetStage, raised: Exception, error: type[RlhfError], code: str, hint: str
 ) -> None:
-    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def run(*_: object) -> StageMetrics:
         raise raised
 
     set_stage("sft", run)

@@ -197,7 +197,7 @@ def test_resumed_run_stopped_before_training_keeps_its_checkpoints(
 ) -> None:
     path = stages.stop("sft", 2)
 
-    def interrupted(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def interrupted(*_: object) -> StageMetrics:
         raise KeyboardInterrupt
 
     set_stage("sft", interrupted)
@@ -225,7 +225,7 @@ def test_resumed_chain_continues_with_the_stopped_stage(stages: ResumableStages)
 
 
 def test_resumed_chain_restarts_a_stage_without_checkpoint(stages: ResumableStages, set_stage: SetStage) -> None:
-    def interrupted(stage: ResolvedStage, run: Run) -> StageMetrics:
+    def interrupted(_: ResolvedStage, run: Run) -> StageMetrics:
         run.begin(3, "steps")
         raise KeyboardInterrupt
 

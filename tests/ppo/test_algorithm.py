@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from rlhf_cli.ppo.algorithm import (
     AdaptiveKL,
@@ -24,7 +25,9 @@ from rlhf_cli.ppo.algorithm import (
 NAN = float("nan")
 
 
-def close(got: torch.Tensor, expected: object, atol: float = 1e-6) -> None:
+def close(got: torch.Tensor | None, expected: object, atol: float = 1e-6) -> None:
+    """Assert that a tensor is close to a worked value."""
+    assert got is not None
     torch.testing.assert_close(got, torch.as_tensor(expected, dtype=got.dtype), atol=atol, rtol=0)
 
 
@@ -140,7 +143,7 @@ def test_whiten_single_valid_token_is_zero() -> None:
 
 
 def test_whiten_over_two_processes_equals_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_whiten_half, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    spawn(_whiten_half, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     close(torch.cat(halves), whiten(_SPREAD, _SPREAD_MASK))
 

@@ -47,19 +47,19 @@ def test_train_two_processes_equal_one(
     base_folder: Path, sft_folder: Path, reward_folder: Path, tmp_path: Path, kind: str, strategy: str
 ) -> None:
     arguments = (base_folder, sft_folder, reward_folder, kind, strategy)
-    (alone,) = run_workers(1, *arguments, tmp_path / "one")
+    (single,) = run_workers(1, *arguments, tmp_path / "one")
     both = run_workers(2, *arguments, tmp_path / "two")
     assert both[0]["weights"] == both[1]["weights"]
     for process in both:
-        assert len(process["history"]) == len(alone["history"]) == 3
-        for found, expected in zip(process["history"], alone["history"], strict=True):
+        assert len(process["history"]) == len(single["history"]) == 3
+        for found, expected in zip(process["history"], single["history"], strict=True):
             assert found.keys() == expected.keys()
             for name, value in expected.items():
                 if not name.startswith(TIMED):
                     assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
-        assert process["weights"] == pytest.approx(alone["weights"], rel=1e-4)
-    assert abs(alone["history"][2]["kl"] - alone["history"][0]["kl"]) > 0.1  # the policy has moved
+        assert process["weights"] == pytest.approx(single["weights"], rel=1e-4)
+    assert abs(single["history"][2]["kl"] - single["history"][0]["kl"]) > 0.1  # the policy has moved
     layers = AutoModelForCausalLM.from_pretrained(base_folder).model.layers.parameters()
     half = sum(p.numel() for p in layers) / 2  # each process holds half of the layers
     assert [process["sharded"] for process in both] == [half if strategy == "fsdp" else 0] * 2
-    assert sorted(both[0]["prompts"] + both[1]["prompts"]) == sorted(alone["prompts"])  # no prompt is served twice
+    assert sorted(both[0]["prompts"] + both[1]["prompts"]) == sorted(single["prompts"])  # no prompt is served twice

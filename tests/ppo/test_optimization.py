@@ -92,7 +92,7 @@ def test_trackers_not_installed_raises_issue(tmp_path: Path, monkeypatch: pytest
 
 
 def test_trackers_tensorboard_receives_metrics_and_samples(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     arguments = optimization.training_arguments({"report_to": "tensorboard"}, tmp_path)
     trackers = optimization.Trackers(arguments, {"clip": 0.2})

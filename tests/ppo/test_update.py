@@ -220,14 +220,14 @@ def test_optimizer_step_non_finite_gradient_raises_issue_and_moves_nothing(
 
 
 class PlainScores(NamedTuple):
-    """Scores of a response from whole logits."""
+    """Scores of a response from all logits."""
 
     log_p: Tensor  # (R_i, V)
     logprobs: Tensor  # (R_i,)
 
 
 def score_plainly(actor_critic: ActorCritic, ragged: Ragged, *, temperature: float = 0.7) -> list[PlainScores]:
-    """Score each row alone with the policy, through whole logits."""
+    """Score each row by itself with the policy, from all logits."""
     scores = []
     for prompt, response in zip(*ragged, strict=True):
         ids = torch.tensor([prompt + response])

@@ -11,6 +11,7 @@ from rlhf_cli.data.rows import Message, PromptRow
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference import scoring
 from rlhf_cli.recipe.schema import Base, RewardSource
+from rlhf_cli.recipe.validation.ppo import REWARD_KEYS
 from rlhf_cli.rewards import build
 from rlhf_cli.rewards.base import Completions, as_completion
 from rlhf_cli.rewards.build import RewardFunction, build_reward_functions, score_completions, weighted_sum
@@ -27,15 +28,14 @@ def make_completions(rows: list[PromptRow], completions: list[str]) -> Completio
 
 
 def test_every_kind_of_source_has_a_scorer() -> None:
-    other_fields = {"run", "revision", "timeout", "batch_size", "retries", "weight"}
-    assert set(build.SCORERS) == set(RewardSource.model_fields) - other_fields
+    assert {"run", *build.SCORERS} == set(REWARD_KEYS)
 
 
 def test_new_kind_of_source_needs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = FakeScorer(lambda texts: [float(len(text)) for text in texts])
     monkeypatch.setattr(build, "SCORERS", {"http": lambda _source: scorer})
     (function,) = build_reward_functions([RewardSource(http="https://host/x", weight=2.0)])
-    assert function == RewardFunction("fake", 2.0, None, scorer)
+    assert function == RewardFunction(scorer.name, 2.0, None, scorer)
 
 
 def test_prepare_checks_all_scorers_before_loading_any(monkeypatch: pytest.MonkeyPatch) -> None:

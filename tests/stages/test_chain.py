@@ -135,9 +135,7 @@ def test_chain_on_real_model_ends_in_an_export_that_transformers_loads(
     assert all(stage["skipped"] for stage in again["stages"])
 
 
-def test_stages_run_one_by_one_meet_in_run_folders(
-    recipe_file: Path, tmp_path: Path, run_command: RunCommand
-) -> None:
+def test_stages_run_one_by_one_meet_in_run_folders(recipe_file: Path, tmp_path: Path, run_command: RunCommand) -> None:
     options = ("-r", recipe_file, "--runs-dir", tmp_path / "runs")
     missing = run_command("ppo", *options)
     assert missing["code"] == 2

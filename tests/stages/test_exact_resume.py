@@ -19,8 +19,8 @@ from transformers import Trainer
 from rlhf_cli.errors import StoppedError
 from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.runs.run import Run
-from rlhf_cli.runs.training_state import load_state
-from rlhf_cli.training import checkpointing, trl
+from rlhf_cli.runs.training_state import load_state, save_state
+from rlhf_cli.training import trl
 from tests.support.equality import bit_equal
 from tests.support.issues import raises_issue
 from tests.support.stage_harness import (
@@ -86,14 +86,13 @@ def die_before_forward_pass(number: int) -> Callable[[], None]:
 
 def die_in_checkpoint_of_step_8() -> None:
     """Die after the weights of the checkpoint were written, and before its state is."""
-    save_state = checkpointing.save_state
 
     def save(path: Path, tree: Any) -> None:
         if json.loads((path.parent / "model" / "trainer_state.json").read_text())["global_step"] == 8:
             kill_this_process()
         save_state(path, tree)
 
-    pytest.MonkeyPatch().setattr(checkpointing, "save_state", save)
+    pytest.MonkeyPatch().setattr("rlhf_cli.training.checkpointing.save_state", save)
 
 
 def die_in_final_save() -> None:

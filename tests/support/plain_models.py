@@ -56,7 +56,7 @@ def adapter() -> Adapter:
 
 @pytest.fixture
 def make_adapter(base_folder: Path, tmp_path: Path) -> MakeAdapter:
-    """Return a function that writes an adapter with random weights, with PEFT alone."""
+    """Return a function that writes an adapter with random weights, with plain PEFT."""
 
     def make(task: str = "CAUSAL_LM", seed: int = 1, name: str = "", **config: object) -> Path:
         torch.manual_seed(seed)

@@ -22,6 +22,7 @@ from transformers import (
 from rlhf_cli.recipe.schema import Recipe
 
 VOCABULARY = 32
+ADAPTER = {"rank": 4, "alpha": 8}
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
@@ -66,15 +67,18 @@ class PPOProject:
             "save_every": 2,
             **ppo,
         }
-        return Recipe.model_validate(
-            {
-                "name": "tiny",
-                "base": {"model": str(self.base)},
-                "adapter": None if whole else adapter or {"rank": 4, "alpha": 8},
-                "data": {"prompts": {"path": str(self.folder / "prompts.jsonl"), "eval_fraction": 0.2}},
-                "ppo": section,
-            }
-        )
+        return self._recipe(adapter=None if whole else adapter or ADAPTER, ppo=section)
+
+    def eval_recipe(self, **fields: object) -> Recipe:
+        """Return a recipe that compares the sft adapter with the base model; `fields`: further ones of `eval`."""
+        section = {"candidate": str(self.folder / "sft"), "baseline": "base", "reward": None, **fields}
+        ppo = {"max_prompt_length": 10, "max_new_tokens": 4}
+        return self._recipe(adapter=ADAPTER, ppo=ppo, eval=section)
+
+    def _recipe(self, **sections: object) -> Recipe:
+        prompts = {"path": str(self.folder / "prompts.jsonl"), "eval_fraction": 0.2}
+        common = {"name": "tiny", "base": {"model": str(self.base)}, "data": {"prompts": prompts}}
+        return Recipe.model_validate({**common, **sections})
 
     @property
     def by_level(self) -> dict[str, Any]:
@@ -138,6 +142,4 @@ def word_tokenizer(words: list[str], **special_tokens: str) -> PreTrainedTokeniz
     vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", **special_tokens
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", **special_tokens)

@@ -84,7 +84,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_adapter(base_folder: Path, tmp_path: Path) -> MakeAdapter:
-    """Return a function that writes an adapter with random weights, with PEFT alone."""
+    """Return a function that writes an adapter with random weights, with plain PEFT."""
 
     def make(task: str = "CAUSAL_LM", seed: int = 1) -> Path:
         torch.manual_seed(seed)

@@ -35,9 +35,7 @@ def check_longest(stage: str, longest: int, positions: int | None) -> list[str]:
     limit = LengthLimit.of_stage(resolved(stage))
     key = limit.new_tokens_key or limit.key
     noun = "a prompt with its completion" if limit.new_tokens_key else "a row"
-    return check_positions(
-        positions, longest + limit.new_tokens, limit.tokens + limit.new_tokens, key, noun=noun
-    )
+    return check_positions(positions, longest + limit.new_tokens, limit.tokens + limit.new_tokens, key, noun=noun)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +91,7 @@ def test_row_beyond_positions_is_refused(stage: str, longest: int, location: str
     assert (issues[0].message, issues[0].hint) == (message, hint)
 
 
-def test_limit_beyond_positions_warns_if_no_row_is(
-) -> None:
+def test_limit_beyond_positions_warns_if_no_row_is() -> None:
     rest = "but the base model has 60 positions (longest here: 60 tokens)"
     assert check_longest("sft", 60, 60) == [f"sft.max_length: a row may have 100 tokens, {rest}"]
     assert check_longest("ppo", 20, 60) == [

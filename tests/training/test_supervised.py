@@ -36,9 +36,7 @@ def test_sft_loss_is_mean_over_completion_tokens(training_project: TrainingProje
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 @pytest.mark.parametrize("base", ["quantize=nf4", "dtype=bfloat16"])
-def test_adapter_on_base_of_few_bits_stays_float32(
-    training_project: TrainingProject, stage: str, base: str
-) -> None:
+def test_adapter_on_base_of_few_bits_stays_float32(training_project: TrainingProject, stage: str, base: str) -> None:
     result = training_project.train(stage, f"base.{base}")
     stored = load_file(result.path / "model" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}

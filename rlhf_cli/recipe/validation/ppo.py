@@ -12,8 +12,9 @@ from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, dependent_issues,
 from rlhf_cli.recipe.validation.secrets import url_issues
 from rlhf_cli.stages import STAGES
 
-REWARD_KEYS = ("run", "model", "python", "http", "rule")  # a reward source has exactly one of them
 REWARD_OWNERS = (("revision", "model"), ("timeout", "http"), ("batch_size", "http"), ("retries", "http"))
+# A reward source has exactly one of these keys.
+REWARD_KEYS = tuple(name for name in RewardSource.model_fields if name not in {"weight", *dict(REWARD_OWNERS)})
 
 
 def ppo_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
