@@ -44,8 +44,8 @@ def recipe_page() -> str:
     """Return the recipe reference: a table for each section."""
     parts = [
         "# Recipe reference",
-        "One YAML file configures every stage. Unknown keys are errors. Relative paths resolve against the folder of the "
-        "recipe. `rlhf schema` prints the same as a JSON Schema for editors.",
+        "One YAML file configures every stage. Unknown keys are errors. Relative paths resolve against the folder of "
+        "the recipe. `rlhf schema` prints the same as a JSON Schema for editors.",
         "A recipe may also have `extends: <path>`: the file is merged over the recipe that it extends.",
         "## Top level",
         _fields_table(Recipe),

@@ -1,0 +1,1 @@
+"""What surrounds a stage: resolving its inputs, checks before it starts, running it, and recording it."""

@@ -76,8 +76,7 @@ def _preview_training(stage: ResolvedStage, facts: dict[str, Any]) -> dict[str, 
     facts = {
         **facts,
         **_nonzero({f"rows {name}": number for name, number in data.split.counts.items()}),
-        "end tokens": _token_names(tokenizer, chat_template.stop_ids(tokenizer)),
-        "pad token": _token_names(tokenizer, [tokenizer.pad_token_id]),
+        **_special_tokens(tokenizer),
         "rows train": data.train.kept,
         **_nonzero(data.train.counts),
         **_nonzero({"duplicate rows": _count_duplicates(data.train)}),
@@ -115,6 +114,17 @@ def _add_memory(stage: ResolvedStage, data: PreparedData, preview: dict[str, Any
 
 def _nonzero(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: number for name, number in counts.items() if number}
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, str]:
+    """Return the names of the end and pad tokens. A tokenizer for pretraining may have no chat template and no pad."""
+    from rlhf_cli.data import chat_template
+
+    ends = chat_template.stop_ids(tokenizer) if tokenizer.chat_template else (tokenizer.eos_token_id,)
+    found = {"end tokens": _token_names(tokenizer, ends)}
+    if tokenizer.pad_token_id is not None:
+        found["pad token"] = _token_names(tokenizer, [tokenizer.pad_token_id])
+    return found
 
 
 def _token_names(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -132,12 +131,13 @@ def check_base(stage: str, inputs: Sequence[Input]) -> None:
 def hash_file(path: Path) -> str:
     """Return a file's SHA-256, cached while its size and times stay the same: every stage of a chain reads the base."""
     status = path.stat()
-    return _cached_hash(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _hashes:
+        _hashes[key] = sha256(path)
+    return _hashes[key]
 
 
-@functools.cache
-def _cached_hash(path: Path, *status: int) -> str:
-    return sha256(path)
+_hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 def _hash_folder(folder: Path) -> str:

@@ -5,7 +5,6 @@ Only manifests are read, so a bad reference is reported in milliseconds, before 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +144,7 @@ def resolve_reference(reference: Reference, name: str, runs_dir: Path, *, smoke:
     ref, location = reference.ref, reference.location
     if reference.is_dataset or is_run_reference(ref):
         return _resolve_run(reference, layout.find(runs_dir, ref, name, smoke=smoke, location=location))
-    if not os.path.isabs(ref):
+    if not Path(ref).is_absolute():
         return ResolvedReference(reference, "hub", ref)
     folder = run_of_model_dir(Path(ref).resolve())  # resolves `latest`, so that the version is recorded
     manifest = read_manifest(folder)

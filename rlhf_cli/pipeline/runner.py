@@ -51,8 +51,11 @@ class StageResult(NamedTuple):
 class StageReporter(Reporter, Protocol):
     """A reporter that also shows the start and end of stages."""
 
-    def stage(self, stage: str, run: Run) -> None: ...
-    def done(self, result: StageResult) -> None: ...
+    def stage(self, stage: str, run: Run) -> None:
+        """Show that a stage starts."""
+
+    def done(self, result: StageResult) -> None:
+        """Show the result of a stage."""
 
 
 @dataclass(frozen=True)

@@ -177,17 +177,6 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     return ValueLoss(_masked_mean(losses, mask), stats)
 
 
-def entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Compute the entropy of softmax(logits / temperature), in nats per token. (…, V) -> (…), float32.
-
-    H = −Σ p·log p (Shannon 1948, theorem 2). `inference.token_logprobs` computes the same without holding all logits.
-    """
-    x = logits.float() / temperature
-    log_p = torch.log_softmax(x, dim=-1)
-    # A token with logit −inf has p = 0 and adds nothing; 0 · −inf would be NaN.
-    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
-
-
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Compute 1 − Var(R − V) / Var(R) over valid slots. 1: a perfect critic; 0: no better than a constant. -> scalar.
 

@@ -42,7 +42,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     trackers = optimization.Trackers(arguments, settings.model_dump(mode="json"))
     data = prepare(stage)
     data.log("prompts")
-    memory_check.check(run, stage, data.train.lengths(), ())
+    memory_check.check(stage, data.train.lengths(), ())
     demonstrations = _demonstrations(stage, data) if settings.ptx_coef else None
     _check_reward_tokenizers(stage, data)
     build.prepare_reward_functions(reward_functions, data.train.rows, stage.recipe.base, smoke=stage.smoke)

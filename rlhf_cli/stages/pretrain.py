@@ -73,16 +73,14 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
             return {}
         return {"pretrain.nll": trainer.evaluate(trl.dataset(data.held_out.parts))["eval_loss"]}
 
+    config = {"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return supervised.train_with_trl(
         stage,
         run,
-        trainer_class=SFTTrainer,
-        config_class=SFTConfig,
-        config={"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}},
+        data,
+        trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
         model=model,
         dtype=model.dtype,
-        tokenizer=data.tokenizer,
-        dataset=trl.dataset(data.train.parts),
         evaluate=evaluate,
     )
 

@@ -25,22 +25,20 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from trl import RewardConfig, RewardTrainer
 
     from rlhf_cli.models import loading
-    from rlhf_cli.training import held_out_metrics, memory_check, supervised, trl
+    from rlhf_cli.training import held_out_metrics, memory_check, supervised
 
     data = prepare(stage)
     data.log("preferences")
-    memory_check.check(run, stage, data.train.lengths(), data.held_out.lengths())
+    memory_check.check(stage, data.train.lengths(), data.held_out.lengths())
     max_tokens = 2 * stage.section.micro_batch_size * max(data.train.lengths())
     return supervised.train_with_trl(
         stage,
         run,
-        trainer_class=RewardTrainer,
-        config_class=RewardConfig,
-        config={"max_length": None},  # pairs that are too long are already dropped
+        data,
+        # Pairs that are too long are already dropped.
+        trl_trainer=supervised.TrlTrainer(RewardTrainer, RewardConfig, {"max_length": None}),
         model=load_model(stage, data.tokenizer),
         dtype=loading.compute_dtype(stage.recipe.base, loading.default_device()),
-        tokenizer=data.tokenizer,
-        dataset=trl.dataset(data.train.parts),
         evaluate=partial(held_out_metrics.ranking, columns=data.held_out, max_tokens=max_tokens),
     )
 

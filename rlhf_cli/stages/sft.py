@@ -26,12 +26,12 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from trl import SFTConfig, SFTTrainer
 
     from rlhf_cli.models import adapters, loading
-    from rlhf_cli.training import held_out_metrics, memory_check, supervised, trl
+    from rlhf_cli.training import held_out_metrics, memory_check, supervised
 
     recipe = stage.recipe
     data = prepare(stage)
     data.log("demonstrations")
-    memory_check.check(run, stage, data.train.lengths(), data.held_out.lengths())
+    memory_check.check(stage, data.train.lengths(), data.held_out.lengths())
     model = adapters.load_policy(
         recipe.base,
         recipe.adapter,
@@ -41,15 +41,13 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         sharded=stage.sharded,
     )
     max_tokens = stage.section.micro_batch_size * max(data.train.lengths())
+    config = {"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return supervised.train_with_trl(
         stage,
         run,
-        trainer_class=SFTTrainer,
-        config_class=SFTConfig,
-        config={"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}},
+        data,
+        trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
         model=model,
         dtype=loading.compute_dtype(recipe.base, loading.default_device()),
-        tokenizer=data.tokenizer,
-        dataset=trl.dataset(data.train.parts),
         evaluate=partial(held_out_metrics.loss, columns=data.held_out, max_tokens=max_tokens),
     )

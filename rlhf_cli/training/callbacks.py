@@ -39,7 +39,7 @@ class TrainingMetrics:
         """Record the rows of each step, so that an error can name those of a step that diverges."""
         self.tokenizer: Any = trainer.processing_class
 
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if module.training and isinstance(ids := kwargs.get("input_ids"), Tensor):
                 self.batch.append(ids.detach())
 
@@ -168,7 +168,8 @@ class RunCallback(TrainerCallback):
             return
         is_stopped = any(distributed.all_gather_object(self.run.stop_requested))
         if step % self.checkpoints.save_every == 0 or is_stopped:
-            self.checkpoints.save(state, self.metrics.state(), **kwargs)
+            objects = {name: kwargs[name] for name in ("model", "optimizer", "lr_scheduler")}
+            self.checkpoints.save(state, self.metrics.state(), **objects)
         if is_stopped:
             raise self.run.stopped(step)
 

@@ -73,7 +73,6 @@ class TrainerCheckpoints:
         model: Any,
         optimizer: Any,
         lr_scheduler: Any,
-        **unused: Any,
     ) -> None:
         """Commit a checkpoint of the current step. Every process must call this."""
         tree = {

@@ -1,4 +1,4 @@
-"""How good a model is as it comes out of its trainer, on rows held out: figures named and defined as eval's are."""
+"""Compute metrics on held-out rows right after training, with the names and definitions of `eval`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rlhf_cli.evaluation import metrics
 from rlhf_cli.evaluation.measurements import PreferenceMargins
 from rlhf_cli.inference.batching import PaddedBatch, padded_batches
 
-LOGITS = 2**27  # of held-out rows at a time: 0.5 GB in float32. Longer rows are read once for each such part of them
+MAX_LOGITS = 2**27  # computed at a time: 0.5 GB in float32. A longer batch is run once for each part of that size
 
 
 def loss(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, float]:
-    """`sft.nll`: nats a completion token, over all of them; nothing where no row is left."""
+    """Return `sft.nll`, in nats per completion token over all rows; empty if there are no rows."""
     rows = [ids for part in columns.parts for ids in part["input_ids"]]
     labels = [ids for part in columns.parts for ids in part["labels"]]
     vocab_size = trainer.model.config.get_text_config().vocab_size
@@ -28,7 +28,7 @@ def loss(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, 
         height, width = batch.input_ids.shape
         # The label of a position is the next token: (b, T)
         targets = torch.tensor([labels[i][1:] + [IGNORE_INDEX] * (width + 1 - len(labels[i])) for i in batch.rows])
-        parts = torch.arange(width).split(max(1, LOGITS // (height * vocab_size)))
+        parts = torch.arange(width).split(max(1, MAX_LOGITS // (height * vocab_size)))
         for part in parts:
             some = targets[:, part].to(batch.input_ids.device)
             kept = {"logits_to_keep": part.to(some.device)} if len(parts) > 1 else {}
@@ -40,7 +40,7 @@ def loss(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, 
 
 
 def ranking(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, float]:
-    """`reward.accuracy` and what belongs to it; nothing where no pair is left."""
+    """Return `reward.accuracy` and the other metrics of preferences; empty if there are no pairs."""
     chosen = [ids for part in columns.parts for ids in part["chosen_ids"]]
     rejected = [ids for part in columns.parts for ids in part["rejected_ids"]]
     if not chosen:

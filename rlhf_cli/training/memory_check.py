@@ -22,13 +22,12 @@ UNKNOWN = "cannot be estimated for this base model"
 MARGIN_AFTER_FAILURE = 0.75  # of what the device has: how much was lacking is not known
 
 
-def check(run: Run, stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int]) -> None:
+def check(stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int]) -> None:
     """Log the estimate. If memory is short, return freed memory to the system at once from now on.
 
     No-op for a smoke run, whose base model is another one, and tiny.
 
     Args:
-        run: The run.
         stage: The resolved stage.
         lengths: Tokens of the rows to train on.
         held_out: Tokens of the held-out rows.

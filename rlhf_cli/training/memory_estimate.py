@@ -280,7 +280,7 @@ def _trl_phases(
         plain_kernel = 0 if device.type in ("cuda", "xpu") else FLOAT32 * TILE_COPIES + 1
         yield "update", started._replace(logits=tile * (base.itemsize + plain_kernel))
     if has_lm_head and lengths.held_out:  # the Trainer returns float32, and cross entropy makes a copy
-        numbers = min(section.micro_batch_size * width * base.vocab_size, held_out_metrics.LOGITS)
+        numbers = min(section.micro_batch_size * width * base.vocab_size, held_out_metrics.MAX_LOGITS)
         yield "evaluation on held-out rows", rest._replace(logits=numbers * (base.itemsize + 2 * FLOAT32))
     if device.type == "cpu":
         yield "saving", rest._replace(copies=moments * base.trainable)

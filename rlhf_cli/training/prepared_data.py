@@ -23,11 +23,18 @@ class TokenizedRows(Protocol):
     """Rows as token ids; `counts` says how many were dropped or truncated, by reason."""
 
     @property
-    def kept(self) -> int: ...
+    def kept(self) -> int:
+        """Number of rows."""
+
     @property
-    def counts(self) -> Mapping[str, int]: ...
-    def sequences(self) -> Iterator[list[int]]: ...
-    def lengths(self) -> list[int]: ...
+    def counts(self) -> Mapping[str, int]:
+        """Number of rows that were dropped or truncated, by reason."""
+
+    def sequences(self) -> Iterator[list[int]]:
+        """Yield the token ids of each sequence."""
+
+    def lengths(self) -> list[int]:
+        """Return the tokens of each sequence."""
 
 
 @dataclass(frozen=True)

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer
 
 from rlhf_cli import distributed
 from rlhf_cli.models import fsdp
 from rlhf_cli.models.generation_config import repair_generation_config
 from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.recipe.schema import TrainerSection
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training import trl
 from rlhf_cli.training.callbacks import RunCallback, TrainingMetrics
 from rlhf_cli.training.checkpointing import TrainerCheckpoints, silence_tied_weights_warning
+from rlhf_cli.training.prepared_data import PreparedData
 
 Evaluate = Callable[[Trainer], Mapping[str, float]]
+
+
+class TrlTrainer(NamedTuple):
+    """A TRL trainer, its config class, and the config arguments that the stage decides."""
+
+    trainer_class: type[Any]
+    config_class: type[Any]
+    config: Mapping[str, Any]
 
 
 def train_with_trl(
     stage: ResolvedStage,
     run: Run,
+    data: PreparedData,
     *,
-    trainer_class: type[Any],
-    config_class: type[Any],
-    config: Mapping[str, Any],
+    trl_trainer: TrlTrainer,
     model: Any,
     dtype: torch.dtype,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
     evaluate: Evaluate,
 ) -> StageMetrics:
     """Train `model` with a TRL trainer, from the start or from the run's checkpoint; save and evaluate it.
@@ -40,27 +46,24 @@ def train_with_trl(
     Args:
         stage: The resolved stage.
         run: The run to write to.
-        trainer_class: A TRL trainer, such as SFTTrainer.
-        config_class: Its config, such as SFTConfig.
-        config: Arguments of the config that the stage decides.
+        data: The tokenized rows and the tokenizer, which is saved with the model.
+        trl_trainer: The trainer and its config.
         model: The model, with the adapter attached if there is one.
         dtype: Data type of the computation.
-        tokenizer: Saved with the model.
-        dataset: Tokenized rows to train on.
         evaluate: Computes metrics on held-out rows after training. With a sharded base, every process calls it.
     """
     if stage.sharded:
         fsdp.ignore_in_ddp(model)
-    section = stage.section
-    arguments = {**trl.arguments(section, run, stage.recipe.seed, dtype=dtype), **config}
-    trainer = trainer_class(
+    section: TrainerSection = stage.section
+    arguments = {**trl.arguments(section, run, stage.recipe.seed, dtype=dtype), **trl_trainer.config}
+    trainer = trl_trainer.trainer_class(
         model=model,
-        args=trl.config(config_class, stage.name, arguments),
-        train_dataset=dataset,
-        processing_class=tokenizer,
+        args=trl.config(trl_trainer.config_class, stage.name, arguments),
+        train_dataset=trl.dataset(data.train.parts),
+        processing_class=data.tokenizer,
     )
     metrics = _train(trainer, run, section.save_every)
-    trl.save(trainer, tokenizer, run)
+    trl.save(trainer, data.tokenizer, run)
     if distributed.is_main() or stage.sharded:  # the forward pass of a sharded base needs every process
         metrics |= evaluate(trainer)
     return StageMetrics(metrics)

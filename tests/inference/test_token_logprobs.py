@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from rlhf_cli.inference import token_logprobs
 from rlhf_cli.inference.token_logprobs import chunked_token_scores
-from rlhf_cli.ppo import algorithm
 
 N, H, V = 23, 16, 40
 TEMPERATURE = 0.7
@@ -91,10 +91,18 @@ def test_chunked_token_scores_impossible_token_adds_nothing_to_entropy(drawn: Dr
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_chunked_token_scores_entropy_equals_that_of_the_algorithm(drawn: Drawn, is_trained: bool) -> None:
-    layer = nn.Linear(H, V).requires_grad_(is_trained)
-    scores = chunked_token_scores(layer, V, drawn.hidden, drawn.tokens, TEMPERATURE, with_entropy=True)
-    torch.testing.assert_close(scores.entropy, algorithm.entropy(layer(drawn.hidden), TEMPERATURE))
+def test_chunked_token_scores_entropy_equals_worked_values(is_trained: bool) -> None:
+    head = nn.Linear(2, 2, bias=False).requires_grad_(is_trained)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(2))  # so that the hidden states are the logits
+    logits, tokens = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]), torch.zeros(2, dtype=torch.long)
+    # p = (3/4, 1/4), and uniform over two
+    expected = [-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), math.log(2)]
+    scores = chunked_token_scores(head, 2, logits, tokens, 1.0, with_entropy=True)
+    torch.testing.assert_close(scores.entropy, torch.tensor(expected))
+    # At temperature 1/2 the logits double: p = (9/10, 1/10).
+    scores = chunked_token_scores(head, 2, logits[:1], tokens[:1], 0.5, with_entropy=True)
+    torch.testing.assert_close(scores.entropy, torch.tensor([-(0.9 * math.log(0.9) + 0.1 * math.log(0.1))]))
 
 
 def test_chunked_token_scores_hold_one_chunk_of_logits_at_a_time(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ LIMITS = {  # so that some rows are truncated or dropped
     "pretrain": "pretrain.max_length=16",
     "sft": "sft.max_length=9",
     "reward": "reward.max_length=8",
-    "ppo": "ppo.max_prompt_length=5",
+    "ppo": "ppo.max_prompt_length=4",
 }
 
 

@@ -43,7 +43,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
 
     data = prepare(stage)
     data.log("demonstrations")
-    memory_check.check(run, stage, data.train.lengths(), data.held_out.lengths())
+    memory_check.check(stage, data.train.lengths(), data.held_out.lengths())
     base, adapter = stage.recipe.base, stage.recipe.adapter
     return supervised.train_with_trl(
         stage,

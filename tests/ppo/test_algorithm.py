@@ -12,7 +12,6 @@ from torch.multiprocessing.spawn import spawn
 from rlhf_cli.ppo.algorithm import (
     AdaptiveKL,
     PolicyLoss,
-    entropy,
     explained_variance,
     gae,
     kl_estimate,
@@ -244,15 +243,6 @@ def test_value_loss_takes_greater_of_free_and_clipped_error() -> None:
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------
-
-
-def test_entropy_divides_logits_by_temperature() -> None:
-    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, -math.inf]])
-    # p = (3/4, 1/4), uniform over two, certain
-    h = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    close(entropy(logits, 1.0), [h, math.log(2), 0.0])
-    # At temperature 1/2 the logits double: p = (9/10, 1/10)
-    close(entropy(logits[:1], 0.5), [-(0.9 * math.log(0.9) + 0.1 * math.log(0.1))])
 
 
 def test_explained_variance_equals_worked_values() -> None:

@@ -1,7 +1,8 @@
-"""Fixtures: a project whose stages run in two processes."""
+"""Fixtures: projects for the stages."""
 
 from __future__ import annotations
 
 from tests.support.processes import launch_project
+from tests.support.training_project import training_project
 
-__all__ = ["launch_project"]  # fixtures
+__all__ = ["launch_project", "training_project"]  # fixtures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 
@@ -42,16 +43,16 @@ def needed(project: TrainingProject, stage: str, *overrides: str) -> float:
     return parts.needed
 
 
-def open_run(project: TrainingProject, stage: str, *, smoke: bool = False) -> Run:
+def open_run(project: TrainingProject, stage: str) -> Run:
     """Open a run of the stage."""
-    return Run.create(project.runs_dir, "t", stage, smoke=smoke, reporter=project.reporter)
+    return Run.create(project.runs_dir, "t", stage, smoke=False, reporter=project.reporter)
 
 
 def check_hint(project: TrainingProject, stage: str, *overrides: str) -> str:
     """Return the hint of a check that fails."""
     resolved = project.resolve(stage, *overrides)
     with raises_issue("hardware.not-enough-memory", error=HardwareError, location=stage) as issues:
-        memory_check.check(open_run(project, stage), resolved, [LONGEST], [LONGEST])
+        memory_check.check(resolved, [LONGEST], [LONGEST])
     return issues[0].hint
 
 
@@ -76,10 +77,11 @@ def test_hint_names_largest_batch_that_fits(
 def test_hint_keeps_batch_size_divisible_by_all_processes(
     training_project: TrainingProject, set_capacity: SetCapacity
 ) -> None:
-    """Of 12 rows over 2 processes, halves of 6 are 3 and 1; 12 is a multiple of 2 × 3."""
-    batch = ("sft.micro_batch_size=6", "sft.batch_size=12", "launch.processes=2")
-    set_capacity(0.7 * needed(training_project, "sft", *batch))
-    assert check_hint(training_project, "sft", *batch).startswith("Set sft.micro_batch_size: 3 (")
+    """Half of 5 rows is 2, which would fit; but 10 is not a multiple of 2 × 2."""
+    two_processes = ("launch.processes=2", "reward.micro_batch_size=1", "pretrain.micro_batch_size=1")
+    set_capacity(needed(training_project, "sft", "sft.micro_batch_size=4", "sft.batch_size=8", *two_processes))
+    hint = check_hint(training_project, "sft", "sft.micro_batch_size=5", "sft.batch_size=10", *two_processes)
+    assert hint.startswith("Set sft.micro_batch_size: 1 (")
 
 
 @pytest.mark.parametrize("stage", BATCHES)
@@ -98,11 +100,23 @@ def test_hint_names_next_setting_if_no_batch_fits(
     assert check_hint(training_project, stage, *BATCHES[stage], override) == hint
 
 
-def test_check_of_smoke_run_is_skipped(training_project: TrainingProject, set_capacity: SetCapacity) -> None:
+def test_check_of_smoke_run_is_skipped(
+    training_project: TrainingProject, set_capacity: SetCapacity, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rlhf_cli")
     set_capacity(1.0)
-    stage = training_project.resolve("sft", smoke=True)
-    memory_check.check(open_run(training_project, "sft", smoke=True), stage, [LONGEST], [])
-    assert training_project.reporter.calls == []
+    memory_check.check(training_project.resolve("sft", smoke=True), [LONGEST], [])
+    assert caplog.messages == []
+
+
+def test_check_that_passes_logs_the_estimate(
+    training_project: TrainingProject, set_capacity: SetCapacity, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rlhf_cli")
+    set_capacity(1e12)
+    memory_check.check(training_project.resolve("sft"), [LONGEST], [])
+    (message,) = caplog.messages
+    assert re.match(r"memory: an estimated \d+ MB of 1,000\.0 GB \(cpu\) during update: ", message)
 
 
 def test_out_of_memory_hint_aims_below_the_failed_estimate(
