@@ -1,4 +1,4 @@
-# Set-up, tests, documentation and the demo. Each target works from a fresh clone.
+# Setup, tests, documentation and the demo. Each target works from a fresh clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,17 +11,17 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # tests of one file share its sess
 
 help:
 	@echo "make setup     create the virtual environment $(VENV) with pinned packages"
-	@echo "make demo      run the whole chain on a small synthetic dataset: a few minutes on two cores"
+	@echo "make demo      run the whole pipeline on a small synthetic dataset in a few minutes on two cores"
 	@echo "make test      run formatter, linter, types, documentation and the fast tests"
 	@echo "make test-all  run everything, slow tests included, and report coverage"
 	@echo "make docs      regenerate the reference pages and build the documentation into site/"
 	@echo "make bench     run the benchmarks against other tools and print a table"
-	@echo "make clean     remove the virtual environment and caches (runs stay)"
+	@echo "make clean     remove the virtual environment and caches; runs are kept"
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@echo "setting up $(VENV): takes about two minutes"
+	@echo "setting up $(VENV); this takes about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -44,9 +44,9 @@ def recipe_page() -> str:
     """Return the recipe reference: a table for each section."""
     parts = [
         "# Recipe reference",
-        "One YAML file configures every stage. Unknown keys are errors. Relative paths resolve against the folder of "
-        "the recipe. `rlhf schema` prints the same as a JSON Schema for editors.",
-        "A recipe may also have `extends: <path>`: the file is merged over the recipe that it extends.",
+        "One YAML file configures every stage. Unknown keys are errors. Relative paths are resolved against the "
+        "directory of the recipe. `rlhf schema` prints the same information as a JSON Schema, for editors.",
+        "A recipe can also extend another one with `extends: <path>`; it is then merged over that recipe.",
         "## Top level",
         _fields_table(Recipe),
     ]
@@ -136,8 +136,8 @@ def metrics_page() -> str:
     parts = [
         "# Metrics reference",
         "Metrics have the same names in `manifest.json`, in `report.json`, in the JSON on stdout and in gates. "
-        "`<name>.low` and `<name>.high` are the ends of a 95 % confidence interval, `<name>.n` is a count, and "
-        "`<name>.baseline` is the metric of the baseline.",
+        "`<name>.low` and `<name>.high` are the ends of a 95% confidence interval, `<name>.n` is the number of items, "
+        "and `<name>.baseline` is the same metric for the baseline.",
     ]
     groups: dict[str, list[tuple[str, ...]]] = {}
     for metric in all_metrics():
@@ -152,8 +152,8 @@ def errors_page() -> str:
     """Return the error reference: a table for each group of codes."""
     parts = [
         "# Error reference",
-        "Every error has a stable code. It ends the line on stderr, and is the `code` of an issue in the JSON that "
-        "`--json` prints. Messages may change; scripts should match codes and exit codes.",
+        "Every error has a stable code. It is printed at the end of the line on stderr, and is the `code` of the issue "
+        "in the JSON that `--json` prints. Messages may change; scripts should match codes and exit codes.",
     ]
     for prefix, title in ERROR_GROUPS.items():
         rows = [(f"`{code}`", text) for code, text in CODES.items() if code.startswith(f"{prefix}.")]

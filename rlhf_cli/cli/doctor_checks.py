@@ -195,7 +195,7 @@ def check_kernels(layers: Mapping[str, LayerFactory] | None = None) -> Iterator[
         except Exception as failure:  # a missing kernel may raise anything
             yield CheckResult("kernels", kind, "fail", f"fails on {device}: {format_exception(failure)}", hint)
             continue
-        found = f"forward and backward on {device}: error {100 * error:.1f}% against float32"
+        found = f"forward and backward on {device}: error {100 * error:.1f}% compared with float32"
         if error < TOLERANCES[kind]:  # False if it is NaN
             yield CheckResult("kernels", kind, "ok", found)
         else:
@@ -313,7 +313,7 @@ def check_reachable(endpoint: str, *, offline: bool) -> CheckResult:
             return CheckResult("hub", "connection", "ok", found)
         reason = f"{shown} responded with status {status}"
     hint = "Check the network, set HF_ENDPOINT to a mirror, or set HF_HUB_OFFLINE=1 to skip the wait."
-    found = f"{reason}; only cached models and local folders are available"
+    found = f"{reason}; only cached models and local directories are available"
     return CheckResult("hub", "connection", "missing", found, hint)
 
 
@@ -329,7 +329,7 @@ def check_cache() -> Iterator[CheckResult]:
     models = sorted((repo for repo in cache.repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id)
     yield _cached_models([f"{repo.repo_id} ({format_bytes(repo.size_on_disk)})" for repo in models])
     for warning in cache.warnings:
-        hint = "Remove this folder; it will be downloaded again."
+        hint = "Remove this directory; it will be downloaded again."
         yield CheckResult("hub", "cache", "fail", format_exception(warning), hint)
 
 

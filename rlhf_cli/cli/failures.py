@@ -21,7 +21,7 @@ INTERNAL_ERROR = 1
 USAGE_ERROR = 2
 INTERRUPTED = 75
 WAIT_FOR_MAIN = 8.0  # seconds in which a failing main process reports its error and ends the other processes
-FREE_SPACE_HINT = "Free space, or write to another disk."
+FREE_SPACE_HINT = "Free up space, or write to another disk."
 BUG_HINT = "This is a bug in rlhf. Please report it with the lines above."
 
 

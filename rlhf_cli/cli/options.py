@@ -26,13 +26,15 @@ RecipeArgument = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, as in ppo.kl.coef=0.1. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a recipe key, for example ppo.kl.coef=0.1. Can be repeated."
+    ),
 ]
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", metavar="DIR", envvar="RLHF_RUNS", help="Directory that holds the runs.")
 ]
 DryRun = Annotated[
-    bool, Flag("--dry-run", help="Load data and tokenizer, and show one example and the memory estimate; do not train.")
+    bool, Flag("--dry-run", help="Load the data and tokenizer, show an example and the memory estimate, and exit.")
 ]
 Smoke = Annotated[bool, Flag("--smoke", help="Run a tiny version with random weights (for CI).")]
 Json = Annotated[bool, Flag("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
@@ -69,7 +71,7 @@ def _validate_stages(names: list[str] | None) -> list[str] | None:
 def _stage_hint(name: str) -> str:
     if Path(name).suffix in (".yaml", ".yml"):
         return f"Pass the recipe as -r {name}."
-    return did_you_mean(name, STAGES, otherwise=f"Stages are {', '.join(STAGES)}.")
+    return did_you_mean(name, STAGES, otherwise=f"The stages are {', '.join(STAGES)}.")
 
 
 def _complete_stage(incomplete: str) -> list[str]:
@@ -82,7 +84,7 @@ Stages = Annotated[
         metavar="STAGE",
         callback=_validate_stages,
         autocompletion=_complete_stage,
-        help="Stages to run. Defaults to all stages in the recipe.",
+        help="One or more stages. Defaults to all stages in the recipe.",
         show_default=False,
     ),
 ]

@@ -26,7 +26,7 @@ def _complete_run(incomplete: str) -> list[str]:
 
 
 _RunArgument = typer.Argument(
-    metavar="RUN", help="stage, name/stage, name/stage@v0003, or the run's directory.", autocompletion=_complete_run
+    metavar="RUN", help="A run: stage, name/stage, name/stage@v0003, or its directory.", autocompletion=_complete_run
 )
 RunArgument = Annotated[str, _RunArgument]
 OptionalRunArgument = Annotated[
@@ -66,7 +66,7 @@ def verify(
     runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR,
     json: options.Json = False,
 ) -> None:
-    """Verify every file of models and checkpoints against its manifest. Exit with code 4 if one differs."""
+    """Verify the files of all models and checkpoints against their manifests. Exit with code 4 if any file differs."""
     output = Output(json=json)
     entries = [_find_run(run, runs_dir.absolute())] if run else list(layout.all_runs(runs_dir.absolute()))
     verifications = [(entry, lineage.verify(entry)) for entry in entries]
@@ -120,15 +120,15 @@ def diff(
 @runs.command()
 def rm(
     run: RunArgument,
-    force: Annotated[bool, options.Flag("--force", help="Remove even if other runs depend on it.")] = False,
+    force: Annotated[bool, options.Flag("--force", help="Remove the run even if other runs depend on it.")] = False,
     runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR,
     json: options.Json = False,
 ) -> None:
-    """Remove one version of a run. Refused if other runs depend on it."""
+    """Remove a run. Fails if other runs depend on it."""
     entry = _find_run(run, runs_dir.absolute())
     name = lineage.name_of(entry)
     if not run.endswith(entry.version):
-        raise RecipeError("recipe.ambiguous-run", f"{run} does not specify a version.", hint=f"Write {name}.")
+        raise RecipeError("recipe.ambiguous-run", f"{run} does not specify a version.", hint=f"Use {name}.")
     lineage.remove(runs_dir.absolute(), entry, force=force)
     Output(json=json).result(
         {"stage": "runs rm", "run": name},
@@ -178,7 +178,7 @@ def _only_name(text: str, stage: str, runs_dir: Path) -> str:
     if len(names) > 1:
         found = ", ".join(f"{name}/{stage}" for name in names)
         message = f"{text} is ambiguous; found {found}."
-        raise RecipeError("recipe.ambiguous-run", message, hint="Write name/stage@version.")
+        raise RecipeError("recipe.ambiguous-run", message, hint="Use name/stage@version.")
     return names[0]
 
 

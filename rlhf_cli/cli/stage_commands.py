@@ -100,7 +100,7 @@ def check(
     runs_dir: options.RunsDir = options.DEFAULT_RUNS_DIR,
     json: options.Json = False,
 ) -> None:
-    """Validate the recipe, its data files and references without loading a model."""
+    """Validate the recipe, its data files and its references without loading a model."""
     path = options.recipe_path(recipe)
     with _load_recipe(path, overrides, stages or None) as loaded:
         chain = _select_stages(loaded, stages)
@@ -138,7 +138,7 @@ def _select_stages(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
 
     selected = [stage for stage in STAGES if stage in stages] if stages else named_stages(recipe)
     if not selected:
-        hint = f"Add one of the sections {', '.join(STAGES)}, or name the stages on the command line."
+        hint = f"Add one of the sections {', '.join(STAGES)}, or name stages on the command line."
         raise RecipeError("recipe.no-stages", "the recipe has no stages to run.", hint=hint)
     return selected
 

@@ -31,7 +31,7 @@ WIDE_TERMINAL = 100  # columns
 MIN_RESULT_WIDTH = 20  # columns of a listing's last column
 EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark}: how the completion is marked
     "pretrain": "first text (packed with others in training)",
-    "sft": "first row (the loss covers the part {mark})",
+    "sft": "first row (the loss is computed on the part {mark})",
     "preferences": "first pair, chosen completion ({mark})",
     "prompts": "first prompt",
 }

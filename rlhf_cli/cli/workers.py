@@ -67,8 +67,11 @@ def launch(count: int) -> NoReturn:
 def _check_accelerate_config() -> None:
     for name, method in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(name, "").lower() == "true":
-            hint = "Use `accelerate launch --multi_gpu`, and launch.strategy: fsdp if the base does not fit on one GPU."
-            message = f"accelerate is configured for {method}, which rlhf does not use."
+            hint = (
+                "Use `accelerate launch --multi_gpu`; if the base model does not fit on one GPU, set "
+                "launch.strategy: fsdp."
+            )
+            message = f"accelerate is configured for {method}, which rlhf does not support."
             raise RecipeError("recipe.unsupported-launcher", message, location=name, hint=hint)
 
 

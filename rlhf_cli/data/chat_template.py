@@ -53,7 +53,7 @@ def prepare(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "model.no-end-token",
-            "tokenizer: no end token; completions could never end.",
+            "tokenizer: no end token; completions would never end.",
             location=str(tokenizer.name_or_path),
             hint="Set eos_token in its tokenizer_config.json.",
         )
@@ -153,7 +153,7 @@ def _pair_texts(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Te
             f"…{whole[-_SHOWN_CHARACTERS:]!r}, expected it to contain …{start[-_SHOWN_CHARACTERS:]!r}. Training and "
             "generation would differ.",
             location=str(tokenizer.name_or_path),
-            hint="Set base.chat_template to a .jinja file in which both agree.",
+            hint="Set base.chat_template to a .jinja file that renders both the same way.",
         )
     return start, whole[len(start) :]
 
@@ -170,7 +170,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, gene
             f"chat template: cannot render a conversation with the roles {roles}: "
             f"{format_exception(error).rstrip('.')}.",
             location=str(tokenizer.name_or_path),
-            hint="Set base.chat_template to a .jinja file that can, or change the data.",
+            hint="Set base.chat_template to a .jinja file that can render it, or change the data.",
         ) from error
 
 

@@ -108,7 +108,7 @@ def plan_columns(
     reserved = next((column for column in KINDS[kind].reserved if column in columns), None)
     if reserved is not None:
         message = f"columns: {reserved} is reserved for an argument of reward functions."
-        hint = f"Give it another name, e.g. `columns: {{{reserved}_column: {reserved}}}`."
+        hint = f"Rename it, for example with `columns: {{{reserved}_column: {reserved}}}`."
         issues.add("data.reserved-column", message, source, hint)
         return None
     return row_format, columns
@@ -128,7 +128,7 @@ def _map_columns(
     """Return the dataset's columns under our names, or None if the mapping is wrong and issues were added."""
     issues_before = issues.count
     for ours, suggestion in _find_unknown_targets(kind, mapping, found).items():
-        message = f"columns: {kind} rows have no column {ours!r}, to which {mapping[ours]!r} is mapped."
+        message = f"columns: {mapping[ours]!r} is mapped to {ours!r}, which is not a column of {kind} rows."
         hint = f"Did you mean {suggestion}?" if suggestion else f"Map to {KINDS[kind].expected}."
         issues.add("data.unknown-column", message, source, hint)
     for theirs in mapping.values():
@@ -163,11 +163,11 @@ def _columns_hint(kind: DatasetKind, found: Sequence[str]) -> str:
     for other, columns in KINDS.items():
         is_of_other = any(set(row_format) <= set(found) for row_format in columns.formats)
         if other != kind and not columns.accepts_other_kinds and is_of_other:
-            return f"Move the source to data.{other}: these are {other} rows."
+            return f"Move the source to data.{other}; it has the columns of {other} rows."
     guesses = [_guess_mapping(row_format, found) for row_format in KINDS[kind].suggested]
     mapping = next((guess for guess in guesses if "…" not in guess.values()), guesses[0])
     pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
-    return f"Map our column names to the dataset's in the recipe: `columns: {{{pairs}}}`."
+    return f"Map the columns in the recipe: `columns: {{{pairs}}}`."
 
 
 def _guess_mapping(row_format: Format, found: Sequence[str]) -> dict[str, str]:

@@ -128,7 +128,9 @@ class RowConverter:
             self._first_location = f"{batch.prefix}{number}"
         elif text_format != self.text_format:
             message = f"format: found {text_format}, expected {self.text_format} as in {self._first_location}."
-            self._issues.add("data.mixed-formats", message, f"{batch.prefix}{number}", "Write all rows in one format.")
+            self._issues.add(
+                "data.mixed-formats", message, f"{batch.prefix}{number}", "Use the same format for all rows."
+            )
 
 
 class _MarginCheck:

@@ -72,4 +72,4 @@ def format_of(text: Text) -> str:
 def mixed_formats_error(name: str, value: Text, other: Text) -> RowError:
     """Return the error of field `name` whose format differs from that of another field."""
     message = f"{name}: found {format_of(value)}, expected {format_of(other)} as in the row's other fields."
-    return RowError("data.mixed-formats", message, "Write all fields in one format.")
+    return RowError("data.mixed-formats", message, "Use the same format for all fields.")

@@ -89,7 +89,7 @@ def _check_single_turn(completion: Text, name: str) -> None:
     if len(completion) > 1 and not isinstance(completion, str):
         raise RowError(
             "data.multi-turn-completion",
-            f"{name}: has user turns after the prompt, which would be judged as part of the completion.",
+            f"{name}: has user turns after the prompt, which would be scored as part of the completion.",
             "End both conversations with the first assistant turn that differs.",
             dropped_as="user turns in a completion",
         )
@@ -123,7 +123,7 @@ def _parse_prompt_of_preference(fields: Fields) -> Text:
         raise RowError(
             "data.no-common-prompt",
             "chosen, rejected: no common beginning that could be the prompt.",
-            "Write the prompt in a column `prompt`.",
+            "Add a column `prompt` with the prompt.",
             dropped_as="no prompt",
         )
     return prompt

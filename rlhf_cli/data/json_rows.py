@@ -78,7 +78,7 @@ def parse_strict(text: str, *, is_terminated: bool) -> Fields | None:
             raise RowError(
                 "data.truncated-file",
                 "last line: truncated; the file ends inside a row.",
-                "Check whether a copy or a download was cut off.",
+                "Check whether the file was copied or downloaded completely.",
             ) from None
         message = f"invalid JSON at column {error.colno}: {error.msg}."
         raise RowError("data.invalid-json", message, LINE_HINT) from None
@@ -102,7 +102,7 @@ def parse_list(text: str, path: Path, issues: IssueCollector) -> Iterator[tuple[
             _add_syntax_error(error, text, line, path, issues)
             return
         except RowError as error:
-            message = f"{error} The rows after it were not read."
+            message = f"{error} The remaining rows were not read."
             issues.add(error.code, message, f"{path}:{line}", error.hint)
             return
         try:
@@ -127,7 +127,7 @@ def _list_hint(text: str) -> str:
     """Return a hint for the text of a .json file that is not a list."""
     stripped = text.strip()
     if stripped.count("\n{") > 0 and stripped.count("\n}") == 0:
-        return "Rename it to .jsonl: it looks like JSON lines."
+        return "Rename it to .jsonl; it looks like JSON Lines."
     return "Write a list, or one object per line in a .jsonl file."
 
 
@@ -135,11 +135,11 @@ def _add_syntax_error(error: json.JSONDecodeError, text: str, line: int, path: P
     """Add the syntax error of the list element that starts in `line`."""
     location = f"{path}:{error.lineno}"
     if error.pos >= len(text.rstrip()) - 1:
-        hint = f"Check whether the file was cut off; the row starts in line {line}."
+        hint = f"Check whether the file was cut off; the row starts on line {line}."
         issues.add("data.truncated-file", "the file ends inside a row.", location, hint)
     else:
         issues.add(
-            "data.invalid-json", f"invalid JSON: {error.msg}.", location, f"Fix the row that starts in line {line}."
+            "data.invalid-json", f"invalid JSON: {error.msg}.", location, f"Fix the row that starts on line {line}."
         )
 
 
@@ -185,14 +185,14 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _parse_integer(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:  # int() refuses more than 4,300 digits
-        raise RowError("data.invalid-number", f"integer {digits[:25]}: does not fit into 64 bits.", TEXT_HINT)
+        raise RowError("data.invalid-number", f"integer {digits[:25]}: does not fit in 64 bits.", TEXT_HINT)
     return int(digits)
 
 
 def _parse_float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise RowError("data.invalid-number", f"number {digits[:25]}: does not fit into 64 bits.", TEXT_HINT)
+        raise RowError("data.invalid-number", f"number {digits[:25]}: does not fit in 64 bits.", TEXT_HINT)
     return number
 
 

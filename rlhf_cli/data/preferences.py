@@ -95,13 +95,13 @@ def _split_common_turns(
     if prompt is not None and not any(turn["content"] == prompt for turn in chosen[:common]):
         raise RowError(
             "data.mixed-formats",
-            "prompt: found text that is not one of the turns that `chosen` and `rejected` both start with.",
-            "Write the prompt as messages: a conversation is never made from text.",
+            "prompt: found text that does not match any turn that `chosen` and `rejected` both start with.",
+            "Write the prompt as messages; text is not converted to a conversation.",
         )
     if not common or chosen[common - 1]["role"] != "user":
         raise RowError(
             "data.no-common-prompt",
-            f"chosen, rejected: differ from turn {common + 1}; the turns before it must end with a user turn.",
+            f"chosen, rejected: differ starting at turn {common + 1}; the turns before it must end with a user turn.",
             "Start both with the same prompt, or add a column `prompt`.",
             dropped_as="no common prompt",
         )

@@ -21,7 +21,7 @@ from rlhf_cli.formatting import format_exception
 BATCH_BYTES = 2**16  # about 100 rows: one row that needs the strict parser slows down few others
 BATCH_ROWS = 100
 MAX_CSV_CELL = 2**31 - 1  # characters; what a C long holds on every platform. The csv module's default is 131,072
-ENCODING_HINT = "Save the file as UTF-8, e.g. with `iconv -f latin1 -t utf-8`."
+ENCODING_HINT = "Save the file as UTF-8, for example with `iconv -f latin1 -t utf-8`."
 EMPTY_HINT = "Use another file, or remove this one."
 
 
@@ -142,7 +142,7 @@ def _read_parquet(path: Path, issues: IssueCollector) -> Iterator[tuple[int, Fie
                     number += 1
                     yield number, fields
     except (pyarrow.ArrowException, OSError) as error:
-        message = f"invalid parquet file: {format_exception(error).rstrip('.')}."
+        message = f"invalid Parquet file: {format_exception(error).rstrip('.')}."
         issues.add("data.invalid-parquet", message, str(path))
 
 

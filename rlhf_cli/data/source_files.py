@@ -126,7 +126,7 @@ def _files_of_split(directory: Path, files: list[Path], split: str, issues: Issu
 def _parse_split(split: str, path: Path) -> SplitSlice:
     match = _SPLIT.fullmatch(split)
     if match is None:
-        message = f"split {split!r}: invalid; expected a name or a slice of one."
+        message = f"split {split!r}: invalid; expected the name of a split or a slice of one."
         raise DataError("data.invalid-split", message, location=str(path), hint="Write train or train[:1000].")
     return SplitSlice(match["name"], match["start"] or "0", match["stop"])
 

@@ -240,7 +240,7 @@ def _mix(sources: Sequence[Source], reader: _Reader) -> _Mixture:
         if len(parts) > 1:
             counts[f"used from {part.name}"] += row_count
         if row_count < len(part.split.train):
-            counts[f"dropped: from {part.name}, to keep the weights"] += len(part.split.train) - row_count
+            counts[f"dropped: from {part.name}, to match the weights"] += len(part.split.train) - row_count
     counts["train"] = sum(row_counts) if reader.limit is None else min(sum(row_counts), reader.limit)
     counts["held out"] = sum(len(split.held_out) for split in splits)
     return _Mixture(parts, row_counts, dict(counts))
@@ -258,7 +258,7 @@ def _read_all(sources: Sequence[Source], reader: _Reader) -> list[_SourceRows]:
     for part in parts:
         if first is not None and part.text_format not in ("", first.text_format):
             message = f"format: found {part.text_format}, expected {first.text_format} as in {first.name}."
-            hint = "Use sources of one format: a dataset cannot mix text and conversations."
+            hint = "Use sources with the same format; a dataset cannot mix text and conversations."
             reader.issues.add("data.mixed-formats", message, part.name, hint)
     reader.issues.raise_if_any()
     return parts

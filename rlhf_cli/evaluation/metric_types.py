@@ -39,7 +39,7 @@ NEEDS: Mapping[Need, str] = {  # need: the recipe key that provides it
 GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
     "demonstrations": "Evaluation on held-out demonstrations",
     "preferences": "Evaluation of the reward model on held-out preferences",
-    "completions": "Evaluation of completions of held-out prompts",
+    "completions": "Evaluation of completions for held-out prompts",
     "comparison": "Comparison of candidate and baseline",
     "training": "Training with a TRL trainer",
     "ppo": "PPO",

@@ -23,7 +23,7 @@ TRAINER_METRICS = (
         "Mean training loss over all steps: per token for pretrain and sft, per pair for reward.",
         "training",
     ),
-    Metric(f"{STAGE}.steps", "optimizer steps", "none", "Optimizer steps of the run.", "training"),
+    Metric(f"{STAGE}.steps", "optimizer steps", "none", "Number of optimizer steps in the run.", "training"),
     Metric(f"{STAGE}.tokens_per_second", "tokens per second", "higher", "Training speed.", "training"),
     Metric(
         f"{STAGE}.train_seconds", "seconds", "lower", "Time spent training, without loading and saving.", "training"
@@ -47,8 +47,8 @@ STEP_METRICS = (
     _step("tokens_per_second", "tokens per second", "higher", "Training speed since the last logged step."),
     _step("entropy", "nats per token", "none", "Mean entropy of the predicted distributions (pretrain and sft)."),
     _step("mean_token_accuracy", "fraction of tokens", "higher", "Tokens predicted exactly (pretrain and sft)."),
-    _step("accuracy", "fraction of pairs", "higher", "Pairs whose chosen completion scores higher (reward)."),
-    _step("margin", "score", "none", "Mean score difference, chosen minus rejected (reward)."),
+    _step("accuracy", "fraction of pairs", "higher", "Pairs in which the chosen completion scores higher (reward)."),
+    _step("margin", "score", "none", "Mean difference of the scores, chosen minus rejected (reward)."),
     _step("min_reward", "score", "none", "Lowest score (reward)."),
     _step("mean_reward", "score", "none", "Mean score (reward)."),
     _step("max_reward", "score", "none", "Highest score (reward)."),
@@ -62,29 +62,38 @@ SUMMARIZED_ITERATION_METRICS = (
         f"reward.{SOURCE}.too_long",
         "fraction of completions",
         "lower",
-        "Completions that were longer, with their prompt, than a reward model can read; it saw their end only.",
+        "Completions that, with their prompt, exceed the context of a reward model, which scored only their end.",
     ),
     _iteration("kl", "nats per completion", "none", "KL(policy ‖ reference), estimated from samples (k1)."),
     _iteration("kl.token", "nats per token", "none", "The same estimate divided by the number of tokens."),
     _iteration("entropy", "nats per token", "none", "Mean entropy of the policy."),
-    _iteration("explained_variance", "fraction", "higher", "Share of the returns' variance that the critic predicts."),
+    _iteration(
+        "explained_variance", "fraction", "higher", "Fraction of the variance of the returns that the critic explains."
+    ),
     _iteration("response_length", "tokens", "none", "Mean length of a completion, including its end token."),
     _iteration("truncation_rate", "fraction of completions", "lower", "Completions that reached max_new_tokens."),
-    _iteration("repeated_4gram_rate", "fraction of 4-grams", "lower", "4-grams that repeat in their completion."),
-    _iteration("distinct_2", "fraction of 2-grams", "higher", "Distinct 2-grams over all 2-grams of the rollout."),
+    _iteration(
+        "repeated_4gram_rate",
+        "fraction of 4-grams",
+        "lower",
+        "Token 4-grams that already occurred in their completion.",
+    ),
+    _iteration(
+        "distinct_2", "fraction of 2-grams", "higher", "Distinct token 2-grams over all 2-grams of the rollout."
+    ),
 )
 
 ITERATION_METRICS = (
     *SUMMARIZED_ITERATION_METRICS,
     _iteration(
-        "kl.k3", "nats per token", "none", "KL(policy ‖ reference) by the estimator k3, which is never negative."
+        "kl.k3", "nats per token", "none", "KL(policy ‖ reference) with the k3 estimator, which is never negative."
     ),
     _iteration("kl.coef", "score per nat", "none", "Coefficient of the KL penalty."),
     _iteration("advantage.mean", "score", "none", "Mean advantage before whitening."),
     _iteration("return.mean", "score", "none", "Mean return."),
     _iteration("policy_loss", "", "none", "Mean clipped surrogate loss of the iteration's minibatches."),
     _iteration("value_loss", "squared score", "lower", "Mean clipped value loss of the iteration's minibatches."),
-    _iteration("ptx_loss", "nats per token", "lower", "Loss on demonstrations, with ppo.ptx_coef."),
+    _iteration("ptx_loss", "nats per token", "lower", "Loss on demonstrations; logged if ppo.ptx_coef is set."),
     _iteration("clip_fraction", "fraction of tokens", "none", "Tokens whose probability ratio was clipped."),
     _iteration("value_clip_fraction", "fraction of tokens", "none", "Tokens whose value change was clipped."),
     _iteration("approx_kl", "nats per token", "none", "KL between the policies before and during the update (k3)."),
@@ -95,7 +104,9 @@ ITERATION_METRICS = (
     _iteration("grad_norm.critic", "", "none", "Mean gradient norm of the critic before clipping."),
     _iteration("learning_rate", "", "none", "Learning rate of the policy; 0 while only the critic is trained."),
     _iteration("learning_rate.critic", "", "none", "Learning rate of the critic."),
-    _iteration("optimizer_steps", "optimizer steps", "none", "Steps of the iteration; fewer if target_kl is reached."),
+    _iteration(
+        "optimizer_steps", "optimizer steps", "none", "Optimizer steps in the iteration; fewer if target_kl is reached."
+    ),
     _iteration("episodes", "completions", "none", "Completions sampled so far."),
     _iteration("seconds.rollout", "seconds", "lower", "Time spent sampling completions."),
     _iteration("seconds.scoring", "seconds", "lower", "Time spent on rewards, log-probabilities and values."),
@@ -115,7 +126,7 @@ PPO_METRICS = (
         for metric in SUMMARIZED_ITERATION_METRICS
     ),
     Metric("ppo.episodes", "completions", "none", "Completions sampled in the run.", "ppo"),
-    Metric("ppo.iterations", "iterations", "none", "Iterations of the run.", "ppo"),
+    Metric("ppo.iterations", "iterations", "none", "Number of iterations in the run.", "ppo"),
     Metric("ppo.tokens_per_second", "tokens per second", "higher", "Completion tokens per second of training.", "ppo"),
     Metric("ppo.train_seconds", "seconds", "lower", "Time spent training, without loading and saving.", "ppo"),
     Metric("ppo.memory_peak_bytes", "bytes", "lower", "Peak memory: of the GPU, or of the process on a CPU.", "ppo"),
@@ -126,11 +137,13 @@ EXPORT_METRICS = (
         "export.kl",
         "nats per token",
         "lower",
-        "Mean KL between the exported model, loaded again, and the model as trained, on held-out prompts.",
+        "Mean KL divergence between the reloaded exported model and the trained model, on held-out prompts.",
         "export",
     ),
-    Metric("export.bytes", "bytes", "lower", "Size of the exported folder.", "export"),
-    Metric("export.parameters", "parameters", "none", "Parameters of the exported model or adapter.", "export"),
+    Metric("export.bytes", "bytes", "lower", "Size of the exported directory.", "export"),
+    Metric(
+        "export.parameters", "parameters", "none", "Number of parameters of the exported model or adapter.", "export"
+    ),
 )
 
 TRAINING_METRICS = (*TRAINER_METRICS, *PPO_METRICS, *EXPORT_METRICS, *STEP_METRICS, *ITERATION_METRICS)

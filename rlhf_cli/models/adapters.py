@@ -80,7 +80,7 @@ def attach(
             f"target_modules {adapter.target_modules!r}: not found in this base model: "
             f"{format_exception(error).rstrip('.')}.",
             location="adapter.target_modules",
-            hint="Name modules of the base model, or set `all-linear`.",
+            hint="Use names of modules in the base model, or `all-linear`.",
         ) from error
     if start is not None:
         assert stored is not None
@@ -129,16 +129,16 @@ def check_kind(folder: Path, adapter: Adapter | None) -> None:
     if adapter is None and is_adapter(folder):
         raise ModelError(
             "model.wrong-kind",
-            "found an adapter, expected a whole model, because the recipe has `adapter: null`.",
+            "found an adapter, expected a full model, because the recipe has `adapter: null`.",
             location=str(folder),
-            hint="Give the recipe the `adapter` section that it was trained with, or start from a whole model.",
+            hint="Add the `adapter` section that it was trained with to the recipe, or start from a full model.",
         )
     if adapter is not None and not is_adapter(folder):
         raise ModelError(
             "model.wrong-kind",
-            "found a whole model, expected an adapter, because the recipe trains adapters.",
+            "found a full model, expected an adapter, because the recipe trains adapters.",
             location=str(folder),
-            hint="Set `base.model` to a whole model, or set `adapter: null` to train whole models.",
+            hint="Set `base.model` to the full model, or set `adapter: null` to train full models.",
         )
 
 
@@ -154,7 +154,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             "model.incomplete",
             f"{ADAPTER_WEIGHTS} not found in the directory.",
             location=str(folder),
-            hint="Name the directory of an adapter.",
+            hint="Use the directory of an adapter.",
         )
     try:
         return load_file(path)
@@ -163,7 +163,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             "model.load-failed",
             f"weights: cannot be read: {format_exception(error).rstrip('.')}.",
             location=str(path),
-            hint="Run its stage again.",
+            hint="Run the stage that wrote it again.",
         ) from error
 
 
@@ -234,7 +234,7 @@ def _check_config(folder: Path, adapter: Adapter) -> None:
             "model.load-failed",
             f"{ADAPTER_CONFIG}: cannot be read: {format_exception(error).rstrip('.')}.",
             location=str(folder),
-            hint="Run its stage again.",
+            hint="Run the stage that wrote it again.",
         ) from error
     if stored.get("peft_type") != "LORA":
         raise ModelError(
@@ -262,7 +262,7 @@ def _check_config(folder: Path, adapter: Adapter) -> None:
     issues += [
         Issue(
             "model.unsupported-adapter",
-            f"{key}: this option of the adapter is not supported; found {stored[key]}.",
+            f"{key}: unsupported adapter option; found {stored[key]}.",
             str(folder),
             "Start from an adapter without this option, or from base.",
         )
@@ -292,9 +292,9 @@ def _copy_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder
     if problems:
         raise ModelError(
             "model.adapter-mismatch",
-            f"the tensors do not fit the recipe's adapter on this base: {'; '.join(problems)}.",
+            f"the tensors do not match the recipe's adapter on this base model: {'; '.join(problems)}.",
             location=str(folder),
-            hint="Set the base and `adapter.target_modules` that the adapter was trained with, or start from base.",
+            hint="Set the `base` and `adapter.target_modules` that the adapter was trained with, or start from base.",
         )
     with torch.no_grad():
         result = set_peft_model_state_dict(model, weights, adapter_name=name)

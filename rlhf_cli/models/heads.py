@@ -44,14 +44,14 @@ def load_score_head(folder: Path) -> ScalarHead:
             "model.not-a-reward-model",
             "score head: not found.",
             location=str(folder),
-            hint="Name a run of the reward stage, or another scorer with one label.",
+            hint="Use a run of the reward stage, or another reward model with one label.",
         )
     if weight.ndim != 2 or weight.shape[0] != 1:
         raise ModelError(
             "model.not-a-reward-model",
             f"score head: wrong shape; found {tuple(weight.shape)}, expected (1, hidden size).",
             location=str(folder),
-            hint="Name a reward model, which has one label.",
+            hint="Use a reward model, which has one label.",
         )
     head = ScalarHead(weight.shape[1])
     with torch.no_grad():

@@ -50,7 +50,7 @@ def resolve_commit(repo_type: RepoType, repo: str, revision: str, *, location: s
     commit = _commit_from_cache(repo_type, repo, revision)
     if commit is None:
         message = f"{repo}@{revision}: not found in the local cache, and {reason}."
-        hint = f"Go online once, or give {_LOCAL_ALTERNATIVE[repo_type]}."
+        hint = f"Go online once to download it, or use {_LOCAL_ALTERNATIVE[repo_type]}."
         raise _ERROR[repo_type](_NOT_CACHED[repo_type], message, location=location, hint=hint)
     return commit
 
@@ -70,21 +70,21 @@ def _commit_from_hub(repo_type: RepoType, repo: str, revision: str, location: st
     try:
         commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision, timeout=TIMEOUT).sha
     except GatedRepoError:
-        hint = f"Accept its terms on https://huggingface.co/{repo} and set HF_TOKEN."
+        hint = f"Accept its terms at https://huggingface.co/{repo} and set HF_TOKEN."
         message = f"{repo}: access to this {repo_type} is restricted on the Hub."
         raise _ERROR[repo_type](_GATED[repo_type], message, location=location, hint=hint) from None
     except RepositoryNotFoundError:
-        hint = f"Check the id, or give {local}. A private {repo_type} needs HF_TOKEN."
+        hint = f"Check the id, or use {local}. A private {repo_type} needs HF_TOKEN."
         raise _ERROR[repo_type](
             _NOT_FOUND[repo_type], f"{repo}: {repo_type} not found on the Hub.", location=location, hint=hint
         ) from None
     except RevisionNotFoundError:
-        hint = "Name a branch, a tag or a commit."
+        hint = "Use an existing branch, tag or commit."
         message = f"{repo}: revision {revision} not found on the Hub."
         raise _ERROR[repo_type](_UNKNOWN_REVISION[repo_type], message, location=location, hint=hint) from None
     except HFValidationError:
-        hint = f"Write owner/name, or give {local}."
-        message = f"{repo}: neither a directory nor a valid Hub id; expected owner/name."
+        hint = f"Use owner/name, or {local}."
+        message = f"{repo}: not a directory and not a valid Hub id; expected owner/name."
         raise _ERROR[repo_type](_NOT_FOUND[repo_type], message, location=location, hint=hint) from None
     assert commit is not None  # the Hub returns the commit of every existing revision
     return commit

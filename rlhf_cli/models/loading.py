@@ -92,7 +92,7 @@ def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
             "hardware.unsupported-dtype",
             f"{base.dtype} is not supported: {reason}.",
             location="base.dtype",
-            hint="Set auto or float32.",
+            hint="Set it to auto or float32.",
         )
     dtype = getattr(torch, base.dtype)
     assert isinstance(dtype, torch.dtype)
@@ -164,9 +164,9 @@ def load_reward_model_config(source: str, revision: str) -> PreTrainedConfig:
     if (Path(source) / ADAPTER_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
         raise ModelError(
             "model.wrong-kind",
-            "found an adapter, expected a whole reward model.",
+            "found an adapter, expected a full reward model.",
             location=source,
-            hint="Give a reward run on the recipe's base as `run`; merge another adapter into its model.",
+            hint="Use `run` for a reward run on the recipe's base model; merge any other adapter into its base model.",
         )
     _check_model_directory(source)
     config = _load_config(source, revision)
@@ -176,7 +176,7 @@ def load_reward_model_config(source: str, revision: str) -> PreTrainedConfig:
             "model.not-a-reward-model",
             f"{name}: a reward model has one label; found {config.num_labels} labels, expected 1.",
             location=source,
-            hint="Name a sequence classifier that was trained as a reward model.",
+            hint="Use a sequence classifier that was trained as a reward model.",
         )
     return config
 
@@ -269,7 +269,7 @@ def _check_tensors(class_name: str, info: dict[str, Any], source: str, may_lack:
         name, stored, expected = mismatched[0]
         raise ModelError(
             "model.shape-mismatch",
-            f"weights: tensors do not have the shape that config.json gives, such as {name} ({len(mismatched)} in "
+            f"weights: tensors do not have the shapes given in config.json, such as {name} ({len(mismatched)} in "
             f"total); found {tuple(stored)}, expected {tuple(expected)}.",
             location=source,
             hint="Download the model again: its config.json and its weights belong to different models.",
@@ -333,15 +333,15 @@ def _check_model_directory(source: str) -> None:
         if (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(
                 "model.wrong-kind",
-                "found an adapter, expected a whole model.",
+                "found an adapter, expected a full model.",
                 location=source,
-                hint="Set `base.model` to the model that it adapts, and `start` of the stage to the adapter.",
+                hint="Set `base.model` to the model that it adapts, and the stage's `start` to the adapter.",
             )
         raise ModelError(
             "model.incomplete",
             "config.json not found in the directory.",
             location=source,
-            hint="Name the directory of a transformers model.",
+            hint="Use the directory of a transformers model.",
         )
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles and not any(folder.glob("*.safetensors")):
@@ -374,7 +374,7 @@ def _convert_load_errors(source: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if Path(source).is_dir():
-            hint = "Use a complete directory of a transformers model, with *.safetensors weights."
+            hint = "Use a complete transformers model directory with *.safetensors weights."
         else:
             hint = (
                 f"Check the id and its revision. Run `hf auth login` for a gated model, and `hf download {source}` to "

@@ -283,9 +283,9 @@ class MultiAdapterModel:
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
             raise ModelError(
                 "model.unsupported-architecture",
-                f"{type(model).__name__}: a cap or a scale on the logits is not supported.",
+                f"{type(model).__name__}: models that cap or scale their logits are not supported.",
                 location=model.name_or_path,
-                hint="Use a base without one, such as Llama, Qwen or Mistral.",
+                hint="Use another base model, such as Llama, Qwen or Mistral.",
             )
 
 

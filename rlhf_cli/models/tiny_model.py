@@ -33,7 +33,7 @@ def save_tiny_model(model_class: Any, config: PreTrainedConfig, folder: str, *, 
             "model.unsupported-architecture",
             f"{config.model_type}: --smoke cannot shrink this architecture: {format_exception(error).rstrip('.')}.",
             location=source,
-            hint="Use another model of the same family: `--set base.model=…`, or in ppo.reward.",
+            hint="Use another model of the same family, with `--set base.model=…` or in ppo.reward.",
         ) from error
     model.save_pretrained(folder)
 

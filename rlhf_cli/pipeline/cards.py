@@ -76,8 +76,8 @@ def write_model_card(
         f"`{base_name}` adapted with rlhf ({form}). The licenses of the base model and of the data apply.",
         _lineage(runs, model_run),
         _evaluation(stage, model_run),
-        f"## Verified\n\nThe exported files were loaded again: every tensor is as saved, and the mean KL divergence "
-        f"from the trained model is {kl:.1e} nats per token.",
+        f"## Verified\n\nThe exported files were loaded again: every tensor is identical to the saved one, and the "
+        f"mean KL divergence from the trained model is {kl:.1e} nats per token.",
         _usage(stage, base_name, conversational=conversational),
     ]
     data = ModelCardData(
@@ -155,7 +155,7 @@ def _usage(stage: ResolvedStage, base_name: str, *, conversational: bool) -> str
         imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
         load = 'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")'
         serve = "vllm serve ."
-        note = f"Ollama, in this folder: `ollama create {name} -f Modelfile && ollama run {name}`"
+        note = f"Ollama, in this directory: `ollama create {name} -f Modelfile && ollama run {name}`"
     else:
         assert stage.recipe.adapter is not None
         imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"

@@ -76,5 +76,5 @@ def _machine_error(error: Exception, run: Run, stage: ResolvedStage) -> RlhfErro
     if problem is None:
         return None
     path = str(getattr(error, "filename", None) or run.path)
-    hint = f"Free disk space. {RESUME_HINT}" if run.checkpoints() else disk.OTHER_DIR_HINT
+    hint = f"Free up disk space. {RESUME_HINT}" if run.checkpoints() else disk.OTHER_DIR_HINT
     return DiskError(problem.code, f"{problem.description}; incomplete run: {run.path}.", location=path, hint=hint)

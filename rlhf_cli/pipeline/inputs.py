@@ -99,7 +99,7 @@ def verify_inputs(inputs: Sequence[Input]) -> None:
     for path in dict.fromkeys(Path(item.path).parent for item in inputs if item.kind == "folder"):
         manifest = read_manifest(path) if is_checkpoint(path) else None
         if manifest is not None:
-            hint = "Name another checkpoint, or restore the file."
+            hint = "Use another checkpoint, or restore the file."
             issues += [Issue(f.code, f.message, f.location, hint) for f in verify_files(path, manifest, hash_file)]
     if issues:
         raise ModelError(issues)
@@ -121,7 +121,7 @@ def check_base(stage: str, inputs: Sequence[Input]) -> None:
                 f"{item.ref} ({item.version}): trained on another base model; "
                 f"found {theirs['ref']}, expected {base.ref}."
             )
-            hint = f"Run `rlhf {manifest['stage']}` again on this base model, or name a run of this base model."
+            hint = f"Run `rlhf {manifest['stage']}` again on this base model, or use a run on this base model."
             location = f"{stage}.{item.role}" if item.role in STAGES[stage].accepts else item.role
             issues.append(Issue("model.adapter-of-other-base", message, location, hint))
     if issues:

@@ -89,7 +89,11 @@ def _resolve(
         if producer is None or producer in stages or len(stages) < 2:
             raise
         issue = error.issues[0]
-        fix = f"name {producer} too" if producer in recipe.model_fields_set else f"add the section `{producer}:`"
+        fix = (
+            f"add {producer} to the command"
+            if producer in recipe.model_fields_set
+            else f"add the section `{producer}:` to the recipe"
+        )
         hint = f"Run `rlhf {producer}` first, or {fix}."
         raise RecipeError(issue.code, issue.message, location=issue.location, hint=hint) from error
 

@@ -112,6 +112,6 @@ def _input_issue(role: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> I
         return Issue("recipe.resume-changed", message, role, START_OVER_HINT)
     fix = "Revert the change"
     if old["kind"] == "run":
-        fix = f"Write {old['ref'].partition('@')[0]}@{old['version']} to resume"
+        fix = f"Use {old['ref'].partition('@')[0]}@{old['version']} to resume"
     message = f"{old['ref']} was {old['version']} when the run started and is now {new['version']}."
     return Issue("recipe.resume-changed", message, role, f"{fix}, or start a new run without --resume.")

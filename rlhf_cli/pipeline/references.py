@@ -174,8 +174,8 @@ def check_stage(reference: Reference, stage: str) -> None:
     """Raise RecipeError if `reference` does not accept a run of `stage`."""
     if reference.stages and stage not in reference.stages:
         expected = " or ".join(reference.stages)
-        message = f"wrong kind of run; found {reference.ref}, a {stage} run, expected a run of {expected}."
-        raise RecipeError("recipe.wrong-stage", message, location=reference.location, hint="Name another run.")
+        message = f"wrong kind of run; found {reference.ref}, a run of {stage}, expected a run of {expected}."
+        raise RecipeError("recipe.wrong-stage", message, location=reference.location, hint="Use another run.")
 
 
 def _resolve_run(reference: Reference, entry: RunEntry) -> ResolvedReference:
@@ -195,20 +195,20 @@ def _resolve_checkpoint(reference: Reference, folder: Path, *, smoke: bool) -> R
 def _refuse_smoke_run(reference: Reference, is_smoke: bool, *, smoke: bool) -> None:
     if is_smoke and not smoke:
         message = f"{reference.ref} is a smoke run with random weights; expected a real run."
-        raise RecipeError("recipe.smoke-run", message, location=reference.location, hint="Name a real run.")
+        raise RecipeError("recipe.smoke-run", message, location=reference.location, hint="Use a real run.")
 
 
 def _no_model_error(reference: Reference, folder: Path) -> RecipeError | ModelError:
     """Return an error that says what a folder without a model holds instead."""
     if layout.VERSION.fullmatch(folder.name) and folder.parent.name in STAGES:
         saved = checkpoints(folder / "checkpoints")
-        hint = f"Name another run, or its checkpoint {saved[-1]}." if saved else "Name another run."
+        hint = f"Use another run, or its checkpoint {saved[-1]}." if saved else "Use another run."
         message = f"the run {reference.ref} is incomplete."
         return RecipeError("recipe.incomplete-run", message, location=reference.location, hint=hint)
     if folder.name in STAGES and any(layout.VERSION.fullmatch(path.name) for path in folder.iterdir()):
-        hint = f"Write {folder / 'latest'}, or the folder of another version."
-        message = f"{reference.ref} holds several runs; expected the folder of one run."
+        hint = f"Use {folder / 'latest'}, or the directory of another version."
+        message = f"{reference.ref} contains several runs; expected the directory of one run."
         return RecipeError("recipe.ambiguous-run", message, location=reference.location, hint=hint)
     message = f"no model in {reference.ref}; expected {' or '.join(MODEL_FILES)}."
-    hint = "Name a transformers model, an adapter, or a run."
+    hint = "Use a transformers model, an adapter, or a run."
     return ModelError("model.not-found", message, location=reference.location, hint=hint)

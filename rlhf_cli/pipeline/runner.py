@@ -220,7 +220,7 @@ def _resume_run(
         then = incomplete.record.provenance
         issues = diff_settings(then, provenance)
         if issues:
-            message = "cannot resume: the recipe or its inputs changed since the run started:"
+            message = "cannot resume: the recipe or its inputs changed since the run started."
             raise RecipeError([Issue("recipe.resume-changed", message, str(incomplete.path)), *issues])
         run, skipped = Run.resume(incomplete, reporter=reporter)
     except BaseException:

@@ -63,7 +63,7 @@ def build_actor_critic(
                 "model.not-a-reward-model",
                 "score head: not found; expected a reward model.",
                 location=f"ppo.reward ({role})",
-                hint="Name a run of the reward stage.",
+                hint="Use a run of the reward stage.",
             )
     trunk = POLICY
     if critic.kind == "adapter":

@@ -181,7 +181,7 @@ def _source_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             f"{', '.join(trajectories[0].by_source)}: no completion was scored; found None for all "
             f"{len(trajectories)} completions.",
             location="ppo.reward",
-            hint="Return a number for at least one completion; None means that a source does not score it.",
+            hint="Return a number for at least one completion; None means that a source does not score the completion.",
         )
     return means
 

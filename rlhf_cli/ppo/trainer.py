@@ -242,7 +242,7 @@ class PPOTrainer:
         if limit is not None and metrics["kl"] > limit:
             raise DivergedError(
                 "training.kl-limit",
-                f"KL from the reference: exceeds kl.abort; found {metrics['kl']:.3g} nats per sequence, "
+                f"KL from the reference: exceeds kl.abort; found {metrics['kl']:.3g} nats per completion, "
                 f"expected at most {limit:g}.",
                 location="ppo.kl.abort",
                 hint="Raise kl.coef, or lower the learning rate.",
@@ -327,7 +327,7 @@ class PPOTrainer:
         if self._snapshot is not None:
             restore_weights(self._actor_critic, self._snapshot.weights)
             folder = self.save_checkpoint(self._snapshot.iteration, with_state=False)
-            hint += f" The last policy that passed validation is in {folder}."
+            hint += f" The last valid policy is in {folder}."
         message = f"iteration {iteration}: {issue.message}"
         return DivergedError(issue.code, message, location=issue.location or "ppo", hint=hint)
 

@@ -24,7 +24,7 @@ def recipe_json_schema() -> dict[str, Any]:
     required = {"required": schema.pop("required"), "properties": {"base": base_with_model}}
     file_keys = {
         "schema": {"const": SCHEMA, "default": SCHEMA, "description": "version of the recipe format"},
-        "extends": {"type": "string", "description": "path of the recipe that this one is merged over"},
+        "extends": {"type": "string", "description": "path of the recipe that this one extends"},
     }
     return {
         "$schema": DIALECT,

@@ -28,7 +28,7 @@ def apply_override(document: Document, text: str) -> None:
     name, equals, value_text = text.partition("=")
     location = f"--set {redact_urls(text)}"
     if not equals or not all(name.split(".")):
-        message, hint = "not KEY=VALUE.", "Write for example --set ppo.kl.coef=0.1."
+        message, hint = "invalid override; expected KEY=VALUE.", "Use, for example, --set ppo.kl.coef=0.1."
         document.issues.append(Issue("recipe.invalid-override", message, location, hint))
         return
     if name == "extends":
@@ -39,7 +39,7 @@ def apply_override(document: Document, text: str) -> None:
         value = parse_scalar(value_text)
     except RecipeError as error:
         first = error.issues[0]
-        document.issues.append(Issue(first.code, first.message, location, "Quote the value as YAML requires."))
+        document.issues.append(Issue(first.code, first.message, location, "Quote the value so that it is valid YAML."))
         return
     key: Key = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
     _set_value(document, key, value, Position(location, Path.cwd()))
@@ -112,8 +112,8 @@ def _set_in_place(document: Document, key: Key, value: Any, position: Position) 
         target[key[-1]] = value
     except (KeyError, IndexError, TypeError):
         first_index = next(index for index, part in enumerate(key) if isinstance(part, int))
-        message = f"{dotted(key[:first_index])}: item not found; found {dotted(key)}."
-        hint = "Count items from 0."
+        message = f"{dotted(key[:first_index])}: item not found: {dotted(key)}."
+        hint = "Use an existing index, counting from 0."
         document.issues.append(Issue("recipe.invalid-override", message, position.location, hint))
         return
     document.positions[key] = position

@@ -95,4 +95,4 @@ def _unknown_key_hint(key: Key) -> str:
     names = [*section.model_fields]
     if section is Recipe:
         names = ["schema", "extends", *names]
-    return did_you_mean(name, names, otherwise=f"Allowed here: {', '.join(names)}.")
+    return did_you_mean(name, names, otherwise=f"Allowed keys: {', '.join(names)}.")

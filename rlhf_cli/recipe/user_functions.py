@@ -42,7 +42,9 @@ def function_issues(spec: str) -> Iterator[Issue]:
     for module in dict.fromkeys(_required_packages(tree.body)):
         if not _is_importable(module, path.parent):
             message = f"{file}: imports {module}, which is not installed."
-            yield Issue("recipe.missing-module", message, hint=f"Install it for {sys.executable}.")
+            yield Issue(
+                "recipe.missing-module", message, hint=f"Install it for the Python interpreter {sys.executable}."
+            )
     defined = _defined_names(tree.body)
     if name not in defined:
         hint = did_you_mean(name, defined, otherwise=f"Choose from {', '.join(defined)}." if defined else "")
@@ -65,7 +67,7 @@ def check_loads_in_subprocess(spec: str) -> None:
     except EOFError:
         path, _ = split_spec(spec)
         hint = f"Run `{sys.executable} {format_path(path)}` to see why."
-        message = "the process that loaded the file died."
+        message = "the process that loaded the file crashed."
         issues = (Issue("recipe.function-failed", message, spec, hint),)
     process.join()
     if issues:
@@ -102,7 +104,7 @@ def load_function(spec: str) -> Function:
             sys.path.remove(str(path.parent))
     function = getattr(module, name, None)
     if not callable(function):
-        message, hint = f"{path.name}: function {name} not found.", "Name a function that the file defines."
+        message, hint = f"{path.name}: function {name} not found.", "Use a function that the file defines."
         raise RecipeError("recipe.function-not-found", message, location=spec, hint=hint)
     return function
 

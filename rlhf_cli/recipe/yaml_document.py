@@ -154,8 +154,8 @@ def _read_text(path: Path) -> str:
         raise RecipeError("recipe.not-found", "recipe file not found.", location=location, hint=hint) from None
     except IsADirectoryError:
         recipes = _recipes_in(path)
-        hint = f"Choose a file in it: {', '.join(recipes)}." if recipes else "Choose a recipe file."
-        message = "recipe file not found; found a folder."
+        hint = f"Choose a recipe in it: {', '.join(recipes)}." if recipes else "Choose a recipe file."
+        message = "recipe file not found; found a directory."
         raise RecipeError("recipe.not-found", message, location=location, hint=hint) from None
     except OSError as error:
         message = f"cannot read the recipe: {error.strerror}."
@@ -254,7 +254,7 @@ class _Reader:
             inner = (*key, name)
             if name in values:
                 first = self.document.positions[inner].location
-                message = f"{dotted(inner)}: duplicate key, first at {first}."
+                message = f"{dotted(inner)}: duplicate key, first used at {first}."
                 self._add_issue("recipe.duplicate-key", key_node, message, "Keep one of them.")
                 continue
             self.document.positions[inner] = Position(self._location(key_node), self.folder)

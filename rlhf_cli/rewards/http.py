@@ -39,14 +39,14 @@ MAX_EXCERPT_BYTES = 1000  # of a response in an error message
 MAX_FLOAT32 = 3.4028234663852886e38  # scores are summed in float32
 RETRYABLE_STATUSES = (408, 425, 429)  # besides 5xx
 RESPONSE_HINT = 'Return a list of numbers, one per completion, or {"scores": […]}.'
-CONNECTION_HINT = "Check that the server runs and can be reached; see timeout and retries in ppo.reward."
+CONNECTION_HINT = "Check that the server is running and can be reached; see also timeout and retries in ppo.reward."
 STATUS_HINTS = {
     400: "The server must accept {prompts, completions, …columns} as JSON.",
     401: f"Set {TOKEN_VARIABLE} in the environment.",
     403: f"Set {TOKEN_VARIABLE} in the environment to a token that the server accepts.",
     404: "Check the path of the URL.",
     405: "The server must accept POST.",
-    413: "Lower batch_size of the source.",
+    413: "Lower the batch_size of the source.",
     422: "The server must accept {prompts, completions, …columns} as JSON.",
 }
 
@@ -169,7 +169,7 @@ class HttpScorer:
             return response.data
         hint = STATUS_HINTS.get(response.status, CONNECTION_HINT)
         if response.status < 400:
-            hint = "Write the URL that it redirects to."
+            hint = "Use the URL that it redirects to."
         may_recover = response.status >= 500 or response.status in RETRYABLE_STATUSES
         delay = _parse_retry_after(response.retry_after) if may_recover else None
         raise _RequestError(f"status {response.status}; found {_excerpt(response.data)}", hint, delay)
@@ -208,7 +208,7 @@ def _ssl_context() -> ssl.SSLContext:
 def _headers() -> dict[str, str]:
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token.isascii() or not token.isprintable():
-        message = f"{TOKEN_VARIABLE}: contains characters that an HTTP header cannot hold."
+        message = f"{TOKEN_VARIABLE}: contains characters that are not allowed in an HTTP header."
         hint = "Set it again, without line breaks."
         raise RecipeError("recipe.invalid-token", message, location="environment", hint=hint)
     headers = {
@@ -224,7 +224,7 @@ def _to_json(batch: dict[str, Any]) -> bytes:
     try:
         return json.dumps(batch, default=str, allow_nan=False).encode()
     except ValueError:
-        message = "a column holds NaN or infinity, which cannot be sent to an HTTP reward as JSON."
+        message = "a column contains NaN or infinity, which cannot be sent to an HTTP reward as JSON."
         hint = "Replace these values or drop the column."
         raise DataError("data.non-finite", message, location="data.prompts", hint=hint) from None
 

@@ -93,7 +93,9 @@ class ModelScorer:
         if any(too_long) and not self._has_warned:
             self._has_warned = True
             count = f"{too_long.count(True)} of {len(rows)} prompts with completions"
-            logger.warning(f"{self.name}: {count} are longer than {self.max_length} tokens and lose their beginning")
+            logger.warning(
+                f"{self.name}: {count} are longer than {self.max_length} tokens and are truncated at the beginning"
+            )
         scores = [0.0] * len(rows)
         for group in pack([len(row["input_ids"]) for row in rows], max_tokens):
             for index, score in zip(group, self._forward([rows[i] for i in group]), strict=True):
@@ -175,7 +177,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
     location = str(tokenizer.name_or_path)
     if not tokenizer.chat_template:
         message = "the reward model has no chat template; expected one, because the prompts are conversations."
-        hint = "Choose a model that was trained on conversations, or give the prompts as text."
+        hint = "Choose a model that was trained on conversations, or provide the prompts as text."
         raise ModelError("model.missing-chat-template", message, location=location, hint=hint)
     try:  # transformers renders in jinja's sandbox
         return str(tokenizer.apply_chat_template(messages, tokenize=False))

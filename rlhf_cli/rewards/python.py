@@ -137,7 +137,7 @@ def _accepted_arguments(function: Function, available: Iterable[str]) -> list[st
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some built-in functions
-        hint = "Write a function of your own that calls it."
+        hint = "Write your own function that calls it."
         message = "the parameters of this function are unknown."
         raise RecipeError("recipe.function-signature", message, location=_location(function), hint=hint) from None
     accepted = names

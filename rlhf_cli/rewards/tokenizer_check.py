@@ -12,7 +12,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models import loading
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
-HINT = "Train the reward model again with this recipe, or name it under `model`, which uses its own tokenizer."
+HINT = "Train the reward model again with this recipe, or specify it as `model`, which uses its own tokenizer."
 
 
 def check_tokenizer(

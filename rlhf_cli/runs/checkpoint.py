@@ -67,7 +67,7 @@ def write_checkpoint(target: Path, content: Mapping[str, Any], *, size: int = 0)
         target.parent,
         size if last is None else max(size, sum(p.stat().st_size for p in last.rglob("*") if p.is_file())),
         saved=None if last is None else format_path(last),
-        hint=disk.OTHER_DIR_HINT if last is None else f"Free space. {RESUME_HINT}",
+        hint=disk.OTHER_DIR_HINT if last is None else f"Free up space. {RESUME_HINT}",
     )
     temporary = target.parent / f".tmp-{secrets.token_hex(4)}"
     temporary.mkdir()

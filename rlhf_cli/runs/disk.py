@@ -14,7 +14,7 @@ from typing import NamedTuple
 from rlhf_cli.errors import DiskError
 from rlhf_cli.formatting import format_bytes
 
-OTHER_DIR_HINT = "Free space, or choose another directory with --runs-dir."
+OTHER_DIR_HINT = "Free up space, or choose another directory with --runs-dir."
 DISK_ERRNOS = {  # errno: code of the issue
     errno.ENOSPC: "disk.full",
     errno.EDQUOT: "disk.full",
@@ -71,6 +71,6 @@ def check_free(folder: Path, needed: int, *, saved: str | None, hint: str) -> No
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        message = f"too little space for a checkpoint; found {format_bytes(free)}, expected {format_bytes(needed)}."
+        message = f"not enough space for a checkpoint; found {format_bytes(free)}, expected {format_bytes(needed)}."
         kept = "" if saved is None else f" The last checkpoint is complete: {saved}."
         raise DiskError("disk.full", message + kept, location=str(folder), hint=hint)

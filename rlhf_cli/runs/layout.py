@@ -59,7 +59,7 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
                 continue
             return path
     except OSError as error:
-        message = f"the run's folder cannot be created: {error.strerror}."
+        message = f"the run's directory cannot be created: {error.strerror}."
         hint = "Choose another directory with --runs-dir."
         raise DiskError("disk.not-writable", message, location=str(parent), hint=hint) from None
 
@@ -92,7 +92,7 @@ def parse(text: str, name: str, *, location: str = "") -> RunReference:
     reference = parse_run_reference(text)
     if reference is None:
         message = f"invalid reference to a run; found {text}, expected stage, stage@v0003 or name/stage@v0003."
-        hint = "Write one of these, or the run's folder."
+        hint = "Use one of these, or the run's directory."
         raise RecipeError("recipe.invalid-run-reference", message, location=location, hint=hint)
     version = None if reference.version == "latest" else reference.version
     return RunReference(reference.name or name, reference.stage, version)
@@ -163,7 +163,7 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "
         raise RecipeError("recipe.run-not-found", message, location=location, hint=hint)
     if manifest["smoke"] and not smoke:
         message = f"{text} is a smoke run with random weights; expected a real run."
-        raise RecipeError("recipe.smoke-run", message, location=location, hint="Name a real run.")
+        raise RecipeError("recipe.smoke-run", message, location=location, hint="Use a real run.")
     return RunEntry(reference.name, reference.stage, reference.version, path, manifest)
 
 
@@ -172,7 +172,7 @@ def _no_complete_run(runs_dir: Path, name: str, stage: str, location: str) -> Re
     found = versions(runs_dir, name, stage)
     damaged = next((entry for entry in reversed(found) if entry.manifest_error), None)
     if damaged is not None:
-        hint = "Remove this version, and run the stage again."
+        hint = "Remove this run, and run the stage again."
         return ModelError("model.damaged-manifest", damaged.manifest_error, location=location, hint=hint)
     hint = f"Run `rlhf {stage}` first."
     if any(entry.manifest for entry in found):

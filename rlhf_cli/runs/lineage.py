@@ -174,7 +174,7 @@ def remove(runs_dir: Path, entry: RunEntry, *, force: bool) -> None:
     users = dependents(runs_dir, entry)
     if users and not force:
         message = f"{name_of(entry)} is an input of {', '.join(map(name_of, users))}."
-        hint = "Remove those first, or add --force; their lineage then ends here."
+        hint = "Remove those runs first, or add --force; their lineage then ends at this run."
         raise RecipeError("recipe.run-in-use", message, location=location, hint=hint)
     stage_dir = entry.path.parent
     renamed = stage_dir / f".removed-{secrets.token_hex(4)}"

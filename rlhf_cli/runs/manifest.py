@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _damaged(path: Path, problem: str) -> ModelError:
     message = f"the manifest cannot be read: {problem}."
-    return ModelError("model.damaged-manifest", message, location=str(path), hint="Remove this version.")
+    return ModelError("model.damaged-manifest", message, location=str(path), hint="Remove this run or checkpoint.")
 
 
 def sync(path: Path) -> None:

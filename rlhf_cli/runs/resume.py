@@ -97,7 +97,12 @@ def acquire_resumable(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> 
     reasons = f": {'; '.join(skipped)}" if skipped else ""
     message = f"no incomplete run to resume{reasons}."
     if is_locked:
-        raise DiskError("disk.locked", message, location=location, hint=f"Wait for it to end. {START_OVER_HINT}")
+        raise DiskError(
+            "disk.locked",
+            message,
+            location=location,
+            hint="Wait for it to end, or run the same command without --resume.",
+        )
     raise RecipeError("recipe.nothing-to-resume", message, location=location, hint=START_OVER_HINT)
 
 

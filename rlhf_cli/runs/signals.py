@@ -13,7 +13,7 @@ from rlhf_cli.runs.run import Run
 
 # Seconds in which a second signal counts as the first one: `timeout` sends it to the process and to its group.
 DUPLICATE_SIGNAL_WINDOW_S = 0.3
-STOPPING_MESSAGE = b"\nstopping after this step; press Ctrl-C again to stop at once\n"
+STOPPING_MESSAGE = b"\nstopping after this step; press Ctrl-C again to stop immediately\n"
 
 
 @contextmanager

@@ -78,7 +78,7 @@ STAGES: dict[str, StageSpec] = {
         entry_point="rlhf_cli.stages.pretrain:run",
         prepare="rlhf_cli.stages.pretrain:prepare",
         section="pretrain",
-        help="Train a small base model and tokenizer from text, or continue pretraining an existing base.",
+        help="Train a small base model and tokenizer on text, or continue pretraining an existing base model.",
         dataset="pretrain",
         accepts={"start": ("pretrain",)},
         base_key="pretrain.start",
@@ -146,7 +146,7 @@ STAGES: dict[str, StageSpec] = {
     "export": StageSpec(
         entry_point="rlhf_cli.stages.export:run",
         section="export",
-        help="Export the model and verify it by reloading.",
+        help="Export the model and verify it by reloading it.",
         accepts={"of": POLICY_STAGES},
         headline_metrics=("export.kl",),
         exports=True,

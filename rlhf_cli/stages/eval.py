@@ -120,7 +120,7 @@ def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping
     model = MultiAdapterModel.load(recipe.base, recipe.adapter, stage.base_path, roles, smoke=stage.smoke)
     if REWARD in roles and REWARD not in model.heads:
         message = f"{stage.section.reward} is not a reward model; expected a run of the reward stage."
-        hint = "Name a run of the reward stage, or null."
+        hint = "Use a run of the reward stage, or null."
         raise ModelError("model.not-a-reward-model", message, location="eval.reward", hint=hint)
     return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers)
 
@@ -294,7 +294,7 @@ def _check_finite(values: Mapping[str, float]) -> None:
     non_finite = [name for name, value in values.items() if not math.isfinite(value)]
     if non_finite:
         message = f"not a finite number: {', '.join(non_finite)}."
-        hint = "Check the function in eval.python, or whether the model diverged."
+        hint = "Check the functions in eval.python, and whether the model diverged."
         raise ModelError("eval.non-finite", message, location="eval", hint=hint)
 
 

@@ -88,7 +88,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         folder.replace(run.path / "model")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    logger.info(f"verified: all tensors as saved, KL {kl:.1e} nats per token")
+    logger.info(f"verified: all tensors identical, KL {kl:.1e} nats per token")
     logger.info(f"exported {_describe(stage)} to {run.model_dir}")
     return StageMetrics({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
 

@@ -111,7 +111,7 @@ def check_ids(
     if largest >= embeddings:
         token = tokenizer.convert_ids_to_tokens(largest)
         message = (
-            f"the tokenizer does not fit the model; found id {largest:,} for {token}, expected an id below "
+            f"the tokenizer does not match the model; found id {largest:,} for {token}, expected an id below "
             f"{embeddings:,}, the number of embeddings."
         )
         hint = "Use the tokenizer that belongs to the model; if tokens were added, resize the model's embeddings."
@@ -139,5 +139,5 @@ def check_positions(positions: int | None, longest: int, limit: int, key: str, *
         raise RecipeError("recipe.context-exceeded", message, location=key, hint=hint)
     return [
         f"{key}: {noun} may have {limit:,} tokens, but the base model has {positions:,} positions "
-        f"(longest here: {longest:,} tokens)"
+        f"(longest in the data: {longest:,} tokens)"
     ]

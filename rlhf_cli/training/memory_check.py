@@ -89,7 +89,7 @@ def _hint_after_failure(stage: ResolvedStage) -> str:
         return lower
     target = MARGIN_AFTER_FAILURE * min(found.capacity, found.parts.needed)
     hint = _hint(stage, stage.max_length, stage.max_length, target)
-    return f"With rows of {stage.max_length:,} tokens it needs {found}. {hint}"
+    return f"With rows of {stage.max_length:,} tokens, the stage needs {found}. {hint}"
 
 
 def _hint(stage: ResolvedStage, longest: int, held_out: int, capacity: float) -> str:

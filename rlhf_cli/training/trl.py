@@ -73,7 +73,7 @@ def config(config_class: type[C], stage: str, arguments: dict[str, Any]) -> C:
     try:
         return config_class(**arguments)
     except (TypeError, ValueError, ImportError) as error:
-        message = f"{stage}.trainer: refused by {config_class.__name__}: {str(error).splitlines()[0]}"
+        message = f"{stage}.trainer: rejected by {config_class.__name__}: {str(error).splitlines()[0]}"
         hint = "See TRL's documentation for the allowed values."
         raise RecipeError("recipe.invalid-value", message, location=f"{stage}.trainer", hint=hint) from error
 

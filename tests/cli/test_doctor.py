@@ -169,7 +169,7 @@ def test_kernel_with_wrong_gradient_or_no_implementation_fails() -> None:
     layers = {**doctor_checks.kernel_layers(), "nf4": half_gradient, "int8": unavailable}
     results = by_name(doctor_checks.check_kernels(layers))
     assert results["nf4"].state == "fail"
-    assert "error 50.0% against float32, expected at most 15%" in results["nf4"].found
+    assert "error 50.0% compared with float32, expected at most 15%" in results["nf4"].found
     assert (results["int8"].state, results["int8"].found) == ("fail", "fails on cpu: RuntimeError: no kernel image")
     assert results["bfloat16"].state == "ok"
 

@@ -266,4 +266,4 @@ def test_rm_without_version_exits_2_and_names_it(rlhf: Rlhf, runs: Path) -> None
     result = rlhf("runs", "rm", "sft", "--json")
     assert (result.code, result.issue["code"]) == (2, "recipe.ambiguous-run")
     assert result.issue["message"] == "sft does not specify a version."
-    assert result.issue["hint"] == "Write bot/sft@v0001."
+    assert result.issue["hint"] == "Use bot/sft@v0001."

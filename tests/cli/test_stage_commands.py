@@ -137,7 +137,7 @@ def test_unknown_stages_exit_2_with_one_suggestion_each(rlhf: Rlhf) -> None:
     assert result.err.splitlines() == [
         "error  unknown stage: r.yaml. Pass the recipe as -r r.yaml. [recipe.unknown-stage]",
         "error  unknown stage: ppoo. Did you mean ppo? [recipe.unknown-stage]",
-        "error  unknown stage: zzz. Stages are pretrain, sft, reward, ppo, eval, export. [recipe.unknown-stage]",
+        "error  unknown stage: zzz. The stages are pretrain, sft, reward, ppo, eval, export. [recipe.unknown-stage]",
     ]
 
 

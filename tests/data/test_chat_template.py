@@ -214,7 +214,7 @@ def test_prepare_tokenizer_without_end_token_raises(plain: Tokenizer) -> None:
     plain.eos_token = None
     with raises_issue("model.no-end-token", error=ModelError) as issues:
         chat_template.prepare(plain, "auto")
-    assert issues[0].message == "tokenizer: no end token; completions could never end."
+    assert issues[0].message == "tokenizer: no end token; completions would never end."
 
 
 def test_render_with_mask_shows_loss_and_special_tokens(chatml: Tokenizer, stories: Tokenizer) -> None:

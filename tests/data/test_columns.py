@@ -39,28 +39,28 @@ def test_convert_mapping_to_other_names_keeps_columns_under_them() -> None:
             "sft",
             {"prmpt": "q", "completion": "a"},
             ("q", "a"),
-            "columns: sft rows have no column 'prmpt', to which 'q' is mapped.",
+            "columns: 'q' is mapped to 'prmpt', which is not a column of sft rows.",
             "Did you mean prompt?",
         ),
         (
             "sft",
             {"prompt": "q", "completion": "a", "tag": "t"},
             ("q", "a", "t"),
-            "columns: sft rows have no column 'tag', to which 't' is mapped.",
+            "columns: 't' is mapped to 'tag', which is not a column of sft rows.",
             f"Map to {SFT_COLUMNS}.",
         ),
         (
             "prompts",
             {"prmpt": "prompt"},
             ("prompt",),
-            "columns: prompts rows have no column 'prmpt', to which 'prompt' is mapped.",
+            "columns: 'prompt' is mapped to 'prmpt', which is not a column of prompts rows.",
             "Did you mean prompt?",
         ),
         (
             "preferences",
             {"prompts": "q", "chosen": "c", "rejected": "r"},
             ("q", "c", "r"),
-            "columns: preferences rows have no column 'prompts', to which 'q' is mapped.",
+            "columns: 'q' is mapped to 'prompts', which is not a column of preferences rows.",
             "Did you mean prompt?",
         ),
         (
@@ -78,7 +78,7 @@ def test_convert_unknown_column_in_mapping_adds_issue(
     assert column_issues(kind, columns, mapping) == [Issue("data.unknown-column", message, "x.jsonl", hint)]
 
 
-MAPPING_HINT = "Map our column names to the dataset's in the recipe: `columns: {%s}`."
+MAPPING_HINT = "Map the columns in the recipe: `columns: {%s}`."
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,12 @@ MAPPING_HINT = "Map our column names to the dataset's in the recipe: `columns: {
         ("prompts", ("query",), MAPPING_HINT % "prompt: query"),
         ("pretrain", ("id", "story"), MAPPING_HINT % "text: story"),
         ("sft", ("a", "b"), MAPPING_HINT % "prompt: …, completion: …"),
-        ("sft", ("prompt", "chosen", "rejected"), "Move the source to data.preferences: these are preferences rows."),
-        ("preferences", ("messages",), "Move the source to data.sft: these are sft rows."),
+        (
+            "sft",
+            ("prompt", "chosen", "rejected"),
+            "Move the source to data.preferences; it has the columns of preferences rows.",
+        ),
+        ("preferences", ("messages",), "Move the source to data.sft; it has the columns of sft rows."),
     ],
 )
 def test_convert_wrong_columns_adds_one_issue_with_suggestion(
@@ -121,5 +125,5 @@ def test_convert_wrong_columns_names_found_and_expected_ones(kind: DatasetKind, 
 def test_convert_column_named_like_reward_argument_adds_issue(name: str) -> None:
     row: dict[str, Any] = {"prompt": "a", name: "b"}
     message = f"columns: {name} is reserved for an argument of reward functions."
-    hint = f"Give it another name, e.g. `columns: {{{name}_column: {name}}}`."
+    hint = f"Rename it, for example with `columns: {{{name}_column: {name}}}`."
     assert conversion_issues("prompts", [row]) == [Issue("data.reserved-column", message, "x.jsonl", hint)]

@@ -29,7 +29,7 @@ def test_convert_text_and_conversation_rows_adds_issue() -> None:
         "completion": [{"role": "assistant", "content": "Yes."}],
     }
     message = "format: found a conversation, expected text as in x.jsonl:1."
-    issue = Issue("data.mixed-formats", message, "x.jsonl:2", "Write all rows in one format.")
+    issue = Issue("data.mixed-formats", message, "x.jsonl:2", "Use the same format for all rows.")
     assert conversion_issues("sft", [{"prompt": "a", "completion": "b"}, conversation]) == [issue]
 
 

@@ -108,7 +108,7 @@ def test_convert_margin_that_is_not_a_finite_number_adds_issue(margin: Any) -> N
             {"prompt": "a", "completion": [YES]},
             "data.mixed-formats",
             "completion: found a conversation, expected text as in the row's other fields.",
-            "Write all fields in one format.",
+            "Use the same format for all fields.",
         ),
         (
             "sft",
@@ -148,7 +148,7 @@ def test_convert_prompt_ending_with_assistant_turn_adds_issue() -> None:
 
 def test_convert_texts_without_common_beginning_adds_issue() -> None:
     message = "chosen, rejected: no common beginning that could be the prompt."
-    issue = Issue("data.no-common-prompt", message, "x.jsonl:1", "Write the prompt in a column `prompt`.")
+    issue = Issue("data.no-common-prompt", message, "x.jsonl:1", "Add a column `prompt` with the prompt.")
     assert conversion_issues("prompts", [{"chosen": "Yes", "rejected": "No"}]) == [issue]
 
 

@@ -54,7 +54,7 @@ INVALID = [
         )
     ),
     *(
-        Invalid(line, "data.invalid-number", f"integer {digits}: does not fit into 64 bits.", TEXT_HINT)
+        Invalid(line, "data.invalid-number", f"integer {digits}: does not fit in 64 bits.", TEXT_HINT)
         for line, digits in (
             ('{"a": 9223372036854775808}', "9223372036854775808"),
             ('{"a": {"b": [18446744073709551616]}}', "18446744073709551616"),
@@ -62,7 +62,7 @@ INVALID = [
             (f'{{"a": {"1" * 5000}}}', "1" * 25),
         )
     ),
-    Invalid('{"a": 1e999}', "data.invalid-number", "number 1e999: does not fit into 64 bits.", TEXT_HINT),
+    Invalid('{"a": 1e999}', "data.invalid-number", "number 1e999: does not fit in 64 bits.", TEXT_HINT),
     *(
         Invalid(line, "data.invalid-number", f"{name} is not a JSON number.", "Write a number, or null.")
         for line, name in (('{"a": [-Infinity]}', "-Infinity"), ('{"a": NaN}', "NaN"))
@@ -124,7 +124,7 @@ def test_read_jsonl_truncated_last_line_adds_issue(tmp_path: Path, end: str) -> 
             "data.truncated-file",
             "last line: truncated; the file ends inside a row.",
             f"{path}:2",
-            "Check whether a copy or a download was cut off.",
+            "Check whether the file was copied or downloaded completely.",
         )
     ]
 
@@ -147,7 +147,7 @@ ROW = '{"prompt": "a", "completion": "b"}'
             "",
             "data.invalid-json",
             "file: expected a list of objects [{…}, …].",
-            "Rename it to .jsonl: it looks like JSON lines.",
+            "Rename it to .jsonl; it looks like JSON Lines.",
         ),
         (f"[\n{ROW},\n3]", ":3", "data.invalid-row", "row: found a number, expected an object {…}.", LINE_HINT),
         (
@@ -155,14 +155,14 @@ ROW = '{"prompt": "a", "completion": "b"}'
             ":4",
             "data.truncated-file",
             "the file ends inside a row.",
-            "Check whether the file was cut off; the row starts in line 3.",
+            "Check whether the file was cut off; the row starts on line 3.",
         ),
         (
             f'[\n{ROW},\n{{"prompt": "a" "b"}}, {ROW}]',
             ":3",
             "data.invalid-json",
             "invalid JSON: Expecting ',' delimiter.",
-            "Fix the row that starts in line 3.",
+            "Fix the row that starts on line 3.",
         ),
         (f"[{ROW}\n{{}}]", ":2", "data.invalid-json", "invalid JSON: expected ',' or ']' after a row.", ""),
         (f"[{ROW}", ":1", "data.invalid-json", "invalid JSON: expected ',' or ']' after a row.", ""),
@@ -177,7 +177,7 @@ ROW = '{"prompt": "a", "completion": "b"}'
             f'[{ROW},\n{{"a": NaN}},\n{{"a": NaN}}]',
             ":2",
             "data.invalid-number",
-            "NaN is not a JSON number. The rows after it were not read.",
+            "NaN is not a JSON number. The remaining rows were not read.",
             "Write a number, or null.",
         ),
     ],

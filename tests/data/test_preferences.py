@@ -51,7 +51,7 @@ def test_convert_common_turns_of_completions_moves_them_to_prompt() -> None:
 )
 def test_convert_user_turns_in_completion_adds_issue_or_drops_row(row: dict[str, Any]) -> None:
     name = "rejected" if len(row["chosen"]) == 1 else "chosen"
-    message = f"{name}: has user turns after the prompt, which would be judged as part of the completion."
+    message = f"{name}: has user turns after the prompt, which would be scored as part of the completion."
     hint = "End both conversations with the first assistant turn that differs."
     issue = Issue("data.multi-turn-completion", message, "x.jsonl:1", hint)
     assert conversion_issues("preferences", [row]) == [issue]
@@ -99,13 +99,13 @@ def test_convert_equal_completions_drops_and_counts_row(equal: dict[str, Any]) -
         (
             {"prompt": "a", "chosen": [YES], "rejected": [NO]},
             "data.mixed-formats",
-            "prompt: found text that is not one of the turns that `chosen` and `rejected` both start with.",
-            "Write the prompt as messages: a conversation is never made from text.",
+            "prompt: found text that does not match any turn that `chosen` and `rejected` both start with.",
+            "Write the prompt as messages; text is not converted to a conversation.",
         ),
         (
             {"chosen": [USER, YES], "rejected": [USER_2, NO]},
             "data.no-common-prompt",
-            "chosen, rejected: differ from turn 1; the turns before it must end with a user turn.",
+            "chosen, rejected: differ starting at turn 1; the turns before it must end with a user turn.",
             "Start both with the same prompt, or add a column `prompt`.",
         ),
     ],

@@ -115,4 +115,4 @@ def test_load_invalid_parquet_file_adds_issue(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 and nothing else")
     with raises_issue("data.invalid-parquet", location=str(path)) as issues:
         load_file(path)
-    assert issues[0].message.startswith("invalid parquet file: ArrowInvalid: ")
+    assert issues[0].message.startswith("invalid Parquet file: ArrowInvalid: ")

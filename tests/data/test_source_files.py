@@ -92,7 +92,7 @@ def test_load_single_file_with_other_split_adds_issue(jsonl: Jsonl) -> None:
 
 def test_load_malformed_split_adds_issue(jsonl: Jsonl) -> None:
     path = jsonl(*make_demonstrations(5))
-    message = "split 'train[2]': invalid; expected a name or a slice of one."
+    message = "split 'train[2]': invalid; expected the name of a split or a slice of one."
     issue = Issue("data.invalid-split", message, str(path), "Write train or train[:1000].")
     assert file_issues(path, split="train[2]") == [issue]
 

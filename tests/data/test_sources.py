@@ -62,7 +62,7 @@ def test_load_mixture_with_weights_keeps_their_ratio_and_repeats_no_row(jsonl: J
     assert len(set(prompts)) == len(prompts) == 33
     assert (split.counts[f"used from {one}"], split.counts[f"used from {two}"]) == (30, 3)
     dropped = {name: count for name, count in split.counts.items() if name.startswith("dropped")}
-    assert dropped == {f"dropped: from {one}, to keep the weights": 70}
+    assert dropped == {f"dropped: from {one}, to match the weights": 70}
     assert load_sources(mixture).train == split.train
     assert load_sources(mixture, seed=1).train != split.train
 
@@ -81,7 +81,7 @@ def test_load_mixture_of_text_and_conversations_adds_issue(jsonl: Jsonl) -> None
     with pytest.raises(DataError) as raised:
         load_sources([Source(path=str(one)), Source(path=str(two))])
     message = f"format: found a conversation, expected text as in {one}."
-    hint = "Use sources of one format: a dataset cannot mix text and conversations."
+    hint = "Use sources with the same format; a dataset cannot mix text and conversations."
     assert raised.value.issues == (Issue("data.mixed-formats", message, str(two), hint),)
 
 

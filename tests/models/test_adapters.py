@@ -131,7 +131,7 @@ def test_load_policy_dora_starts_from_dora(base_folder: Path, make_adapter: Make
         (
             {"use_rslora": True},
             "model.unsupported-adapter",
-            "use_rslora: this option of the adapter is not supported; found True.",
+            "use_rslora: unsupported adapter option; found True.",
         ),
     ],
 )
@@ -187,13 +187,13 @@ def test_load_policy_adapter_for_whole_models_raises_issue(base_folder: Path, ma
     folder = make_adapter()
     with raises_issue("model.wrong-kind", error=ModelError, location=str(folder)) as issues:
         load_policy(base_folder, None, folder)
-    assert issues[0].message.startswith("found an adapter, expected a whole model")
+    assert issues[0].message.startswith("found an adapter, expected a full model")
 
 
 def test_load_policy_whole_model_for_adapters_raises_issue(base_folder: Path, adapter: Adapter) -> None:
     with raises_issue("model.wrong-kind", error=ModelError, location=str(base_folder)) as issues:
         load_policy(base_folder, adapter, base_folder)
-    assert issues[0].message.startswith("found a whole model, expected an adapter")
+    assert issues[0].message.startswith("found a full model, expected an adapter")
 
 
 def test_load_policy_adapter_without_weights_raises_issue(

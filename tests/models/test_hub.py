@@ -74,11 +74,11 @@ def test_resolve_commit_unreachable_hub_and_not_cached_raises_issue() -> None:
     with raises_issue("model.not-cached", error=ModelError) as issues:
         resolve_commit("model", "org/model", "dev")
     assert "the Hub cannot be reached" in issues[0].message
-    assert issues[0].hint == "Go online once, or give a directory as ./directory."
+    assert issues[0].hint == "Go online once to download it, or use a directory as ./directory."
 
 
 @pytest.mark.usefixtures("unreachable_hub")
 def test_resolve_commit_invalid_id_raises_issue() -> None:
     with raises_issue("model.not-found", error=ModelError) as issues:
         resolve_commit("model", "a/b/c", "main")
-    assert issues[0].message == "a/b/c: neither a directory nor a valid Hub id; expected owner/name."
+    assert issues[0].message == "a/b/c: not a directory and not a valid Hub id; expected owner/name."

@@ -140,10 +140,14 @@ def test_load_missing_directory_raises_issue_without_asking_the_hub(
 @pytest.mark.parametrize(
     ("damage", "message", "hint"),
     [
-        ("truncated_weights", "the model cannot be loaded: SafetensorError: ", "Use a complete directory"),
-        ("no_weights", "the model cannot be loaded: OSError: ", "Use a complete directory"),
-        ("config_is_not_json", "the model cannot be loaded: OSError: ", "Use a complete directory"),
-        ("unknown_architecture", "the model cannot be loaded: ", "Use a complete directory"),
+        (
+            "truncated_weights",
+            "the model cannot be loaded: SafetensorError: ",
+            "Use a complete transformers model directory",
+        ),
+        ("no_weights", "the model cannot be loaded: OSError: ", "Use a complete transformers model directory"),
+        ("config_is_not_json", "the model cannot be loaded: OSError: ", "Use a complete transformers model directory"),
+        ("unknown_architecture", "the model cannot be loaded: ", "Use a complete transformers model directory"),
         (
             "only_pickled_weights",
             "weights: pickles can run code when they are loaded; found only pickles (pytorch_model.bin), expected "
@@ -157,7 +161,7 @@ def test_load_missing_directory_raises_issue_without_asking_the_hub(
         ),
         (
             "another_width",
-            "weights: tensors do not have the shape that config.json gives, such as lm_head.weight (21 in total); "
+            "weights: tensors do not have the shapes given in config.json, such as lm_head.weight (21 in total); "
             "found (64, 64), expected (64, 128).",
             "Download the model again",
         ),
@@ -180,7 +184,7 @@ def test_load_directory_without_config_raises_issue(tmp_path: Path) -> None:
     with raises_issue("model.incomplete", error=ModelError, location=str(tmp_path)) as issues:
         loading.load_causal_lm(base_of(tmp_path), str(tmp_path))
     assert issues[0].message == "config.json not found in the directory."
-    assert issues[0].hint == "Name the directory of a transformers model."
+    assert issues[0].hint == "Use the directory of a transformers model."
 
 
 def test_load_tokenizer_directory_without_one_raises_issue(base_folder: Path) -> None:
@@ -202,14 +206,14 @@ def test_load_reward_model_config_of_an_adapter_raises_issue(make_adapter: MakeA
     folder = make_adapter("SEQ_CLS")
     with raises_issue("model.wrong-kind", error=ModelError, location=str(folder)) as issues:
         loading.load_reward_model_config(str(folder), "main")
-    assert issues[0].message == "found an adapter, expected a whole reward model."
+    assert issues[0].message == "found an adapter, expected a full reward model."
 
 
 def test_load_adapter_as_base_raises_issue(make_adapter: MakeAdapter) -> None:
     folder = make_adapter()
     with raises_issue("model.wrong-kind", error=ModelError, location=str(folder)) as issues:
         loading.load_causal_lm(base_of(folder), str(folder))
-    assert issues[0].message == "found an adapter, expected a whole model."
+    assert issues[0].message == "found an adapter, expected a full model."
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])

@@ -336,4 +336,4 @@ def test_load_base_that_caps_its_logits_raises_issue(tmp_path: Path, adapter: Ad
     code, location = "model.unsupported-architecture", str(tmp_path)
     with raises_issue(code, error=ModelError, location=location) as issues:
         MultiAdapterModel.load(base_of(tmp_path), adapter, str(tmp_path), {"policy": None})
-    assert issues[0].message == "Gemma2ForCausalLM: a cap or a scale on the logits is not supported."
+    assert issues[0].message == "Gemma2ForCausalLM: models that cap or scale their logits are not supported."

@@ -67,4 +67,4 @@ def test_verify_inputs_refuses_damaged_checkpoint(project: FullProject) -> None:
     with raises_issue("model.damaged-file", error=ModelError, location=str(damaged)) as issues:
         verify_inputs(inputs)
     (issue,) = issues
-    assert issue.hint == "Name another checkpoint, or restore the file."
+    assert issue.hint == "Use another checkpoint, or restore the file."

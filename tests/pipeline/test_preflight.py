@@ -71,7 +71,7 @@ def test_bad_reference_is_reported_for_the_whole_chain(
 
 def test_missing_run_hint_names_the_stage_to_add(preflight: Preflight) -> None:
     (issue,) = preflight.issues(stages=["sft", "ppo"])
-    assert (issue.location, issue.hint) == ("ppo.reward.0", "Run `rlhf reward` first, or name reward too.")
+    assert (issue.location, issue.hint) == ("ppo.reward.0", "Run `rlhf reward` first, or add reward to the command.")
 
 
 def test_missing_run_hint_names_the_section_to_add(preflight: Preflight) -> None:
@@ -79,7 +79,7 @@ def test_missing_run_hint_names_the_section_to_add(preflight: Preflight) -> None
     recipe.write_text(recipe.read_text().replace("\nreward:", ""))
     stages = ["sft", "ppo", "eval"]
     assert [(issue.location, issue.hint) for issue in preflight.issues(stages=stages)] == [
-        (location, "Run `rlhf reward` first, or add the section `reward:`.")
+        (location, "Run `rlhf reward` first, or add the section `reward:` to the recipe.")
         for location in ("ppo.reward.0", "eval.reward")
     ]
     make_run(preflight.runs, "reward")

@@ -67,35 +67,41 @@ def test_model_folder_of_run_of_wrong_stage_is_refused(runs: Path) -> None:
     with raises_issue("recipe.wrong-stage", error=RecipeError, location="eval.candidate") as issues:
         resolve_candidate(runs, run / "model", ("reward",))
     (issue,) = issues
-    assert issue.message == f"wrong kind of run; found {run / 'model'}, a sft run, expected a run of reward."
-    assert issue.hint == "Name another run."
+    assert issue.message == f"wrong kind of run; found {run / 'model'}, a run of sft, expected a run of reward."
+    assert issue.hint == "Use another run."
 
 
 @pytest.mark.parametrize(
     ("place", "error", "code", "message", "hint"),
     [
-        ("bot/ppo/v0001/checkpoints/step-000002", RecipeError, "recipe.wrong-stage", "a ppo run", "Name another run."),
+        (
+            "bot/ppo/v0001/checkpoints/step-000002",
+            RecipeError,
+            "recipe.wrong-stage",
+            "a run of ppo",
+            "Use another run.",
+        ),
         (
             "bot/ppo/v0002",
             RecipeError,
             "recipe.incomplete-run",
             "bot/ppo/v0002 is incomplete.",
-            "Name another run, or its checkpoint {runs}/bot/ppo/v0002/checkpoints/step-000001.",
+            "Use another run, or its checkpoint {runs}/bot/ppo/v0002/checkpoints/step-000001.",
         ),
-        ("bot/ppo/v0003", RecipeError, "recipe.incomplete-run", "bot/ppo/v0003 is incomplete.", "Name another run."),
+        ("bot/ppo/v0003", RecipeError, "recipe.incomplete-run", "bot/ppo/v0003 is incomplete.", "Use another run."),
         (
             "bot/ppo",
             RecipeError,
             "recipe.ambiguous-run",
-            "holds several runs; expected the folder of one run.",
-            "Write {runs}/bot/ppo/latest, or the folder of another version.",
+            "contains several runs; expected the directory of one run.",
+            "Use {runs}/bot/ppo/latest, or the directory of another version.",
         ),
         (
             "bot",
             ModelError,
             "model.not-found",
             "expected config.json or adapter_config.json.",
-            "Name a transformers model, an adapter, or a run.",
+            "Use a transformers model, an adapter, or a run.",
         ),
     ],
 )

@@ -180,7 +180,7 @@ def test_keyboard_interrupt_is_a_stop_not_a_failure(project: ChainProject, set_s
     ("raised", "error", "code", "hint"),
     [
         (MemoryError(), HardwareError, "hardware.out-of-memory", "Lower sft.micro_batch_size"),
-        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "disk.full", "Free space"),
+        (OSError(errno.ENOSPC, "No space left on device"), DiskError, "disk.full", "Free up space"),
         (PermissionError(errno.EACCES, "Permission denied", "model"), DiskError, "disk.not-writable", "--runs-dir"),
     ],
 )

@@ -144,7 +144,7 @@ def test_resume_with_newer_input_names_the_old_version(stages: ResumableStages) 
         stages.resume("reward")
     change = issues[1]
     assert (change.location, change.message) == ("start", "sft was v0001 when the run started and is now v0002.")
-    assert "Write sft@v0001 to resume" in change.hint
+    assert "Use sft@v0001 to resume" in change.hint
     stages.resume("reward", "reward.start=sft@v0001")
     assert stages.starts[-1] == "reward 2"
 

@@ -210,13 +210,13 @@ def test_train_kl_beyond_abort_raises_issue_and_restores_last_valid_policy(
     assert last["kl"] > 2
     assert last["step"] == len(valid) + 1
     assert issues[0].message == (
-        f"iteration {last['step']}: KL from the reference: exceeds kl.abort; found {last['kl']:.3g} nats per sequence, "
-        "expected at most 2."
+        f"iteration {last['step']}: KL from the reference: exceeds kl.abort; found {last['kl']:.3g} nats per "
+        "completion, expected at most 2."
     )
     # A policy is validated by the rollout of the next iteration, so the last valid one is of the iteration before.
     iteration = len(valid) - 1
     folder = trainer.run.checkpoint_path(iteration)
-    assert issues[0].hint.endswith(f"The last policy that passed validation is in {folder}.")
+    assert issues[0].hint.endswith(f"The last valid policy is in {folder}.")
     assert_equal(trainer.model.parameters(POLICY), policies[iteration])
     assert any(not torch.equal(a, b) for a, b in zip(policies[iteration], policies[iteration + 1], strict=True))
     saved = make_actor_critic(folder / "model").model

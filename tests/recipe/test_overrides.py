@@ -45,10 +45,14 @@ def test_set_null_removes_the_adapter(write_recipe: WriteRecipe) -> None:
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
-        ("ppo.clip", "invalid-override", "not KEY=VALUE. Write for example --set ppo.kl.coef=0.1."),
-        ("=3", "invalid-override", "not KEY=VALUE"),
-        ("ppo..clip=3", "invalid-override", "not KEY=VALUE"),
-        ("ppo.=3", "invalid-override", "not KEY=VALUE"),
+        (
+            "ppo.clip",
+            "invalid-override",
+            "invalid override; expected KEY=VALUE. Use, for example, --set ppo.kl.coef=0.1.",
+        ),
+        ("=3", "invalid-override", "expected KEY=VALUE"),
+        ("ppo..clip=3", "invalid-override", "expected KEY=VALUE"),
+        ("ppo.=3", "invalid-override", "expected KEY=VALUE"),
         ("ppo.clip=[1", "invalid-yaml", "invalid YAML"),
         ("ppo.critic={kind: shared, kind: adapter}", "duplicate-key", "duplicate key"),
         ("ppo.clip=-1", "invalid-value", "ppo.clip: invalid value; found -1, expected a value greater than 0."),
@@ -56,7 +60,7 @@ def test_set_null_removes_the_adapter(write_recipe: WriteRecipe) -> None:
         (
             "eval.gates.0.min=1",
             "invalid-override",
-            "eval.gates: item not found; found eval.gates.0.min. Count items from 0.",
+            "eval.gates: item not found: eval.gates.0.min. Use an existing index, counting from 0.",
         ),
         ("seed.x=1", "invalid-value", "seed: invalid value; found a mapping, expected an integer."),
         (

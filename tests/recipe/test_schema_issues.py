@@ -88,7 +88,7 @@ def test_missing_key_is_reported_with_hint_to_add_it(find_issues: FindIssues, te
         ("data: {eval_fraction: 0.1}", "Move it to data.pretrain, data.sft, data.preferences or data.prompts."),
         ("eval: {gates: [{metric: a, min: 1, mx: 2}]}", "Did you mean max?"),
         ("data: {sft: [{path: r.yaml}, {path: r.yaml, wieght: 2}]}", "Did you mean weight?"),
-        ("export: {zzz: 4}", "Allowed here: of, format, dtype."),
+        ("export: {zzz: 4}", "Allowed keys: of, format, dtype."),
         ("sft: {weight_decay: 0.1}", "Move it to `trainer:` in this section."),
         ("ppo: {weight_decay: 0.1}", "Move it to `trainer:` in this section."),
         ("reward: {center_rewards_coefficient: 0.1}", "Move it to `trainer:` in this section."),

@@ -68,4 +68,4 @@ def test_check_loads_in_subprocess_of_file_that_ends_the_process_raises(tmp_path
     spec = write_function(tmp_path, "import os\nos._exit(0)\n")
     with raises_issue("recipe.function-failed", error=RecipeError, location=spec) as issues:
         check_loads_in_subprocess(spec)
-    assert issues[0].message == "the process that loaded the file died."
+    assert issues[0].message == "the process that loaded the file crashed."

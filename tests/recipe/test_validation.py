@@ -48,7 +48,7 @@ def files(tmp_path: Path) -> None:
             "pretrain: {architecture: {hidden_size: 100, heads: 4}}",
             45,
             "not-divisible",
-            "hidden_size 100 does not give 4 heads an even width.",
+            "hidden_size 100 cannot be split into 4 heads of even width.",
         ),
         (
             "pretrain: {architecture: {heads: 4, kv_heads: 3}}",
@@ -87,7 +87,7 @@ def files(tmp_path: Path) -> None:
             "data: {sft: {path: /nowhere/row.jsonl}}",
             14,
             "path-not-found",
-            "file not found: /nowhere/row.jsonl. A relative path starts at",
+            "file not found: /nowhere/row.jsonl. Relative paths start at",
         ),
         (
             "data: {sft: {path: rows.jsonl, config: c}}",
@@ -115,12 +115,12 @@ def files(tmp_path: Path) -> None:
             "missing-key",
             "expected exactly one of run, model, python, http and rule.",
         ),
-        ("ppo: {reward: [{model: ./gone}]}", 17, "path-not-found", "ppo.reward.0.model: folder not found: gone."),
+        ("ppo: {reward: [{model: ./gone}]}", 17, "path-not-found", "ppo.reward.0.model: directory not found: gone."),
         (
             "ppo: {reward: [{model: reward}]}",
             17,
             "invalid-value",
-            "ppo.reward.0.model: reward is a run; expected a complete model. Write {run: …} for a reward run.",
+            "ppo.reward.0.model: reward is a run; expected a full model. Use {run: …} for a reward run.",
         ),
         (
             "ppo: {reward: [{run: reward, revision: v1}]}",
@@ -140,7 +140,7 @@ def files(tmp_path: Path) -> None:
             "ppo: {reward: [{http: 'ftp://host/x'}]}",
             17,
             "invalid-value",
-            "ppo.reward.0.http: invalid URL; expected http or https. Write a URL such as https://host:port/path.",
+            "ppo.reward.0.http: invalid URL; expected http or https. Use a URL such as https://host:port/path.",
         ),
         ("ppo: {reward: [{http: 'http:///score'}]}", 17, "invalid-value", "invalid URL; expected http or https."),
         ("ppo: {reward: [{http: 'http://host:port/x'}]}", 17, "invalid-value", "ppo.reward.0.http: invalid URL."),
@@ -168,7 +168,7 @@ def files(tmp_path: Path) -> None:
             "ppo: {reward: [{rule: {forbidden: [x, ' ']}}]}",
             39,
             "invalid-value",
-            "ppo.reward.0.rule.forbidden.1: empty. Write a word.",
+            "ppo.reward.0.rule.forbidden.1: empty. Write a word or a phrase.",
         ),
         ("ppo: {reward: [{rule: {forbidden: []}}]}", 24, "invalid-value", "expected at least one item"),
         (
@@ -181,7 +181,7 @@ def files(tmp_path: Path) -> None:
             "ppo: {reward: [{rule: {length: {min: 5, max: 4}}}]}",
             24,
             "invalid-value",
-            "ppo.reward.0.rule.length: no length satisfies it; found min 5 and max 4.",
+            "ppo.reward.0.rule.length: no length satisfies the rule; found min 5 and max 4.",
         ),
         # ppo
         (
@@ -208,7 +208,7 @@ def files(tmp_path: Path) -> None:
             "launch: {processes: 3}\nppo: {rollout_batch_size: 128}",
             7,
             "not-divisible",
-            "ppo.rollout_batch_size: not divisible; found 128, expected a multiple of 3 processes.",
+            "ppo.rollout_batch_size: not divisible; found 128, expected a multiple of 3, the number of processes.",
         ),
         (
             "launch: {processes: 3}\nsft: {batch_size: 32}\nppo: {rollout_batch_size: 120}",
@@ -220,7 +220,8 @@ def files(tmp_path: Path) -> None:
             "launch: {processes: 2, strategy: fsdp}\nppo: {rollout_batch_size: 4, minibatches: 4}",
             30,
             "not-divisible",
-            "ppo.minibatches: not divisible; found 1 rows per minibatch, expected a multiple of 2 processes with fsdp.",
+            "ppo.minibatches: not divisible; found minibatches of size 1, expected a multiple of 2, the number of "
+            "processes, with fsdp.",
         ),
         # evaluation and functions
         (
@@ -256,21 +257,21 @@ def files(tmp_path: Path) -> None:
             "ppo: {reward: [{run: rewards}]}",
             17,
             "invalid-run-reference",
-            "ppo.reward.0.run: not a reference to a run and not a folder; found rewards. Did you mean reward?",
+            "ppo.reward.0.run: not a run reference and not a directory; found rewards. Did you mean reward?",
         ),
         ("ppo: {reward: [{run: base}]}", 17, "invalid-run-reference", "found base."),
-        ("sft: {start: ./gone}", 7, "path-not-found", "sft.start: folder not found: gone."),
-        ("ppo: {start: ./folde}", 7, "path-not-found", "folder not found: folde. Did you mean folder?"),
+        ("sft: {start: ./gone}", 7, "path-not-found", "sft.start: directory not found: gone."),
+        ("ppo: {start: ./folde}", 7, "path-not-found", "directory not found: folde. Did you mean folder?"),
         ("sft: {start: bas}", 7, "invalid-run-reference", "found bas. Did you mean base?"),
         ("reward: {start: sft@2}", 10, "invalid-run-reference", "found sft@2. Did you mean sft?"),
         ("eval: {candidate: pppo}", 8, "invalid-run-reference", "found pppo. Did you mean ppo?"),
         ("eval: {candidate: scratch}", 8, "invalid-run-reference", "found scratch."),
         ("eval: {reward: base}", 8, "invalid-run-reference", "found base."),
         ("export: {of: base}", 10, "invalid-run-reference", "found base."),
-        ("export: {of: zzz}", 10, "invalid-run-reference", "Write a run such as sft, sft@v0002 or name/sft@v0002"),
-        ("pretrain: {start: ./gone}", 12, "path-not-found", "pretrain.start: folder not found: gone."),
-        ("ppo: {start: runs/x/sft}", 7, "path-not-found", "folder not found: runs/x/sft. A relative path starts at"),
-        ("ppo: {start: foldr/x/sft}", 7, "path-not-found", "folder not found: foldr/x/sft. Did you mean folder?"),
+        ("export: {of: zzz}", 10, "invalid-run-reference", "Use a run such as sft, sft@v0002 or name/sft@v0002"),
+        ("pretrain: {start: ./gone}", 12, "path-not-found", "pretrain.start: directory not found: gone."),
+        ("ppo: {start: runs/x/sft}", 7, "path-not-found", "directory not found: runs/x/sft. Relative paths start at"),
+        ("ppo: {start: foldr/x/sft}", 7, "path-not-found", "directory not found: foldr/x/sft. Did you mean folder?"),
     ],
 )
 def test_find_issues_of_conflict_is_located_at_its_key(
@@ -332,14 +333,15 @@ def test_url_with_secret_is_refused_and_not_repeated(
         assert found.code in ("recipe.contains-secret", "recipe.invalid-value")
         assert "ppo.reward.0.http: " in found.message
         assert "hunter2" not in str(found)
-    assert "RLHF_REWARD_TOKEN" in issue.hint or "Write a URL" in issue.hint
+    assert "RLHF_REWARD_TOKEN" in issue.hint or "Use a URL" in issue.hint
 
 
 def test_text_with_secret_is_refused_and_not_repeated(find_issues: FindIssues) -> None:
     token = f"hf_{'a' * 30}"
     (issue,) = find_issues(f"data: {{sft: {{hub: a/b, revision: {token}}}}}")
     assert (issue.code, issue.location) == ("recipe.contains-secret", "r.yaml:3:24")
-    assert issue.message == "data.sft.revision: contains a password or a token, which the run's recipe.yaml would show."
+    problem = "contains a password or a token, which would be visible in the run's recipe.yaml."
+    assert issue.message == f"data.sft.revision: {problem}"
     assert token not in str(issue)
 
 
@@ -358,7 +360,7 @@ def test_null_adapter_with_quantized_base_and_adapter_export_has_issues(find_iss
         (
             "recipe.conflicting-keys",
             "r.yaml:2:20",
-            "base.quantize: nf4 weights cannot be trained, as adapter: null requires.",
+            "base.quantize: nf4 weights cannot be trained, but the recipe sets adapter: null.",
         ),
         (
             "recipe.conflicting-keys",
@@ -371,7 +373,7 @@ def test_null_adapter_with_quantized_base_and_adapter_export_has_issues(find_iss
 def test_fsdp_with_null_adapter_or_quantized_base_has_issues(find_issues: FindIssues) -> None:
     (full,) = find_issues("adapter: null\nlaunch: {strategy: fsdp}")
     assert (full.code, full.location) == ("recipe.conflicting-keys", "r.yaml:4:10")
-    assert full.message == "launch.strategy: fsdp shards only a frozen base model, but adapter: null trains it."
+    assert full.message == "launch.strategy: fsdp can shard only a frozen base model, but adapter: null trains it."
     text = "name: x\nbase: {model: a/b, quantize: int8}\nlaunch: {strategy: fsdp}"
     (quantized,) = find_issues(text, bare=True)
     assert quantized.message == "launch.strategy: fsdp cannot shard int8 weights."
@@ -398,21 +400,21 @@ def test_chat_template_that_is_not_a_file_has_issue(find_issues: FindIssues) -> 
 
 def test_base_model_path_that_is_not_a_folder_has_issue(find_issues: FindIssues) -> None:
     (issue,) = find_issues("name: x\nbase: {model: ./gone}", bare=True)
-    assert (issue.code, issue.message) == ("recipe.path-not-found", "base.model: folder not found: gone.")
+    assert (issue.code, issue.message) == ("recipe.path-not-found", "base.model: directory not found: gone.")
 
 
 def test_base_model_with_too_many_parts_for_a_hub_id_is_a_path(find_issues: FindIssues) -> None:
     (issue,) = find_issues("name: x\nbase: {model: runs/demo/pretrain}", bare=True)
     assert (issue.code, issue.message) == (
         "recipe.path-not-found",
-        "base.model: folder not found: runs/demo/pretrain.",
+        "base.model: directory not found: runs/demo/pretrain.",
     )
 
 
 def test_path_outside_the_working_directory_is_shown_in_full(find_issues: FindIssues, tmp_path: Path) -> None:
     (tmp_path.parent / "models").mkdir(exist_ok=True)
     (issue,) = find_issues(f"name: x\nbase: {{model: {tmp_path.parent}/modls/small}}", bare=True)
-    assert issue.message == f"base.model: folder not found: {tmp_path.parent}/modls/small."
+    assert issue.message == f"base.model: directory not found: {tmp_path.parent}/modls/small."
     assert issue.hint == f"Did you mean {tmp_path.parent}/models?"
 
 

@@ -93,7 +93,7 @@ def test_document_with_duplicate_keys_locates_both_at_every_depth(tmp_path: Path
         ("recipe.duplicate-key", ":2:11"),
         ("recipe.duplicate-key", ":3:1"),
     ]
-    assert issues[0].message.startswith("b.c: duplicate key, first at ")
+    assert issues[0].message.startswith("b.c: duplicate key, first used at ")
     assert issues[0].message.endswith("r.yaml:2:5.")
 
 
@@ -190,11 +190,11 @@ def test_read_document_of_file_that_is_not_utf8_raises(tmp_path: Path) -> None:
 def test_read_document_of_folder_lists_recipes_in_it(tmp_path: Path) -> None:
     with raises_issue("recipe.not-found", location=str(tmp_path)) as issues:
         read_document(tmp_path)
-    assert str(issues[0]).endswith("recipe file not found; found a folder. Choose a recipe file.")
+    assert str(issues[0]).endswith("recipe file not found; found a directory. Choose a recipe file.")
     (tmp_path / "r.yaml").touch()
     with raises_issue("recipe.not-found") as issues:
         read_document(tmp_path)
-    assert issues[0].hint == "Choose a file in it: r.yaml."
+    assert issues[0].hint == "Choose a recipe in it: r.yaml."
 
 
 def test_dumper_output_is_read_back_with_the_same_types(tmp_path: Path) -> None:

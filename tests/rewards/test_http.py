@@ -115,7 +115,7 @@ def test_request_without_response_times_out_and_is_retried(server: Server) -> No
         with raises_issue("training.reward-server") as issues:
             request_scores(server, timeout=0.2, retries=0)
         assert issues[0].message == f"{server.url}: no complete response within 0.2 s."
-        assert issues[0].hint.startswith("Check that the server runs")
+        assert issues[0].hint.startswith("Check that the server is running")
     finally:
         done.set()
 
@@ -172,7 +172,7 @@ def test_refused_connection_raises_with_address(server: Server, delays: list[flo
         (404, "Check the path"),
         (405, "The server must accept POST"),
         (413, "Lower"),
-        (301, "Write the URL"),
+        (301, "Use the URL"),
     ],
 )
 def test_permanent_status_raises_without_retry(server: Server, delays: list[float], status: int, hint: str) -> None:
@@ -265,7 +265,7 @@ def test_token_that_no_header_can_hold_raises_without_showing_it(
     monkeypatch.setenv(http.TOKEN_VARIABLE, f"{TOKEN}\nX: y")
     with raises_issue("recipe.invalid-token", error=RecipeError, location="environment") as issues:
         request_scores(server)
-    assert issues[0].message == "RLHF_REWARD_TOKEN: contains characters that an HTTP header cannot hold."
+    assert issues[0].message == "RLHF_REWARD_TOKEN: contains characters that are not allowed in an HTTP header."
     assert TOKEN not in str(issues[0])
     assert server.requests == []
 

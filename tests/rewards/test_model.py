@@ -246,7 +246,8 @@ def test_too_long_input_loses_its_beginning_and_is_counted(
     assert_close(found.values, plain_scores(folder, [{"input_ids": ids} for ids in cut]))
     scorer.score(make_completions(long, COMPLETIONS[:2]), max_tokens=1000)
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["scorer: 2 of 3 prompts with completions are longer than 40 tokens and lose their beginning"]
+    count = "2 of 3 prompts with completions"
+    assert warnings == [f"scorer: {count} are longer than 40 tokens and are truncated at the beginning"]
 
 
 def test_segments_are_truncated_with_the_tokens(encoder: Path) -> None:

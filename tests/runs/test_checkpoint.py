@@ -161,7 +161,7 @@ def test_write_checkpoint_larger_than_free_space_raises_before_writing(
     assert DiskError.exit_code == 6
     last = checkpoint_path(tmp_path, 1)
     assert issues[0].message == (
-        f"too little space for a checkpoint; found 2 MB, expected 3 MB. The last checkpoint is complete: {last}."
+        f"not enough space for a checkpoint; found 2 MB, expected 3 MB. The last checkpoint is complete: {last}."
     )
     assert "--resume" in issues[0].hint
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]

@@ -62,7 +62,7 @@ def test_claim_below_a_file_raises_not_writable(tmp_path: Path) -> None:
     parent = tmp_path / "file" / "bot" / "sft"
     with raises_issue("disk.not-writable", error=DiskError, location=str(parent)) as issues:
         layout.claim(tmp_path / "file", "bot", "sft")
-    assert issues[0].message == "the run's folder cannot be created: Not a directory."
+    assert issues[0].message == "the run's directory cannot be created: Not a directory."
     assert "--runs-dir" in issues[0].hint
 
 
@@ -129,7 +129,7 @@ def test_parse_text_that_is_no_reference_raises(text: str) -> None:
             "smoke-run",
             "the reward runs of bot in {runs} are smoke runs; expected a real run. Run `rlhf reward`",
         ),
-        ("reward@v0001", "smoke-run", "is a smoke run with random weights; expected a real run. Name a real run."),
+        ("reward@v0001", "smoke-run", "is a smoke run with random weights; expected a real run. Use a real run."),
         ("pretrain@v0002", "run-not-found", "run not found: pretrain@v0002 in {runs}. Complete versions: v0001."),
         ("other/sft@v0001", "run-not-found", "run not found: other/sft@v0001 in {runs}."),
     ],

@@ -55,7 +55,7 @@ def test_full_disk_ends_run_with_6_and_leaves_earlier_version_whole(launch_proje
     assert exit_codes == [0, 6, 0, 0, 0, 0], ended.stderr
     (issue,) = objects[1]["issues"]
     assert issue["code"] == "disk.full"
-    assert "Free space" in issue["hint"] or "--runs-dir" in issue["hint"]
+    assert "Free up space" in issue["hint"] or "--runs-dir" in issue["hint"]
     assert "Traceback" not in ended.stderr
     complete = [run["version"] for run in objects[3]["runs"] if run["state"] == "complete"]
     assert complete == ["v0001"]

@@ -193,7 +193,7 @@ def test_failing_server_leaves_last_valid_policy(project: PPOProject, server: Se
     assert issue.message.startswith("iteration 2: ")
     assert "oops" in issue.message
     (checkpoint,) = (new_run.path / "checkpoints").iterdir()
-    assert issue.hint.endswith(f"The last policy that passed validation is in {checkpoint}.")
+    assert issue.hint.endswith(f"The last valid policy is in {checkpoint}.")
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(project.base), checkpoint / "model")
     assert [row["reward.http"] for row in logged_steps(new_run.path)] == [0.5]
     log = (new_run.path / "log.txt").read_text()

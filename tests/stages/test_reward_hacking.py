@@ -95,7 +95,7 @@ def test_kl_abort_ends_run_with_7_and_a_usable_checkpoint(project: Path) -> None
     *before, last = logged_steps(project / "runs/t/ppo/v0002")
     assert last["kl"] > 1.0
     assert all(row["kl"] <= 1.0 for row in before)
-    named = re.search(r"last policy that passed validation is in (\S+?)\.?\s", ended.stderr)
+    named = re.search(r"last valid policy is in (\S+?)\.?\s", ended.stderr)
     assert named is not None, ended.stderr
     base = AutoModelForCausalLM.from_pretrained(project / "base")
     model = PeftModel.from_pretrained(base, project / named[1] / "model")

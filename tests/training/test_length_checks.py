@@ -92,7 +92,7 @@ def test_row_beyond_positions_is_refused(stage: str, longest: int, location: str
 
 
 def test_limit_beyond_positions_warns_if_no_row_is() -> None:
-    rest = "but the base model has 60 positions (longest here: 60 tokens)"
+    rest = "but the base model has 60 positions (longest in the data: 60 tokens)"
     assert check_longest("sft", 60, 60) == [f"sft.max_length: a row may have 100 tokens, {rest}"]
     assert check_longest("ppo", 20, 60) == [
         f"ppo.max_new_tokens: a prompt with its completion may have 140 tokens, {rest}"

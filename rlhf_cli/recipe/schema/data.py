@@ -13,21 +13,25 @@ class Source(Section):
     """A source of rows: exactly one of `path`, `hub` and `run`."""
 
     path: Annotated[str | None, PathKind("file")] = Field(
-        None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a folder of such files"
+        None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a directory of such files"
     )
     hub: str | None = Field(None, description="dataset id on the Hugging Face Hub")
     run: str | None = Field(None, description="a run that wrote rows, such as feedback@latest")
     config: str | None = Field(None, description="configuration name of a Hub dataset")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset; null: main")
-    split: str = Field("train", description="split of a Hub dataset or of a folder; slices such as train[:1000]")
+    split: str = Field(
+        "train", description="split of a Hub dataset or of a directory, or a slice of one, such as train[:1000]"
+    )
     eval_split: str | None = Field(
-        None, description="split that is held out for evaluation; cannot be combined with eval_fraction"
+        None, description="split to hold out for evaluation; cannot be combined with eval_fraction"
     )
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
-        description="fraction of the prompts that is held out, independent of the seed; null: 0.05 without eval_split",
+        description="fraction of the prompts to hold out, independent of the seed; null: 0.05 unless eval_split is set",
     )
-    columns: dict[str, str] = Field({}, description="column names: the name that rlhf uses to the name in the data")
+    columns: dict[str, str] = Field(
+        {}, description="column mapping, from the name that rlhf uses to the name in the data"
+    )
     weight: PositiveFloat | None = Field(
         None, description="relative weight in a mixture; if no source has a weight, all rows of all sources are used"
     )
@@ -48,7 +52,7 @@ Sources = Annotated[
 
 
 class Data(Section):
-    """The datasets of the stages. Each is one source, or a list of sources with optional weights."""
+    """The datasets for the stages. Each is one source, or a list of sources with optional weights."""
 
     pretrain: Sources | None = Field(None, description="rows with `text`")
     sft: Sources | None = Field(None, description="rows with prompt and completion, messages, or text")
@@ -57,7 +61,7 @@ class Data(Section):
         None, description="rows with prompt; reward functions receive the other columns as well"
     )
     max_overlong: UnitFloat = Field(
-        1.0, description="maximum fraction of a dataset's rows that may exceed the stage's limit in tokens"
+        1.0, description="maximum fraction of a dataset's rows that may exceed the stage's token limit"
     )
 
     def smoke(self) -> Self:

@@ -10,7 +10,7 @@ from rlhf_cli.recipe.schema.section import PathKind, PositiveFloat, PositiveInt,
 
 
 class Gate(Section):
-    """Bounds on a metric. `rlhf eval` exits with code 8 if the metric is outside."""
+    """Bounds on a metric. `rlhf eval` exits with code 8 if the metric is outside them."""
 
     metric: str = Field(description="name of a metric of the evaluation, such as win_rate or reward.accuracy")
     min: float | None = Field(None, description="lowest value that passes, in the metric's unit; null: none")
@@ -21,18 +21,18 @@ class Eval(Section):
     """Compare the candidate with the baseline on the same held-out prompts, with the same sampling settings."""
 
     candidate: Annotated[str, PathKind("run", ("base",))] = Field(
-        "ppo", description="the model that is evaluated: an sft or ppo run, a folder, or base"
+        "ppo", description="the model to evaluate: an sft or ppo run, a directory, or base"
     )
     baseline: Annotated[str | None, PathKind("run", ("base",))] = Field(
-        "sft", description="the model to compare with: an sft or ppo run, a folder, or base; null: no comparison"
+        "sft", description="the model to compare with: an sft or ppo run, a directory, or base; null: no comparison"
     )
     reward: Annotated[str | None, PathKind("run")] = Field(
         "reward", description="the reward run that scores completions; null: none"
     )
-    samples: PositiveInt = Field(256, description="maximum number of held-out rows that are used of each dataset")
-    temperature: PositiveFloat = Field(1.0, description="temperature of sampling")
+    samples: PositiveInt = Field(256, description="maximum number of held-out rows to use from each dataset")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     max_new_tokens: PositiveInt | None = Field(
-        None, description="limit on a completion, in tokens; null: ppo.max_new_tokens"
+        None, description="maximum length of a completion, in tokens; null: ppo.max_new_tokens"
     )
     batch_size: PositiveInt = Field(32, description="sequences per forward pass")
     python: Annotated[list[str], PathKind("function")] = Field(
@@ -46,10 +46,10 @@ class Eval(Section):
 
 
 class Export(Section):
-    """Write the final model to one folder that other tools load."""
+    """Write the final model to a directory that other tools can load."""
 
-    of: Annotated[str, PathKind("run")] = Field("ppo", description="an sft or ppo run, or a folder")
+    of: Annotated[str, PathKind("run")] = Field("ppo", description="an sft or ppo run, or a directory")
     format: Literal["merged", "adapter"] = Field(
-        "merged", description="merged: a complete model; adapter: only the adapter"
+        "merged", description="merged: a full model; adapter: only the adapter"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="type of the merged weights")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="data type of the merged weights")

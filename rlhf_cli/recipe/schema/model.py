@@ -13,14 +13,15 @@ class Base(Section):
     """The base model that every stage adapts."""
 
     model: Annotated[str, PathKind("model")] = Field(
-        description="Hub id, folder, or a pretrain run (`pretrain`, `pretrain@v0002`)"
+        description="Hub id, directory, or a pretrain run (`pretrain`, `pretrain@v0002`)"
     )
     revision: str = Field("main", description="branch, tag or commit of a Hub model")
     quantize: Literal["none", "int8", "nf4"] = Field(
         "none", description="format of the frozen linear weights: none (16 or 32 bits), int8 (8 bits), nf4 (4 bits)"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of weights and computation; auto: bfloat16 on a GPU that supports it, else float32"
+        "auto",
+        description="data type of weights and computation; auto: bfloat16 on a GPU that supports it, else float32",
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field("auto", description="attention kernel")
     chat_template: Annotated[str, PathKind("template")] = Field(

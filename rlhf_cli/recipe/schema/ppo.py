@@ -27,25 +27,25 @@ class Length(Section):
 
 
 class Rule(Section):
-    """A built-in rule: the reward is 1 if the completion follows it and 0 otherwise. Exactly one of the fields."""
+    """A built-in rule: the reward is 1 if the completion satisfies it, and 0 otherwise. Set exactly one field."""
 
     length: Length | None = Field(None, description="bounds on the completion's length in tokens")
     pattern: str | None = Field(
         None, description="regular expression that must match somewhere in the completion (Python's re.search)"
     )
     forbidden: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="words that the completion must not contain, in upper or lower case"
+        None, description="words or phrases that the completion must not contain (case-insensitive)"
     )
 
 
 class RewardSource(Section):
-    """One term of the reward: exactly one of `run`, `model`, `python`, `http` and `rule`."""
+    """One reward source: exactly one of `run`, `model`, `python`, `http` and `rule`."""
 
     run: Annotated[str | None, PathKind("run")] = Field(
         None, description="a reward run that was trained on the recipe's base model"
     )
     model: Annotated[str | None, PathKind("model")] = Field(
-        None, description="Hub id or folder of a complete reward model with its own tokenizer and chat template"
+        None, description="Hub id or directory of a full reward model with its own tokenizer and chat template"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub `model`; null: main")
     python: Annotated[str | None, PathKind("function")] = Field(
@@ -60,7 +60,7 @@ class RewardSource(Section):
         None, description="retries of a failed `http` request, after 1, 2, 4, … seconds; null: 4"
     )
     rule: Rule | None = Field(None, description="a built-in rule: {length: {min, max}}, {pattern} or {forbidden}")
-    weight: float = Field(1.0, description="factor of this term in the sum")
+    weight: float = Field(1.0, description="weight of this source in the sum")
 
     def smoke(self) -> Self:
         """Use this recipe's own reward run: a run on the full-size base model does not fit the tiny one."""
@@ -72,7 +72,7 @@ class Critic(Section):
 
     kind: Literal["adapter", "shared"] = Field(
         "adapter",
-        description="adapter: an adapter of its own, copied from the reward run; shared: a head on top of the policy",
+        description="adapter: a separate adapter, copied from the reward run; shared: a head on top of the policy",
     )
     learning_rate: PositiveFloat = Field(
         1e-5, description="peak learning rate of AdamW for the critic's adapter and head"
@@ -86,10 +86,10 @@ class Kl(Section):
     """The penalty on the KL divergence of the policy from the reference."""
 
     coef: NonNegativeFloat = Field(
-        0.05, description="coefficient, in reward per nat; its initial value if target is set"
+        0.05, description="coefficient, in reward per nat; the initial value if target is set"
     )
     target: PositiveFloat | None = Field(
-        None, description="KL per sequence that an adaptive coefficient aims at, in nats; null: a fixed coefficient"
+        None, description="target KL per completion for an adaptive coefficient, in nats; null: fixed coefficient"
     )
     horizon: PositiveInt = Field(10_000, description="horizon of the adaptive coefficient, in episodes")
     estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of the KL of each token")
@@ -97,7 +97,7 @@ class Kl(Section):
         "reward", description="reward: subtract KL from the reward of each token; loss: add KL to the policy loss"
     )
     abort: PositiveFloat | None = Field(
-        None, description="KL per sequence at which the run ends with exit code 7, in nats; null: no limit"
+        None, description="KL per completion above which the run ends with exit code 7, in nats; null: no limit"
     )
 
     def smoke(self) -> Self:
@@ -110,7 +110,7 @@ class Ppo(Section):
 
     start: Annotated[str, PathKind("run", ("base",))] = Field(
         "sft",
-        description="initial policy, and the reference: base, an sft or ppo run, or the folder of an adapter",
+        description="initial policy, and the reference: base, an sft or ppo run, or the directory of an adapter",
     )
     reward: list[RewardSource] = Field(
         [RewardSource(run="reward")], min_length=1, description="reward sources, summed with their weights"
@@ -118,12 +118,14 @@ class Ppo(Section):
     iterations: PositiveInt = Field(200, description="number of rollouts; each is followed by updates")
     rollout_batch_size: PositiveInt = Field(128, description="prompts per iteration, over all devices")
     samples_per_prompt: PositiveInt = Field(1, description="completions per prompt")
-    max_prompt_length: PositiveInt = Field(512, description="limit on a prompt, in tokens; longer prompts are dropped")
-    max_new_tokens: PositiveInt = Field(256, description="limit on a completion, in tokens")
+    max_prompt_length: PositiveInt = Field(
+        512, description="maximum length of a prompt, in tokens; longer prompts are dropped"
+    )
+    max_new_tokens: PositiveInt = Field(256, description="maximum length of a completion, in tokens")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="strings that end a completion, in addition to the end tokens; removed from its text"
     )
-    temperature: PositiveFloat = Field(1.0, description="temperature of sampling and of all log-probabilities")
+    temperature: PositiveFloat = Field(1.0, description="temperature for sampling and for all log-probabilities")
     epochs: PositiveInt = Field(4, description="passes over each rollout")
     minibatches: PositiveInt = Field(4, description="optimizer steps per pass")
     micro_batch_tokens: PositiveInt = Field(8192, description="tokens per forward pass, per device")
@@ -138,9 +140,11 @@ class Ppo(Section):
         None, description="probability ratio above which the loss of a token with negative advantage is constant"
     )
     entropy_coef: NonNegativeFloat = Field(0.0, description="weight of the entropy bonus, in loss per nat per token")
-    value_clip: PositiveFloat = Field(0.2, description="clip range of the value's change since the rollout, in reward")
+    value_clip: PositiveFloat = Field(
+        0.2, description="clip range for the change in value since the rollout, in reward"
+    )
     target_kl: PositiveFloat | None = Field(
-        None, description="approximate KL at which the updates of an iteration end, in nats per token; null: no limit"
+        None, description="approximate KL at which the updates of an iteration stop, in nats per token; null: no limit"
     )
     gamma: UnitFloat = Field(1.0, description="discount per token")
     gae_lambda: UnitFloat = Field(0.95, description="lambda of generalized advantage estimation")
@@ -148,7 +152,7 @@ class Ppo(Section):
         False, description="normalize rewards to mean 0 and standard deviation 1 over all rewards of the run so far"
     )
     reward_clip: PositiveFloat | None = Field(
-        None, description="bound on the absolute reward, after normalization; null: none"
+        None, description="limit on the absolute reward, after normalization; null: none"
     )
     missing_eos_penalty: NonNegativeFloat | None = Field(
         None,
@@ -159,7 +163,7 @@ class Ppo(Section):
     )
     save_every: PositiveInt = Field(20, description="iterations between two checkpoints of the policy")
     trainer: dict[str, Any] = Field(
-        {}, description="optimizer, schedule and trackers, as options of transformers.TrainingArguments"
+        {}, description="optimizer, schedule and tracker options of transformers.TrainingArguments"
     )
 
     def smoke(self) -> Self:

@@ -35,12 +35,12 @@ class Recipe(Section):
     """The settings of all stages."""
 
     name: str = Field(description="name of the recipe and of the directory of its runs")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of all random numbers")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed for all random numbers")
     base: Base = Field(description="the base model that every stage adapts")
     adapter: Adapter | None = Field(Adapter(), description="the adapter that a stage trains; null: train all weights")
-    data: Data = Field(Data(), description="the datasets of the stages")
-    launch: Launch = Field(Launch(), description="several processes on one machine")
-    pretrain: Pretrain = Field(Pretrain(), description="train a base model from text")
+    data: Data = Field(Data(), description="the datasets for the stages")
+    launch: Launch = Field(Launch(), description="number and strategy of the processes that run a stage")
+    pretrain: Pretrain = Field(Pretrain(), description="train a base model on text")
     sft: Sft = Field(Sft(), description="supervised fine-tuning on demonstrations")
     reward: Reward = Field(Reward(), description="train a reward model on preferences")
     ppo: Ppo = Field(Ppo(), description="optimize the policy against the reward")

@@ -20,18 +20,18 @@ class TrainerSection(Section):
     """The fields that all stages with a trainer of TRL share."""
 
     start: Annotated[str, PathKind("run", ("base",))] = Field(
-        "base", description="base, a run, or the folder of an adapter"
+        "base", description="base, a run, or the directory of an adapter"
     )
     epochs: PositiveFloat | None = Field(
-        None, description="passes over the data; cannot be combined with max_steps; null: 1 without max_steps"
+        None, description="passes over the data; cannot be combined with max_steps; null: 1 unless max_steps is set"
     )
     max_steps: PositiveInt | None = Field(None, description="optimizer steps; cannot be combined with epochs")
     batch_size: PositiveInt = Field(32, description="sequences per optimizer step, over all devices")
     micro_batch_size: PositiveInt = Field(8, description="sequences per forward pass, per device")
     learning_rate: PositiveFloat = Field(description="peak learning rate of AdamW")
-    max_length: PositiveInt = Field(1024, description="limit on a sequence, in tokens")
+    max_length: PositiveInt = Field(1024, description="maximum length of a sequence, in tokens")
     save_every: PositiveInt = Field(500, description="optimizer steps between two checkpoints, for --resume")
-    trainer: dict[str, Any] = Field({}, description="further options, passed to the trainer's TRL config unchanged")
+    trainer: dict[str, Any] = Field({}, description="additional options, passed to the trainer's TRL config unchanged")
 
     def smoke(self) -> Self:
         """Train two optimizer steps on short sequences."""
@@ -71,35 +71,35 @@ class Pretrain(TrainerSection):
     """Train a base model and its tokenizer from scratch, or continue pretraining an existing base model."""
 
     start: Annotated[str, PathKind("model", ("scratch",))] = Field(
-        "scratch", description="scratch, or the Hub id or folder of a model whose pretraining continues"
+        "scratch", description="scratch, or the Hub id or directory of a model whose pretraining is continued"
     )
     micro_batch_size: PositiveInt = Field(32, description="sequences per forward pass, per device")
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate of AdamW")
     max_length: PositiveInt = Field(256, description="length of a packed sequence, in tokens")
-    architecture: Architecture = Field(Architecture(), description="shape of a model from scratch")
+    architecture: Architecture = Field(Architecture(), description="shape of the model to train from scratch")
 
 
 class Sft(TrainerSection):
     """Supervised fine-tuning on demonstrations. The loss is computed on the completions only."""
 
     start: Annotated[str, PathKind("run", ("base",))] = Field(
-        "base", description="base, an sft or ppo run, or the folder of an adapter"
+        "base", description="base, an sft or ppo run, or the directory of an adapter"
     )
     learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate of AdamW")
     max_length: PositiveInt = Field(
-        1024, description="limit on a row, in tokens; the completion of a longer row is truncated"
+        1024, description="maximum length of a row, in tokens; the completion of a longer row is truncated"
     )
 
 
 class Reward(TrainerSection):
-    """Train a reward model on pairwise preferences (Bradley-Terry)."""
+    """Train a reward model on pairwise preferences (Bradley–Terry)."""
 
     start: Annotated[str, PathKind("run", ("base",))] = Field(
-        "sft", description="base, an sft or reward run, or the folder of an adapter"
+        "sft", description="base, an sft or reward run, or the directory of an adapter"
     )
     batch_size: PositiveInt = Field(32, description="pairs per optimizer step, over all devices")
     micro_batch_size: PositiveInt = Field(8, description="pairs per forward pass, per device")
     learning_rate: PositiveFloat = Field(1e-4, description="peak learning rate of AdamW")
     max_length: PositiveInt = Field(
-        1024, description="limit on prompt and completion, in tokens; pairs with a longer completion are dropped"
+        1024, description="maximum length of a prompt with either completion, in tokens; longer pairs are dropped"
     )

@@ -20,7 +20,7 @@ def adapter_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
 def _full_training_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
     quantize = recipe.base.quantize
     if quantize != "none":
-        problem = f"{quantize} weights cannot be trained, as adapter: null requires."
+        problem = f"{quantize} weights cannot be trained, but the recipe sets adapter: null."
         hint = "Set quantize to none, or set an adapter."
         yield keyed_issue("recipe.conflicting-keys", ("base", "quantize"), problem, hint)
     for spec in STAGES.values():
@@ -34,7 +34,7 @@ def _full_training_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
 def _sharding_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
     key = ("launch", "strategy")
     if recipe.adapter is None:
-        problem = "fsdp shards only a frozen base model, but adapter: null trains it."
+        problem = "fsdp can shard only a frozen base model, but adapter: null trains it."
         hint = "Set strategy to ddp, or set an adapter."
         yield keyed_issue("recipe.conflicting-keys", key, problem, hint)
     if recipe.base.quantize != "none":

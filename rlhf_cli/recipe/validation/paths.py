@@ -13,8 +13,8 @@ from rlhf_cli.recipe.user_functions import function_issues
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, keyed_issue, with_key
 from rlhf_cli.stages import STAGES
 
-RELATIVE_HINT = "A relative path starts at the folder of the recipe file, or in --set at the working directory."
-RUN_HINT = "Write a run such as sft, sft@v0002 or name/sft@v0002, or the path of a folder."
+RELATIVE_HINT = "Relative paths start at the directory of the recipe file or, in --set, at the working directory."
+RUN_HINT = "Use a run such as sft, sft@v0002 or name/sft@v0002, or the path of a directory."
 
 
 def path_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
@@ -36,7 +36,7 @@ def path_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
 
 
 def not_found_issue(kind: str, path: Path, key: Key) -> KeyedIssue:
-    """Return an issue for a path at which there is no `kind`, "file" or "folder"."""
+    """Return an issue for a path at which there is no `kind`, "file" or "directory"."""
     return with_key(key, _not_found(kind, path))
 
 
@@ -60,7 +60,7 @@ def _function_issues(spec: str) -> Iterator[Issue]:
     path = Path(file)
     if not colon or path.suffix != ".py":
         message = f"invalid value; found {spec}, expected file.py:function."
-        yield Issue("recipe.invalid-value", message, hint="Write for example rewards.py:brevity.")
+        yield Issue("recipe.invalid-value", message, hint="Use, for example, rewards.py:brevity.")
     elif not path.is_file():
         yield _not_found("file", path)
     else:
@@ -73,8 +73,8 @@ def _model_issues(key: Key, kind: PathKind, text: str) -> Iterator[KeyedIssue]:
         return
     if text.startswith("/"):
         if not Path(text).is_dir():
-            yield not_found_issue("folder", Path(text), key)
+            yield not_found_issue("directory", Path(text), key)
     elif kind.kind == "run" and text not in kind.words:
         hint = did_you_mean(text.partition("@")[0], (*STAGES, *kind.words), otherwise=RUN_HINT)
-        problem = f"not a reference to a run and not a folder; found {text}."
+        problem = f"not a run reference and not a directory; found {text}."
         yield keyed_issue("recipe.invalid-run-reference", key, problem, hint)

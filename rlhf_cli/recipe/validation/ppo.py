@@ -36,7 +36,7 @@ def _size_issues(ppo: Ppo, name: str, launch: Launch) -> Iterator[KeyedIssue]:
         problem += f"{ppo.rollout_batch_size}."
         yield keyed_issue("recipe.not-divisible", (name, "minibatches"), problem, "Set it to a divisor.")
     if ppo.rollout_batch_size * ppo.samples_per_prompt % launch.processes:
-        expected = f"a multiple of {launch.processes} processes"
+        expected = f"a multiple of {launch.processes}, the number of processes"
         problem = f"not divisible; found {ppo.rollout_batch_size}, expected {expected}."
         hint = f"Set it to a multiple of {launch.processes}."
         yield keyed_issue("recipe.not-divisible", (name, "rollout_batch_size"), problem, hint)
@@ -47,8 +47,8 @@ def _sharded_size_issues(ppo: Ppo, name: str, processes: int) -> Iterator[KeyedI
     completions = ppo.rollout_batch_size * ppo.samples_per_prompt
     rows = completions // ppo.minibatches
     if rows % processes:
-        expected = f"a multiple of {processes} processes with fsdp"
-        problem = f"not divisible; found {rows} rows per minibatch, expected {expected}."
+        expected = f"a multiple of {processes}, the number of processes, with fsdp"
+        problem = f"not divisible; found minibatches of size {rows}, expected {expected}."
         hint = f"Set it so that {completions} / minibatches is a multiple of {processes}."
         yield keyed_issue("recipe.not-divisible", (name, "minibatches"), problem, hint)
 
@@ -61,7 +61,7 @@ def _optimization_issues(ppo: Ppo, name: str) -> Iterator[KeyedIssue]:
     warmup = ppo.critic.warmup_iterations
     if warmup >= ppo.iterations:
         problem = f"too many; found {warmup}, expected fewer than the {ppo.iterations} iterations."
-        hint = "Lower it, so that the policy is trained."
+        hint = "Lower it; otherwise the policy is never trained."
         yield keyed_issue("recipe.invalid-value", (name, "critic", "warmup_iterations"), problem, hint)
 
 
@@ -69,8 +69,8 @@ def _reward_issues(source: RewardSource, key: Key) -> Iterator[KeyedIssue]:
     yield from exactly_one_issues(source, REWARD_KEYS, key)
     yield from dependent_issues(source, REWARD_OWNERS, key)
     if source.model is not None and _is_run(source.model):
-        problem = f"{format_path(Path(source.model))} is a run; expected a complete model."
-        yield keyed_issue("recipe.invalid-value", (*key, "model"), problem, "Write {run: …} for a reward run.")
+        problem = f"{format_path(Path(source.model))} is a run; expected a full model."
+        yield keyed_issue("recipe.invalid-value", (*key, "model"), problem, "Use {run: …} for a reward run.")
     if source.http is not None:
         yield from url_issues(source.http, (*key, "http"))
     if source.rule is not None:
@@ -95,7 +95,7 @@ def _rule_issues(rule: Rule, key: Key) -> Iterator[KeyedIssue]:
             yield keyed_issue("recipe.invalid-value", (*key, "pattern"), problem, hint)
     for index, word in enumerate(rule.forbidden or []):
         if not word.strip():
-            yield keyed_issue("recipe.invalid-value", (*key, "forbidden", index), "empty.", "Write a word.")
+            yield keyed_issue("recipe.invalid-value", (*key, "forbidden", index), "empty.", "Write a word or a phrase.")
 
 
 def _length_issues(length: Length, key: Key) -> Iterator[KeyedIssue]:
@@ -103,5 +103,5 @@ def _length_issues(length: Length, key: Key) -> Iterator[KeyedIssue]:
         hint = "Set min, max or both, in tokens."
         yield keyed_issue("recipe.no-effect", key, "no effect without min or max.", hint)
     elif length.max is not None and length.max < length.min:
-        problem = f"no length satisfies it; found min {length.min} and max {length.max}."
-        yield keyed_issue("recipe.invalid-value", key, problem, "Set min to at most max.")
+        problem = f"no length satisfies the rule; found min {length.min} and max {length.max}."
+        yield keyed_issue("recipe.invalid-value", key, problem, "Set min to max or less.")

@@ -11,7 +11,7 @@ from rlhf_cli.recipe.schema import Key, Recipe
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, keyed_issue
 from rlhf_cli.redaction import SECRET_PARAMETER, redact
 
-URL_HINT = "Write a URL such as https://host:port/path."
+URL_HINT = "Use a URL such as https://host:port/path."
 
 
 def secret_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
@@ -31,8 +31,8 @@ def _secret_issues(value: Any, key: Key) -> Iterator[KeyedIssue]:
         for index, item in enumerate(value):
             yield from _secret_issues(item, key if is_single_source else (*key, index))
     elif isinstance(value, str) and redact(value) != value and key[-1] != "http":
-        problem = "contains a password or a token, which the run's recipe.yaml would show."
-        hint = "Remove it, and set the token in the environment, for example as HF_TOKEN."
+        problem = "contains a password or a token, which would be visible in the run's recipe.yaml."
+        hint = "Remove it, and set the token as an environment variable, such as HF_TOKEN."
         yield keyed_issue("recipe.contains-secret", key, problem, hint)
 
 
@@ -46,8 +46,8 @@ def url_issues(url: str, key: Key) -> Iterator[KeyedIssue]:
         return
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if "@" in parts.netloc or redact(url) != url or any(map(SECRET_PARAMETER.search, names)):
-        problem = "contains a password or a key, which the run's recipe.yaml and logs would show."
-        hint = "Remove it, and set RLHF_REWARD_TOKEN in the environment, which is sent as a Bearer token."
+        problem = "contains a password or a key, which would be visible in the run's recipe.yaml and logs."
+        hint = "Remove it, and set the environment variable RLHF_REWARD_TOKEN, which is sent as a Bearer token."
         yield keyed_issue("recipe.contains-secret", key, problem, hint)
         return
     is_http = parts.scheme in ("http", "https") and host

@@ -42,8 +42,10 @@ def _size_issues(section: TrainerSection, name: str, processes: int) -> Iterator
 def _architecture_issues(section: Pretrain, name: str) -> Iterator[KeyedIssue]:
     shape = section.architecture
     if shape.hidden_size % (2 * shape.heads):
-        problem = f"not divisible; hidden_size {shape.hidden_size} does not give {shape.heads} heads an even width."
-        hint = "Set hidden_size to a multiple of 2 × heads: rotary positions pair the dimensions of a head."
+        problem = (
+            f"not divisible; hidden_size {shape.hidden_size} cannot be split into {shape.heads} heads of even width."
+        )
+        hint = "Set hidden_size to a multiple of 2 × heads; rotary embeddings pair the dimensions of a head."
         yield keyed_issue("recipe.not-divisible", (name, "architecture", "heads"), problem, hint)
     if shape.heads % shape.kv_heads:
         problem = f"not divisible; found {shape.kv_heads}, expected a divisor of heads {shape.heads}."
