@@ -39,7 +39,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from trl import SFTConfig, SFTTrainer
 
     from rlhf_cli.models import adapters, loading
-    from rlhf_cli.training import memory_check, supervised, trl
+    from rlhf_cli.training import memory_check, supervised
 
     data = prepare(stage)
     data.log("demonstrations")
@@ -48,13 +48,14 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     return supervised.train_with_trl(
         stage,
         run,
-        trainer_class=SFTTrainer,
-        config_class=SFTConfig,
-        config={"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}},
+        data,
+        trl_trainer=supervised.TrlTrainer(
+            SFTTrainer,
+            SFTConfig,
+            {"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}},
+        ),
         model=adapters.load_policy(base, adapter, stage.base_path, stage.model_path("start"), smoke=stage.smoke),
         dtype=loading.compute_dtype(base, loading.default_device()),
-        tokenizer=data.tokenizer,
-        dataset=trl.dataset(data.train.parts),
         evaluate=lambda trainer: {"toy.rows": float(data.train.kept)},
     )
 '''
