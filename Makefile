@@ -14,6 +14,7 @@ help:
 	@echo "make demo      run the whole pipeline on a small synthetic dataset in a few minutes on two cores"
 	@echo "make test      run formatter, linter, types, documentation and the fast tests"
 	@echo "make test-all  run everything, slow tests included, and report coverage"
+	@echo "make lint      run formatter, linter and types"
 	@echo "make docs      regenerate the reference pages and build the documentation into site/"
 	@echo "make bench     run the benchmarks against other tools and print a table"
 	@echo "make clean     remove the virtual environment and caches; runs are kept"

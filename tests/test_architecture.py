@@ -146,6 +146,20 @@ def test_imports_of_room_are_allowed(path: Path) -> None:
     assert disallowed(found, {*ALLOWED[room], f"rlhf_cli.{room}"}) == []
 
 
+def test_documentation_of_rooms_matches_the_rules() -> None:
+    rooms = {name for name, allowed in ALLOWED.items() if (PACKAGE / name).is_dir()}
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## What comes from libraries")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", text, re.MULTILINE))
+    assert rows.keys() == rooms
+    for room, documented in rows.items():
+        allowed = {name.removeprefix("rlhf_cli.") for name in ALLOWED[room] - SMALL if name.startswith("rlhf_cli.")}
+        named = set(re.findall(r"`([\w.]+)`", documented))
+        if documented.startswith("every package except"):
+            assert {name.partition(".")[0] for name in allowed} & named == set(), room
+        else:
+            assert named == allowed - {"__version__"}, room
+
+
 def test_imports_of_stage_table_are_standard_library_only() -> None:
     assert disallowed(imports(PACKAGE / STAGE_TABLE), set()) == []
 

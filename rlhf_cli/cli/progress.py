@@ -32,7 +32,6 @@ BAR_WIDTH = 10  # characters
 # Characters of a live line beside the metrics and the two step numbers: stage, bar, "/", time left, spaces between.
 FIXED_WIDTH = 9 + 1 + BAR_WIDTH + 1 + 1 + 1 + 1 + 7
 MAX_PROGRESS_LINES = 20  # per stage, if stdout is not a terminal
-LABEL_WIDTH = 28  # characters, of a final metric's name
 
 
 class SilentReporter:
@@ -113,8 +112,8 @@ class PlainReporter:
             self._print(f"{_format_state(result)}: {format_path(result.path)}")
         self.reported.add(result.path)
         if not result.skipped and not self.quiet:
-            for label, text in format_metrics(result.manifest["metrics"]):
-                self._print(f"  {label:<{LABEL_WIDTH}} {text}")
+            for line in _metric_lines(result):
+                self._print(line)
 
     def close(self) -> None:
         """Do nothing: no resource is held."""
@@ -174,8 +173,8 @@ class LiveReporter:
         """Remove the bar; print the metrics and the run's state and path."""
         self.close()
         if not result.skipped:
-            for label, text in format_metrics(result.manifest["metrics"]):
-                self.console.print(f"  {label:<{LABEL_WIDTH}} {text}", markup=False)
+            for line in _metric_lines(result):
+                self.console.print(line, markup=False)
         if result.path not in self.reported:
             color = "red" if result.failed_gates else "green"
             head = f"[bold cyan]{result.stage}[/]" if result.skipped else " "
@@ -202,3 +201,10 @@ def _format_live(metrics: Mapping[str, float], width: int | None = None) -> str:
 def _format_state(result: StageResult) -> str:
     state = "up to date" if result.skipped else f"done in {format_duration(result.manifest['seconds'])}"
     return f"{state}, gate failed" if result.failed_gates else state
+
+
+def _metric_lines(result: StageResult) -> list[str]:
+    """Return the run's metrics as aligned lines."""
+    metrics = [*format_metrics(result.manifest["metrics"])]
+    width = max((len(label) for label, _ in metrics), default=0)
+    return [f"  {label:<{width}}  {text}" for label, text in metrics]

@@ -72,7 +72,8 @@ def build_reward_functions(sources: Sequence[RewardSource]) -> list[RewardFuncti
             role = f"reward_{runs + 1}" if runs else "reward"
             name = Path(source.run).name.partition("@")[0]
         else:
-            kind = next(kind for kind in SCORERS if getattr(source, kind) is not None)
+            kind = next((kind for kind in SCORERS if getattr(source, kind) is not None), None)
+            assert kind is not None, f"a field of RewardSource has no row in SCORERS: {source!r}"
             scorer = SCORERS[kind](source)
             name = scorer.name
         found.append(RewardFunction(_unique_name(name, found), source.weight, role, scorer))

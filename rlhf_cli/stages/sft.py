@@ -49,5 +49,5 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
         model=model,
         dtype=loading.compute_dtype(recipe.base, loading.default_device()),
-        evaluate=partial(held_out_metrics.loss, columns=data.held_out, max_tokens=max_tokens),
+        evaluate=partial(held_out_metrics.loss, stage=stage.name, columns=data.held_out, max_tokens=max_tokens),
     )

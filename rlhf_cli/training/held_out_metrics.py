@@ -18,8 +18,8 @@ from rlhf_cli.inference.batching import PaddedBatch, padded_batches
 MAX_LOGITS = 2**27  # computed at a time: 0.5 GB in float32. A longer batch is run once for each part of that size
 
 
-def loss(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, float]:
-    """Return `sft.nll`, in nats per completion token over all rows; empty if there are no rows."""
+def loss(trainer: Trainer, stage: str, columns: TokenColumns, max_tokens: int) -> dict[str, float]:
+    """Return `<stage>.nll`, in nats per completion token over all rows; empty if there are no rows."""
     rows = [ids for part in columns.parts for ids in part["input_ids"]]
     labels = [ids for part in columns.parts for ids in part["labels"]]
     vocab_size = trainer.model.config.get_text_config().vocab_size
@@ -36,7 +36,7 @@ def loss(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, 
             scores = logits.flatten(0, 1).float()
             total += float(cross_entropy(scores, some.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
             count += int((some != IGNORE_INDEX).sum())
-    return {"sft.nll": total / count} if count else {}
+    return {f"{stage}.nll": total / count} if count else {}
 
 
 def ranking(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, float]:

@@ -15,7 +15,8 @@ from rlhf_cli.stages import STAGES, DatasetKind
 from tests.support.catalogue import check_in_fresh_interpreter, list_files, make_check_folder
 from tests.support.command import Rlhf
 
-STAGE_OF = {spec.dataset: stage for stage, spec in STAGES.items() if spec.dataset is not None}
+# The first stage that trains on each dataset.
+STAGE_OF = {spec.dataset: stage for stage, spec in reversed(STAGES.items()) if spec.dataset is not None}
 RECIPE = (
     "name: bot\nbase: {{model: ./base}}\ndata:\n  {kind}: {{path: {path}{settings}}}\npretrain:\nsft:\n"
     "reward: {{start: base}}\nppo: {{start: base, reward: [{{rule: {{length: {{max: 9}}}}}}]}}\n"

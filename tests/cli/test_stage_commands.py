@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.stages import STAGES
 from tests.support.command import Rlhf
 from tests.support.stand_ins import SetStage
 
@@ -137,7 +138,7 @@ def test_unknown_stages_exit_2_with_one_suggestion_each(rlhf: Rlhf) -> None:
     assert result.err.splitlines() == [
         "error  unknown stage: r.yaml. Pass the recipe as -r r.yaml. [recipe.unknown-stage]",
         "error  unknown stage: ppoo. Did you mean ppo? [recipe.unknown-stage]",
-        "error  unknown stage: zzz. The stages are pretrain, sft, reward, ppo, eval, export. [recipe.unknown-stage]",
+        f"error  unknown stage: zzz. The stages are {', '.join(STAGES)}. [recipe.unknown-stage]",
     ]
 
 

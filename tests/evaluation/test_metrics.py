@@ -25,6 +25,7 @@ from rlhf_cli.evaluation.metrics import (
     overview_rows,
 )
 from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.stages import STAGES
 from tests.support.issues import raises_issue
 
 ROWS = {"path": "rows.jsonl"}
@@ -193,3 +194,8 @@ def test_registry_imports_no_heavy_library() -> None:
     code = "import sys, rlhf_cli.evaluation.metrics; print({'numpy', 'scipy', 'torch'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "set()"
+
+
+def test_headline_metrics_of_stages_are_described() -> None:
+    headlines = [(stage, name) for stage, spec in STAGES.items() for name in spec.headline_metrics]
+    assert [(stage, name) for stage, name in headlines if metrics.find_metric(name) is None] == []

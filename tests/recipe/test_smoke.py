@@ -13,14 +13,13 @@ from rlhf_cli.recipe.smoke import shrink
 from rlhf_cli.stages import STAGES
 from tests.support.recipe_files import WriteRecipe, load_recipe
 
+TRAINER_SECTIONS = TrainerSection.__subclasses__()
 TRAINER_SIZES = {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length", "save_every"}
 SIZES = {  # section: the fields that may change, besides references to runs
+    **{name: TRAINER_SIZES for name, value in Recipe.model_fields.items() if value.annotation in TRAINER_SECTIONS},
     "data": {"max_overlong"},
     "launch": {"processes"},
-    "pretrain": TRAINER_SIZES,
     "pretrain.architecture": {"hidden_size", "intermediate_size", "layers", "heads", "kv_heads"},
-    "sft": TRAINER_SIZES,
-    "reward": TRAINER_SIZES,
     "ppo": {"iterations", "rollout_batch_size", "minibatches", "max_prompt_length", "max_new_tokens", "save_every"},
     "ppo.critic": {"warmup_iterations"},
     "ppo.kl": {"abort"},  # random weights exceed any limit

@@ -13,7 +13,7 @@ from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.ppo import trainer, update
 from tests.support.stage_harness import StageHarness, kill_this_process, ppo_artifacts, write_ppo_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
+pytestmark = pytest.mark.subprocess
 
 
 @pytest.fixture(scope="module")
