@@ -31,7 +31,9 @@ def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
     elif _value(recipe, spec.base_key) != "scratch":
         settings["base"] = [recipe.base.dtype, recipe.base.attention]
     for key in spec.reads_settings:
-        settings[key] = _value(recipe, key)
+        own_value = getattr(getattr(recipe, spec.section), key.rpartition(".")[2], None)
+        if own_value is None:
+            settings[key] = _value(recipe, key)
     for kind in datasets_of(stage, recipe):
         sources: list[Source] = getattr(recipe.data, kind) or []
         settings[f"data.{kind}"] = [_settings(source) for source in sources]

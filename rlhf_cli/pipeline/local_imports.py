@@ -1,7 +1,7 @@
-"""The Python files that a reward file imports from its own folder: they judge as well, and are hashed with it.
+"""Find the Python files that a user's file imports from its own folder, so that they are hashed with it.
 
-Found in the source, by what `import` would find there; nothing is run. What is imported by a computed name, and what
-the code reads otherwise, is not seen.
+They are found in the source, without running it. Imports by a computed name, and other files that the code reads, are
+not found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def find_local_imports(file: Path) -> list[Path]:
-    """Every file beside or below `file` that it imports, by itself or through another of them, in order of name."""
+    """Return every file next to or below `file` that it imports, directly or through another one, sorted by name."""
     found: set[Path] = set()
     waiting = [file]
     while waiting:
@@ -24,24 +24,24 @@ def find_local_imports(file: Path) -> list[Path]:
 
 
 def _imported(path: Path, root: Path) -> Iterator[Path]:
-    """The files below `root`, from where modules are looked up, that the import statements of `path` name."""
+    """Yield the files that the import statements of `path` name; modules are looked up in `root`."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # told where it is loaded
+    except (SyntaxError, ValueError):  # reported when the file is loaded
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _files(root, alias.name.split("."))
         elif isinstance(node, ast.ImportFrom) and node.level <= len(path.parents):
-            start = path.parents[node.level - 1] if node.level else root  # `from . import x`: the package's own folder
+            start = path.parents[node.level - 1] if node.level else root  # `from . import x`: the folder of the package
             parts = node.module.split(".") if node.module else []
             for alias in node.names:
-                yield from _files(start, [*parts, alias.name])  # a name of the module, or a module itself
+                yield from _files(start, [*parts, alias.name])  # a name in a module, or a module
 
 
 def _files(folder: Path, parts: list[str]) -> Iterator[Path]:
-    """The module's file, and those of the packages that it lies in, as far as there are any."""
+    """Yield the file of a module and of each package that contains it, if they exist."""
     for part in parts:
         for path in (folder / part / "__init__.py", folder / f"{part}.py"):
             if path.is_file():

@@ -42,18 +42,19 @@ def git_commit() -> str | None:
     return None
 
 
-def diff_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Issue]:
-    """Return an issue for each setting and input that changed: resuming would mix two different runs."""
+def diff_settings(stage: ResolvedStage, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Issue]:
+    """Return an issue for each setting and input of `stage` that changed: resuming would mix two different runs."""
     found = list(_diff("", then["settings"], now["settings"]))
     found += list(_diff("", {"seed": then["seed"]}, {"seed": now["seed"]}))
     before, after = _by_role(then["inputs"]), _by_role(now["inputs"])
     for role in dict.fromkeys((*before, *after)):
         old, new = before.get(role), after.get(role)
+        location = f"{stage.spec.section}.{role}" if role in stage.spec.accepts else role
         if old is None or new is None:
             message = "was not an input when the run started." if old is None else "is no longer an input of the run."
-            found.append(Issue("recipe.resume-changed", message, role, START_OVER_HINT))
+            found.append(Issue("recipe.resume-changed", message, location, START_OVER_HINT))
         elif _content(old) != _content(new):
-            found.append(_input_issue(role, old, new))
+            found.append(_input_issue(location, old, new))
     return found
 
 
@@ -106,12 +107,12 @@ def _content(item: Mapping[str, Any]) -> str:
     return item["sha256"] or item["ref"]
 
 
-def _input_issue(role: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Issue:
+def _input_issue(location: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Issue:
     if old["version"] == new["version"]:
         message = f"the content of {new['path']} changed since the run started."
-        return Issue("recipe.resume-changed", message, role, START_OVER_HINT)
+        return Issue("recipe.resume-changed", message, location, START_OVER_HINT)
     fix = "Revert the change"
     if old["kind"] == "run":
         fix = f"Use {old['ref'].partition('@')[0]}@{old['version']} to resume"
     message = f"{old['ref']} was {old['version']} when the run started and is now {new['version']}."
-    return Issue("recipe.resume-changed", message, role, f"{fix}, or start a new run without --resume.")
+    return Issue("recipe.resume-changed", message, location, f"{fix}, or start a new run without --resume.")

@@ -179,7 +179,7 @@ def _open_run(stage: ResolvedStage, *, resume: bool, reporter: StageReporter) ->
             incomplete = resume_module.acquire_resumable(
                 stage.runs_dir, stage.recipe.name, stage.name, smoke=stage.smoke
             )
-            run, notes = _resume_run(incomplete, provenance, reporter=reporter)
+            run, notes = _resume_run(stage, incomplete, provenance, reporter=reporter)
     else:
         run = Run.create(
             stage.runs_dir,
@@ -208,7 +208,7 @@ def _open_run(stage: ResolvedStage, *, resume: bool, reporter: StageReporter) ->
 
 
 def _resume_run(
-    incomplete: resume_module.ResumableRun, provenance: dict[str, Any], *, reporter: StageReporter
+    stage: ResolvedStage, incomplete: resume_module.ResumableRun, provenance: dict[str, Any], *, reporter: StageReporter
 ) -> tuple[Run, list[str]]:
     """Resume a run if its settings and inputs are unchanged. Return it with warnings.
 
@@ -218,7 +218,7 @@ def _resume_run(
     """
     try:
         then = incomplete.record.provenance
-        issues = diff_settings(then, provenance)
+        issues = diff_settings(stage, then, provenance)
         if issues:
             message = "cannot resume: the recipe or its inputs changed since the run started."
             raise RecipeError([Issue("recipe.resume-changed", message, str(incomplete.path)), *issues])

@@ -33,7 +33,7 @@ class StageSpec:
         accepts: Fields of its section that name a run, each with the stages whose runs it accepts.
         base_key: The recipe key of the base model.
         adapts_base: Whether the base and adapter settings decide the result.
-        reads_settings: Keys of other sections that decide the result.
+        reads_settings: Keys of other sections that decide the result, unless its own section sets the same field.
         trl_config: Name of TRL's config class, or None if the stage does not train with a TRL trainer.
         model_class: What `model/` holds: a causal language model, a scorer, or None if it is not for later stages.
         max_length_key: Field of its section that limits a row's tokens.

@@ -143,7 +143,7 @@ def test_resume_with_newer_input_names_the_old_version(stages: ResumableStages) 
     with raises_issue("recipe.resume-changed", error=RecipeError) as issues:
         stages.resume("reward")
     change = issues[1]
-    assert (change.location, change.message) == ("start", "sft was v0001 when the run started and is now v0002.")
+    assert (change.location, change.message) == ("reward.start", "sft was v0001 when the run started and is now v0002.")
     assert "Use sft@v0001 to resume" in change.hint
     stages.resume("reward", "reward.start=sft@v0001")
     assert stages.starts[-1] == "reward 2"
