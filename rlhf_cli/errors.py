@@ -6,7 +6,8 @@ data file are reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -60,6 +61,10 @@ class RlhfError(Exception):
         )
         super().__init__("\n".join(map(str, self.issues)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the issues: an error of the main process is sent to the others."""
+        return type(self), (self.issues,)
+
 
 class RecipeError(RlhfError):
     """Raised when the recipe or a command-line option is invalid."""
@@ -106,8 +111,34 @@ class GateError(RlhfError):
         self.result = result
         super().__init__(issues)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the issues and the result."""
+        return type(self), (self.issues, self.result)
+
 
 class StoppedError(RlhfError):
     """Raised when a signal ended the run before it completed."""
 
     exit_code = 75
+
+
+class ErrorCollector:
+    """Collects RlhfErrors, so that all issues are raised at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[RlhfError] = []
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Collect an RlhfError raised inside."""
+        try:
+            yield
+        except RlhfError as error:
+            self.errors.append(error)
+
+    def raise_all(self) -> None:
+        """Raise one error with all issues, a RecipeError if one was collected, else of the first kind; or do nothing."""
+        if self.errors:
+            issues = [issue for error in self.errors for issue in error.issues]
+            kind = next((type(e) for e in self.errors if isinstance(e, RecipeError)), type(self.errors[0]))
+            raise kind(list(dict.fromkeys(issues)))

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MESSAGE_CALLS = re.compile(r"(\w*Error|\w*Issue|Issue|Field|Option|Argument|Flag|Typer|CheckResult|StageSpec|Metric)$")
+MESSAGE_CALLS = re.compile(
+    r"(\w*error|\w*_?issues?|field|option|argument|flag|typer|checkresult|stagespec|metric)$", re.IGNORECASE
+)
 LOG_CALLS = re.compile(r"logger\.(info|warning|error)$")
 TEXT_METHODS = {"info", "warning", "print", "echo", "add"}
 
@@ -67,7 +69,7 @@ def ids(path: Path) -> str:
 
 
 def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield the line and text of the strings in calls that make text for users, and of docstrings of commands."""
+    """Yield the line and text of the strings in calls and variables that make text for users."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
@@ -75,7 +77,8 @@ def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
             if is_message:
                 yield from _strings(node)
         elif isinstance(node, ast.Assign) and any(
-            ast.unparse(target).lower().endswith(("message", "hint", "text", "_hint")) for target in node.targets
+            ast.unparse(target).lower().endswith(("message", "hint", "text", "problem", "fix"))
+            for target in node.targets
         ):
             yield from _strings(node.value)
 

@@ -30,7 +30,7 @@ INTERVAL_SUFFIXES = (".low", ".high", ".n")  # of a metric's confidence interval
 WIDE_TERMINAL = 100  # columns
 MIN_RESULT_WIDTH = 20  # columns of a listing's last column
 EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark}: how the completion is marked
-    "pretrain": "first text (packed with others in training)",
+    "pretrain": "first packed sequence ({mark})",
     "sft": "first row (the loss is computed on the part {mark})",
     "preferences": "first pair, chosen completion ({mark})",
     "prompts": "first prompt",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from rlhf_cli.errors import DataError, ModelError
 
 RepoType = Literal["model", "dataset"]
 
+MODEL_FILES = ("config.json", "adapter_config.json")  # a model or an adapter has one of them
 TIMEOUT = 10  # seconds, of the request to the Hub
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ERROR = {"model": ModelError, "dataset": DataError}
@@ -92,9 +94,14 @@ def _commit_from_hub(repo_type: RepoType, repo: str, revision: str, location: st
 
 def _commit_from_cache(repo_type: RepoType, repo: str, revision: str) -> str | None:
     """Return the commit that `revision` had when it was last downloaded, or None if it is not in the cache."""
-    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
     from huggingface_hub.errors import CacheNotFound
 
+    for file in MODEL_FILES if repo_type == "model" else ():
+        path = try_to_load_from_cache(repo, file, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent.name  # snapshots/<commit>/<file>
+    # The name of a dataset's files is not known, and a scan reads the whole cache.
     try:
         cache = scan_cache_dir(constants.HF_HUB_CACHE)
     except (CacheNotFound, ValueError, OSError):  # missing, not a directory, or not readable

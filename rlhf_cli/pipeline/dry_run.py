@@ -77,7 +77,7 @@ def _preview_training(stage: ResolvedStage, facts: dict[str, Any]) -> dict[str, 
         **facts,
         **_nonzero({f"rows {name}": number for name, number in data.split.counts.items()}),
         **_special_tokens(tokenizer),
-        "rows train": data.train.kept,
+        **({"rows train": data.train.kept} if data.train.counts else {}),  # tokenization may drop rows
         **_nonzero(data.train.counts),
         **_nonzero({"duplicate rows": _count_duplicates(data.train)}),
         "total tokens": sum(lengths),

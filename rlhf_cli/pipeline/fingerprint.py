@@ -9,7 +9,7 @@ from rlhf_cli.pipeline.inputs import Input
 from rlhf_cli.pipeline.references import datasets_of
 from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, Source
 from rlhf_cli.runs.manifest import digest
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import STAGES, DatasetKind
 
 # How a reward source is reached does not change its scores; a revision counts as the commit that it names.
 UNFINGERPRINTED_REWARD_FIELDS = ("revision", "timeout", "batch_size", "retries")
@@ -30,14 +30,24 @@ def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
         settings["adapter"] = recipe.adapter.model_dump(mode="json") if recipe.adapter else None
     elif _value(recipe, spec.base_key) != "scratch":
         settings["base"] = [recipe.base.dtype, recipe.base.attention]
+    for name, key in spec.fallbacks.items():
+        if settings[spec.section][name] is None:
+            settings[spec.section][name] = _value(recipe, key)
     for key in spec.reads_settings:
-        own_value = getattr(getattr(recipe, spec.section), key.rpartition(".")[2], None)
-        if own_value is None:
-            settings[key] = _value(recipe, key)
+        settings[key] = _value(recipe, key)
     for kind in datasets_of(stage, recipe):
+        if kind in spec.dataset_switches:  # its rows are truncated as in the stage that trains on them
+            key = _length_key(kind)
+            settings[key] = _value(recipe, key)
         sources: list[Source] = getattr(recipe.data, kind) or []
         settings[f"data.{kind}"] = [_settings(source) for source in sources]
     return settings
+
+
+def _length_key(kind: DatasetKind) -> str:
+    """Return the key of the length limit of the first stage that trains on a dataset."""
+    spec = next(spec for spec in STAGES.values() if spec.dataset == kind)
+    return f"{spec.section}.{spec.max_length_key}"
 
 
 def _value(recipe: Recipe, key: str) -> Any:

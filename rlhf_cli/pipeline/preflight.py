@@ -1,6 +1,7 @@
 """Check everything that can be known before the first stage trains: references, rows, functions, gates.
 
-`rlhf check` does only this; `rlhf run` and `--dry-run` do it first.
+`rlhf check` does only this; `rlhf run`, `--dry-run` and smoke runs do it first. A single stage resolves its references
+once and checks its rows itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_cli.data import held_out, sources
-from rlhf_cli.errors import DataError, Issue, RecipeError
+from rlhf_cli.errors import DataError, ErrorCollector, Issue, RecipeError
 from rlhf_cli.evaluation import gates, metrics
 from rlhf_cli.pipeline.inputs import check_base, hash_model
 from rlhf_cli.pipeline.references import (
@@ -21,7 +22,6 @@ from rlhf_cli.pipeline.references import (
     resolve_reference,
     user_functions,
 )
-from rlhf_cli.pipeline.resolve import ErrorCollector
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.recipe.user_functions import check_loads_in_subprocess, split_spec

@@ -15,7 +15,7 @@ from rlhf_cli.errors import Issue
 from rlhf_cli.pipeline.resolve import ResolvedStage
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
-START_OVER_HINT = "Revert the change, or start a new run without --resume."
+REVERT_HINT = "Revert the change, or start a new run without --resume."
 
 
 def collect_provenance(stage: ResolvedStage) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def diff_settings(stage: ResolvedStage, then: Mapping[str, Any], now: Mapping[st
         location = f"{stage.spec.section}.{role}" if role in stage.spec.accepts else role
         if old is None or new is None:
             message = "was not an input when the run started." if old is None else "is no longer an input of the run."
-            found.append(Issue("recipe.resume-changed", message, location, START_OVER_HINT))
+            found.append(Issue("recipe.resume-changed", message, location, REVERT_HINT))
         elif _content(old) != _content(new):
             found.append(_input_issue(location, old, new))
     return found
@@ -87,7 +87,7 @@ def _diff(key: str, then: Any, now: Any) -> Iterator[Issue]:
             yield from _diff(f"{key}.{index}" if len(then) > 1 else key, old, new)
     elif then != now:
         message = f"was {json.dumps(then)} when the run started and is now {json.dumps(now)}."
-        yield Issue("recipe.resume-changed", message, key, START_OVER_HINT)
+        yield Issue("recipe.resume-changed", message, key, REVERT_HINT)
 
 
 def _by_role(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -110,7 +110,7 @@ def _content(item: Mapping[str, Any]) -> str:
 def _input_issue(location: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Issue:
     if old["version"] == new["version"]:
         message = f"the content of {new['path']} changed since the run started."
-        return Issue("recipe.resume-changed", message, location, START_OVER_HINT)
+        return Issue("recipe.resume-changed", message, location, REVERT_HINT)
     fix = "Revert the change"
     if old["kind"] == "run":
         fix = f"Use {old['ref'].partition('@')[0]}@{old['version']} to resume"

@@ -16,7 +16,7 @@ from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import read_manifest
-from rlhf_cli.stages import STAGES, DatasetKind, StageSpec
+from rlhf_cli.stages import BASE_STAGES, REWARD_STAGES, STAGES, DatasetKind, StageSpec
 
 NOT_A_RUN = (None, "base", "scratch")  # values of a run field that refer to no run
 MODEL_FILES = ("config.json", "adapter_config.json")  # a folder that holds a model or an adapter has one of them
@@ -73,7 +73,7 @@ def find_references(stage: str, recipe: Recipe) -> Iterator[Reference]:
     spec = STAGES[stage]
     revision = recipe.base.revision
     if spec.adapts_base:
-        yield Reference("base", ("base", "model"), recipe.base.model, ("pretrain",), revision, ("base", "revision"))
+        yield Reference("base", ("base", "model"), recipe.base.model, BASE_STAGES, revision, ("base", "revision"))
     section: Section = getattr(recipe, spec.section)
     for field, stages in spec.accepts.items():
         ref = getattr(section, field)
@@ -82,7 +82,7 @@ def find_references(stage: str, recipe: Recipe) -> Iterator[Reference]:
     for key, source in reward_sources(section, (spec.section,)):
         role = ".".join(map(str, key))
         if source.run is not None:
-            yield Reference(role, (*key, "run"), source.run, ("reward",))
+            yield Reference(role, (*key, "run"), source.run, REWARD_STAGES)
         elif source.model is not None:
             model_revision = source.revision or "main"
             yield Reference(role, (*key, "model"), source.model, (), model_revision, (*key, "revision"))

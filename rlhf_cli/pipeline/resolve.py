@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_cli.errors import RecipeError, RlhfError
+from rlhf_cli.errors import ErrorCollector
 from rlhf_cli.pipeline.fingerprint import fingerprint, settings_of
 from rlhf_cli.pipeline.inputs import Input, hash_inputs
 from rlhf_cli.pipeline.references import Key, ResolvedReference, find_references, resolve_reference
@@ -128,28 +127,6 @@ def resolve(
         runs_dir=runs_dir,
         smoke=smoke,
     )
-
-
-class ErrorCollector:
-    """Collects RlhfErrors, so that all issues are raised at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[RlhfError] = []
-
-    @contextlib.contextmanager
-    def collect(self) -> Iterator[None]:
-        """Collect an RlhfError raised inside."""
-        try:
-            yield
-        except RlhfError as error:
-            self.errors.append(error)
-
-    def raise_all(self) -> None:
-        """Raise one error of the first collected kind with all issues. No-op if nothing was collected."""
-        if self.errors:
-            issues = [issue for error in self.errors for issue in error.issues]
-            kind = next((type(e) for e in self.errors if isinstance(e, RecipeError)), type(self.errors[0]))
-            raise kind(list(dict.fromkeys(issues)))
 
 
 def _pin(recipe: Recipe, found: Sequence[ResolvedReference], keyed_inputs: Sequence[tuple[Key, Input]]) -> Recipe:

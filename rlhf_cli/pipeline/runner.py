@@ -10,13 +10,13 @@ import contextlib
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from rlhf_cli import distributed
-from rlhf_cli.errors import Issue, RecipeError, StoppedError
+from rlhf_cli.errors import Issue, RecipeError, RlhfError, StoppedError
 from rlhf_cli.evaluation.gates import format_verdict
 from rlhf_cli.pipeline import preflight
 from rlhf_cli.pipeline.failures import convert_errors
@@ -35,6 +35,8 @@ from rlhf_cli.runs.worker_run import RunHandle, WorkerRun
 from rlhf_cli.stages import STAGES
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class StageResult(NamedTuple):
@@ -128,38 +130,57 @@ def run_stage(
         reporter: Shows progress and messages.
         skip_if_done: Return the newest run if its fingerprint matches.
         resume: Resume the newest incomplete version that has a checkpoint.
-        check_rows: Check the rows of the local datasets before anything is hashed or loaded.
+        check_rows: Check the rows of the local datasets before anything is hashed or loaded; for a smoke run also the
+            references, before the stages that it needs run.
 
     Raises:
         RlhfError: Of every kind, see `rlhf_cli.errors`. A run that wrote nothing leaves no folder.
     """
     distributed.init_process_group()
     if smoke:
-        if check_rows and distributed.is_main():  # before the stages that it needs run
-            preflight.check(recipe, [stage], runs_dir, smoke=True)
+        if check_rows:  # before the stages that it needs run
+            _on_main(lambda: preflight.check(recipe, [stage], runs_dir, smoke=True))
         recipe = smoke_recipe.shrink(recipe)
         _run_smoke_inputs(stage, recipe, runs_dir, reporter)
-    opened: StageResult | _Opened | None = None
     run: Run | None = None
     facts: dict[str, Any] = {}
-    if distributed.is_main():
+
+    def open_or_skip() -> StageResult | _Opened:
+        nonlocal run, facts
         found = find_all(stage, recipe, runs_dir, smoke=smoke)
         if check_rows and not smoke:
             preflight.check_rows(recipe, [stage])
         resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
-        opened = _up_to_date(resolved) if skip_if_done else None
-        if opened is None:
-            verify_inputs(resolved.inputs)
-            run, facts = _open_run(resolved, resume=resume, reporter=reporter)
-            opened = _Opened(resolved, RunHandle.from_run(run))
-    opened = distributed.broadcast_object(opened)
-    assert opened is not None
+        done = _up_to_date(resolved) if skip_if_done else None
+        if done is not None:
+            return done
+        verify_inputs(resolved.inputs)
+        run, facts = _open_run(resolved, resume=resume, reporter=reporter)
+        return _Opened(resolved, RunHandle.from_run(run))
+
+    opened = _on_main(open_or_skip)
     if isinstance(opened, StageResult):
         reporter.done(opened)
         return opened
     result = _execute(opened, run or WorkerRun.open(opened.handle, reporter), facts)
     reporter.done(result)
     return result
+
+
+def _on_main(function: Callable[[], T]) -> T:
+    """Call `function` in the main process, and return its result or raise its error in every process."""
+    outcome: T | RlhfError | None = None
+    if distributed.is_main():
+        try:
+            outcome = function()
+        except RlhfError as error:
+            if distributed.world_size() == 1:
+                raise
+            outcome = error
+    outcome = distributed.broadcast_object(outcome)
+    if isinstance(outcome, RlhfError):
+        raise outcome
+    return cast("T", outcome)
 
 
 def _up_to_date(stage: ResolvedStage) -> StageResult | None:
@@ -289,4 +310,4 @@ def _run_smoke_inputs(stage: str, recipe: Recipe, runs_dir: Path, reporter: Stag
         if kind is not None and getattr(recipe.data, kind) is None:
             message = f"--smoke runs {needed} first; data.{kind} is missing."
             raise RecipeError("recipe.missing-data", message, location=stage, hint=f"Add data.{kind}: {{path: …}}.")
-        run_stage(needed, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True)
+        run_stage(needed, recipe, runs_dir, smoke=True, reporter=reporter, skip_if_done=True, check_rows=False)

@@ -99,7 +99,6 @@ class Run:
 
     def __post_init__(self) -> None:
         self._log = RunLogHandler(self.path / "log.txt", self.reporter)
-        self._log.attach()
 
     @classmethod
     def create(
@@ -126,6 +125,7 @@ class Run:
             DiskError: The folder cannot be created.
         """
         path = layout.claim(runs_dir, name, stage)
+        lock: Lock | None = None
         try:
             with disk.convert_disk_errors(path):
                 lock = acquire_lock(path, new=True)
@@ -133,7 +133,10 @@ class Run:
                 write_started(path, StartRecord(run.started, smoke, dict(provenance)))
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
+            if lock is not None:
+                lock.release()
             raise
+        run._log.attach()
         return run
 
     @classmethod
@@ -161,6 +164,7 @@ class Run:
             elapsed_before_resume=point.manifest["seconds"],
         )
         rewind(run.path, point.path)
+        run._log.attach()
         return run, [*found.skipped, *point.skipped]
 
     @property

@@ -37,11 +37,15 @@ class RunLogHandler(logging.Handler):
     def attach(self) -> None:
         """Start to receive the package's records."""
         LOGGER.setLevel(logging.DEBUG)
+        LOGGER.propagate = False  # a user's file may configure the root logger, which knows no redaction
         LOGGER.addHandler(self)
 
     def detach(self) -> None:
         """Stop receiving records. Safe to call twice."""
         LOGGER.removeHandler(self)
+        if not any(isinstance(handler, RunLogHandler) for handler in LOGGER.handlers):
+            LOGGER.setLevel(logging.NOTSET)
+            LOGGER.propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. Unlike the handlers of `logging`, raise OSError if log.txt cannot be written."""

@@ -39,11 +39,7 @@ class RunHandle(NamedTuple):
 
 
 class WorkerRun(Run):
-    """A run whose log, metrics and checkpoints are discarded: the main process writes them."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._log.detach()
+    """A run whose metrics and checkpoints are discarded, and that logs nothing: the main process writes them."""
 
     @classmethod
     def open(cls, main: RunHandle, reporter: Reporter) -> WorkerRun:

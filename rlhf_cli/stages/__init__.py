@@ -33,7 +33,8 @@ class StageSpec:
         accepts: Fields of its section that name a run, each with the stages whose runs it accepts.
         base_key: The recipe key of the base model.
         adapts_base: Whether the base and adapter settings decide the result.
-        reads_settings: Keys of other sections that decide the result, unless its own section sets the same field.
+        reads_settings: Keys of other sections that decide the result.
+        fallbacks: Fields of its section that are null by default, each with the key whose value then counts.
         trl_config: Name of TRL's config class, or None if the stage does not train with a TRL trainer.
         model_class: What `model/` holds: a causal language model, a scorer, or None if it is not for later stages.
         max_length_key: Field of its section that limits a row's tokens.
@@ -59,6 +60,7 @@ class StageSpec:
     base_key: str = "base.model"
     adapts_base: bool = True
     reads_settings: tuple[str, ...] = ()
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
     trl_config: str | None = None
     model_class: ModelClass | None = None
     max_length_key: str = "max_length"
@@ -137,7 +139,8 @@ STAGES: dict[str, StageSpec] = {
         help="Compare a run with a baseline; exit with code 8 if a gate fails.",
         datasets=("sft", "preferences", "prompts"),
         accepts={"candidate": POLICY_STAGES, "baseline": POLICY_STAGES, "reward": ("reward",)},
-        reads_settings=("ppo.max_new_tokens", "sft.max_length", "reward.max_length", "ppo.max_prompt_length"),
+        reads_settings=("sft.max_length", "reward.max_length", "ppo.max_prompt_length", "ppo.stop"),
+        fallbacks={"max_new_tokens": "ppo.max_new_tokens"},
         memory_key="eval.batch_size",
         headline_metrics=("win_rate", "reward.accuracy"),
         evaluates=True,
@@ -147,9 +150,13 @@ STAGES: dict[str, StageSpec] = {
         entry_point="rlhf_cli.stages.export:run",
         section="export",
         help="Export the model and verify it by reloading it.",
+        datasets=("prompts", "sft"),  # the exported model is compared on their prompts
         accepts={"of": POLICY_STAGES},
         headline_metrics=("export.kl",),
         exports=True,
         single_process=True,
     ),
 }
+
+BASE_STAGES = tuple(name for name, spec in STAGES.items() if not spec.adapts_base)  # write base models
+REWARD_STAGES = tuple(name for name, spec in STAGES.items() if spec.model_class == "scorer")  # write reward models

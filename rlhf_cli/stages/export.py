@@ -67,7 +67,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     assert start is not None, "validation refuses export.of: base"
     adapters.check_kind(start, stage.recipe.adapter)
     if stage.recipe.adapter is None and stage.section.format == "adapter":
-        message = "export.format: no adapter to export, because the recipe has `adapter: null`."
+        message = "no adapter to export, because the recipe has `adapter: null`."
         hint = "Set export.format: merged."
         raise ModelError("model.wrong-kind", message, location="export.format", hint=hint)
     tokenizer = loading.load_tokenizer(stage.base_path, stage.recipe.base.revision)

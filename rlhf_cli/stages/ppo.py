@@ -82,7 +82,7 @@ def _check_minibatches(stage: ResolvedStage) -> None:
     rows = settings.rollout_batch_size * settings.samples_per_prompt // settings.minibatches
     if stage.sharded and rows % processes:
         message = (
-            f"ppo.minibatches: with fsdp, the size of a minibatch must be a multiple of the number of processes; "
+            f"with fsdp, the size of a minibatch must be a multiple of the number of processes; "
             f"found {rows} rows, expected a multiple of {processes}."
         )
         raise RecipeError("recipe.not-divisible", message, location="ppo.minibatches", hint="Change ppo.minibatches.")

@@ -7,6 +7,7 @@ mask at the boundaries: the simplest recipe that works for a small base model.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from rlhf_cli.training import length_checks
 from rlhf_cli.training.prepared_data import PreparedData, load_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def prepare(stage: ResolvedStage) -> PreparedData:
         message, hint = "not enough text to train on; expected at least 2 tokens.", "Add more text."
         raise DataError("data.no-rows", message, location="data.pretrain", hint=hint)
     example = Encoded([], train.parts[0]["input_ids"][0])
-    return PreparedData(tokenizer, split, train, held_out, example, warnings)
+    facts = {"packed sequences": f"{train.kept:,}"}
+    return PreparedData(tokenizer, split, train, held_out, example, warnings, facts)
 
 
 def run(stage: ResolvedStage, run: Run) -> StageMetrics:
@@ -57,21 +59,19 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from trl import SFTConfig, SFTTrainer
 
     from rlhf_cli.models import loading
-    from rlhf_cli.training import supervised, trl
+    from rlhf_cli.training import held_out_metrics, supervised
 
     data = prepare(stage)
-    data.log("text")
+    documents, aside = len(data.split.train), len(data.split.held_out)
+    logger.info(f"text: {documents:,} documents to train on, in {data.train.kept:,} sequences; {aside:,} held out")
+    for warning in data.warnings:
+        logger.warning(warning)
     if _is_from_scratch(stage):
         model = make_model(stage.section.architecture, data.tokenizer)
     else:
         start = stage.recipe.base.model_copy(update={"model": stage.section.start, "quantize": "none"})
         model = loading.load_causal_lm(start, stage.base_path, smoke=stage.smoke)
     logger.info(f"base: {model.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
-
-    def evaluate(trainer: Trainer) -> dict[str, float]:
-        if not data.held_out.kept:
-            return {}
-        return {"pretrain.nll": trainer.evaluate(trl.dataset(data.held_out.parts))["eval_loss"]}
 
     config = {"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return supervised.train_with_trl(
@@ -81,7 +81,12 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
         model=model,
         dtype=model.dtype,
-        evaluate=evaluate,
+        evaluate=partial(
+            held_out_metrics.loss,
+            stage=stage.name,
+            columns=data.held_out,
+            max_tokens=stage.section.micro_batch_size * stage.max_length,
+        ),
     )
 
 

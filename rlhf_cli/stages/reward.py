@@ -59,7 +59,7 @@ def load_model(stage: ResolvedStage, tokenizer: PreTrainedTokenizerBase) -> Any:
         model.config.pad_token_id = tokenizer.pad_token_id
         return adapters.attach(model, recipe.adapter, task="SEQ_CLS", start=start)
     if start is not None and adapters.is_adapter(start):
-        message = "reward.start: must be a full model, because the recipe has `adapter: null`; found an adapter."
+        message = "must be a full model, because the recipe has `adapter: null`; found an adapter."
         hint = "Set an adapter in the recipe, or start from base."
         raise RecipeError("recipe.conflicting-keys", message, location="reward.start", hint=hint)
     source = stage.base_path if start is None else str(start)

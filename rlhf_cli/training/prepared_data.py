@@ -46,7 +46,7 @@ class PreparedData:
         split: The rows before tokenization, and how many were read and dropped.
         train: The rows to train on.
         held_out: The held-out rows.
-        example: The first training row; its completion is under the loss.
+        example: The first training row, or packed sequence; its completion is under the loss.
         warnings: What the user should know about the rows' lengths.
         facts: Further facts for `--dry-run`.
     """

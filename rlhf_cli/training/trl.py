@@ -37,7 +37,7 @@ def arguments(section: TrainerSection, run: Run, seed: int, *, dtype: torch.dtyp
     rows_per_pass = section.micro_batch_size * processes
     if section.batch_size % rows_per_pass:
         message = (
-            f"{run.stage}.batch_size: must be a multiple of micro_batch_size × processes; found {section.batch_size}, "
+            f"must be a multiple of micro_batch_size × processes; found {section.batch_size}, "
             f"expected a multiple of {section.micro_batch_size} × {processes}."
         )
         hint = "Change batch_size or micro_batch_size."
@@ -73,7 +73,7 @@ def config(config_class: type[C], stage: str, arguments: dict[str, Any]) -> C:
     try:
         return config_class(**arguments)
     except (TypeError, ValueError, ImportError) as error:
-        message = f"{stage}.trainer: rejected by {config_class.__name__}: {str(error).splitlines()[0]}"
+        message = f"rejected by {config_class.__name__}: {str(error).splitlines()[0].rstrip('.')}."
         hint = "See TRL's documentation for the allowed values."
         raise RecipeError("recipe.invalid-value", message, location=f"{stage}.trainer", hint=hint) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from pathlib import Path
@@ -269,17 +268,15 @@ def test_report_holds_metrics_and_verdicts(evaluated: Evaluated) -> None:
     assert "FAIL  kl" in (path / "report.md").read_text()
 
 
-def test_verdicts_of_gates_are_returned_and_logged(
-    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="rlhf_cli")
+def test_verdicts_of_gates_are_returned_and_logged(world: Path, tmp_path: Path) -> None:
     data = {"sft": {"path": str(world / "sft.jsonl"), "eval_fraction": 0.5}}
     gates = [{"metric": "sft.nll", "max": 0.0}, {"metric": "sft.perplexity", "min": 1.0}]
     run = make_run(tmp_path)
     result = run_stage_function(make_recipe(world, data=data, reward=None, gates=gates), run)
     assert [(gate["metric"], gate["passed"]) for gate in result.gates] == [("sft.nll", False), ("sft.perplexity", True)]
     assert list(result.gates) == json.loads((run.path / "report.json").read_text())["gates"]
-    assert [text[:4] for text in caplog.messages[-2:]] == ["FAIL", "pass"]
+    messages = [line.partition(" ")[2] for line in (run.path / "log.txt").read_text().splitlines()]
+    assert [text[:4] for text in messages[-2:]] == ["FAIL", "pass"]
 
 
 def test_same_recipe_gives_the_same_metrics(world: Path, tmp_path: Path, evaluated: Evaluated) -> None:
@@ -403,9 +400,10 @@ def test_prompts_that_are_all_too_long_raise(world: Path, tmp_path: Path) -> Non
         run_stage_function(recipe, make_run(tmp_path))
 
 
-def test_few_prompts_are_warned_of(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    evaluate(tmp_path, world, samples=4)
-    assert "only 4 held-out prompts; confidence intervals are unreliable below 30" in caplog.messages
+def test_few_prompts_are_warned_of(world: Path, tmp_path: Path) -> None:
+    _, path = evaluate(tmp_path, world, samples=4)
+    warning = "warning: only 4 held-out prompts; confidence intervals are unreliable below 30"
+    assert warning in (path / "log.txt").read_text()
 
 
 def test_policy_as_reward_model_raises(world: Path, tmp_path: Path) -> None:
