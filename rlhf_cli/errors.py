@@ -137,7 +137,7 @@ class ErrorCollector:
             self.errors.append(error)
 
     def raise_all(self) -> None:
-        """Raise one error with all issues, a RecipeError if one was collected, else of the first kind; or do nothing."""
+        """Raise the collected issues as one error, a RecipeError if one was collected. No-op if there are none."""
         if self.errors:
             issues = [issue for error in self.errors for issue in error.issues]
             kind = next((type(e) for e in self.errors if isinstance(e, RecipeError)), type(self.errors[0]))

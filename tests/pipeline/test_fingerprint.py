@@ -45,11 +45,25 @@ def test_fingerprint_of_same_recipe_is_equal(project: FullProject, stage: str) -
         ("ppo", "ppo.reward.1.weight=0.6"),
         ("eval", "eval.baseline=null"),
         ("eval", "ppo.max_new_tokens=9"),  # limits the completions that are compared
+        ("eval", "ppo.stop=[x]"),  # ends them
         ("export", "export.dtype=float16"),
     ],
 )
 def test_fingerprint_changes_with_setting_of_stage(project: FullProject, stage: str, override: str) -> None:
     assert project.resolve(stage, override).fingerprint != project.resolve(stage).fingerprint
+
+
+def test_fingerprint_of_ppo_changes_with_length_of_demonstrations_that_it_mixes_in(project: FullProject) -> None:
+    for coef, changes in ((0.0, False), (0.5, True)):
+        plain = project.resolve("ppo", f"ppo.ptx_coef={coef}").fingerprint
+        shorter = project.resolve("ppo", f"ppo.ptx_coef={coef}", "sft.max_length=99").fingerprint
+        assert (plain != shorter) == changes
+
+
+def test_fingerprint_of_eval_counts_the_value_that_is_used(project: FullProject) -> None:
+    by_ppo = project.resolve("eval", "ppo.max_new_tokens=9").fingerprint
+    assert project.resolve("eval", "ppo.max_new_tokens=9", "eval.max_new_tokens=9").fingerprint == by_ppo
+    assert project.resolve("eval", "ppo.max_new_tokens=8", "eval.max_new_tokens=9").fingerprint == by_ppo
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,13 @@ def test_dataset_of_run_is_pinned_and_found(project: FullProject) -> None:
     assert [item.path for item in stage.inputs if item.role == "data.preferences"] == [str(run)]
 
 
+def test_dataset_of_run_is_found_by_export(project: FullProject) -> None:
+    run = make_run(project.runs_dir, "feedback")
+    stage = project.resolve("export", "data.prompts={run: feedback}")
+    (source,) = stage.recipe.data.prompts or []
+    assert stage.dataset_path(str(source.run)) == run
+
+
 def test_model_path_is_model_folder_of_run_or_none(project: FullProject) -> None:
     model = project.runs_dir / "bot/sft/v0001/model"
     model.mkdir()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from rlhf_cli import distributed
+from rlhf_cli.data import sources
 from rlhf_cli.errors import (
     DataError,
     DiskError,
@@ -21,8 +23,10 @@ from rlhf_cli.errors import (
 )
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.pipeline.runner import run_stage
+from rlhf_cli.recipe.schema import Sources
 from rlhf_cli.runs.manifest import read_manifest
 from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.stages import DatasetKind
 from tests.support.chain_project import CHAIN, ChainProject
 from tests.support.issues import raises_issue
 from tests.support.recipe_files import load_recipe
@@ -311,3 +315,36 @@ def test_export_is_stale_after_its_policy_was_evaluated(project: ChainProject) -
     project.run_chain(stages=["eval"])
     assert project.run_chain(stages=["export"]) == {"export": False}  # its card has the metrics now
     assert project.run_chain(stages=["export"]) == {"export": True}
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_smoke_chain_reads_each_dataset_once(project: ChainProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages that a smoke run needs do not check their rows again."""
+    kinds: list[str] = []
+    count = sources.count
+
+    def counting(given: Sources, kind: DatasetKind, **options: Any) -> dict[str, int]:
+        kinds.append(kind)
+        return count(given, kind, **options)
+
+    monkeypatch.setattr(sources, "count", counting)
+    project.run_stage("ppo", smoke=True)
+    assert kinds == ["prompts"]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_error_of_main_process_is_raised_in_every_process(
+    project: ChainProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "init_process_group", lambda: None)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda value: value)
+    (project.folder / "rows.jsonl").write_text("broken\n")
+    with raises_issue("data.invalid-json", error=DataError) as main:
+        project.run_stage("sft")
+    sent = DataError(main)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda _: sent)
+    with raises_issue("data.invalid-json", error=DataError) as worker:
+        project.run_stage("sft")
+    assert worker == main

@@ -17,6 +17,7 @@ from rlhf_cli.errors import DiskError
 from rlhf_cli.runs import disk
 from rlhf_cli.runs.manifest import digest, read_manifest, write_manifest
 from rlhf_cli.runs.run import Run
+from rlhf_cli.runs.run_log import LOGGER, RunLogHandler
 from tests.support.issues import raises_issue
 from tests.support.reporters import RecordingReporter
 from tests.support.runs import NewRun
@@ -200,6 +201,22 @@ def test_create_on_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytes
     assert issues[0].message == "No space left on device."
     assert "--runs-dir" in issues[0].hint
     assert [*(tmp_path / "bot" / "sft").iterdir()] == []
+    logging.getLogger("rlhf_cli.any").warning("later")  # no handler is left that would write into the removed folder
+    assert not [handler for handler in LOGGER.handlers if isinstance(handler, RunLogHandler)]
+
+
+def test_open_run_keeps_records_from_root_logger(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's reward file may call logging.basicConfig(), whose handler does not redact."""
+    seen: list[str] = []
+    root = logging.Handler()
+    monkeypatch.setattr(root, "emit", lambda record: seen.append(record.getMessage()))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [root])
+    run = new_run()
+    logging.getLogger("rlhf_cli.any").warning("inside")
+    run.close()
+    logging.getLogger("rlhf_cli.any").warning("outside")
+    assert seen == ["outside"]
+    assert "inside" in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

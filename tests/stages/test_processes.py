@@ -33,6 +33,14 @@ def test_two_processes_train_on_the_batch_of_one(launch_project: Path) -> None:
     assert logged_values(one, "num_tokens") == logged_values(two, "num_tokens")
 
 
+def test_pretrain_of_two_processes_evaluates_as_one(launch_project: Path) -> None:
+    metrics = []
+    for arguments in (["pretrain", "--set", "launch.processes=1"], ["pretrain"]):
+        out, _ = finish(start_rlhf(launch_project, *arguments))
+        metrics.append(json.loads(out)["metrics"])
+    assert metrics[1]["pretrain.nll"] == pytest.approx(metrics[0]["pretrain.nll"], rel=1e-3)
+
+
 def test_sharded_base_trains_as_a_whole_one(launch_project: Path) -> None:
     """With `strategy: fsdp`, PPO's completions end where they ended before, and no process waits forever."""
     settings = ["ppo.stop=[e]", "ppo.max_new_tokens=24", "ppo.micro_batch_tokens=64", "ppo.learning_rate=1.0e-3"]

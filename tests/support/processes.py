@@ -18,8 +18,9 @@ RECIPE = """
 name: t
 base: {{model: {base}}}
 adapter: {{rank: 4, alpha: 8}}
-data: {{sft: {{path: sft.jsonl}}, prompts: {{path: sft.jsonl}}}}
+data: {{sft: {{path: sft.jsonl}}, prompts: {{path: sft.jsonl}}, pretrain: {{path: text.txt, eval_fraction: 0.2}}}}
 launch: {{processes: 2}}
+pretrain: {{max_steps: 2, batch_size: 8, micro_batch_size: 4, max_length: 16}}
 sft: {{max_steps: 3, batch_size: 8, micro_batch_size: 4, max_length: 64, learning_rate: 1.0e-2}}
 ppo:
   start: base
@@ -45,6 +46,7 @@ def launch_project(tmp_path: Path, tiny_base: Path) -> Path:
     """Write a recipe with `launch.processes: 2` for sft and ppo, and its data. Return its folder."""
     rows = [{"prompt": f"{a} and", "completion": f" {b} {a}"} for a in WORDS for b in WORDS]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{a} and {b} {a}" for a in WORDS for b in WORDS))
     (tmp_path / "judge.py").write_text(JUDGE)
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=tiny_base))
     return tmp_path
