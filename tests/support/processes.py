@@ -46,7 +46,9 @@ def launch_project(tmp_path: Path, tiny_base: Path) -> Path:
     """Write a recipe with `launch.processes: 2` for sft and ppo, and its data. Return its folder."""
     rows = [{"prompt": f"{a} and", "completion": f" {b} {a}"} for a in WORDS for b in WORDS]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "text.txt").write_text("\n\n".join(f"{a} and {b} {a}" for a in WORDS for b in WORDS))
+    (tmp_path / "text.txt").write_text(
+        "\n\n".join(f"{a} and {b} {a} {i}" for i in range(8) for a in WORDS for b in WORDS)
+    )
     (tmp_path / "judge.py").write_text(JUDGE)
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=tiny_base))
     return tmp_path
