@@ -47,7 +47,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "recipe.function-failed": "The Python file fails when it is loaded.",
     "recipe.usage": "The command line is invalid: an unknown command or option, or a missing argument.",
     "recipe.unknown-stage": "The stage does not exist.",
-    "recipe.no-stages": "The recipe has no section for a stage, and no stage is named on the command line.",
+    "recipe.no-stages": "The recipe has no section for any stage, and no stage is named on the command line.",
     "recipe.directory-not-empty": "`rlhf init` needs a new or empty directory.",
     "recipe.unsupported-launcher": "The launcher is configured to shard the model, which rlhf does itself.",
     "recipe.ambiguous-run": "The reference matches several runs, or does not specify a version.",
@@ -84,7 +84,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.invalid-parquet": "The Parquet file cannot be read.",
     "data.duplicate-key": "An object has the same key twice, or a CSV header has the same column twice.",
     "data.invalid-number": "A number is NaN, infinite, or does not fit in 64 bits.",
-    "data.lone-surrogate": "A text contains a lone surrogate, which cannot be encoded as UTF-8.",
+    "data.lone-surrogate": "Text contains a lone surrogate, which cannot be encoded as UTF-8.",
     "data.nested-too-deeply": "A JSON value is nested too deeply to be parsed.",
     "data.invalid-row": "A row is not an object, or has no fields.",
     "data.wrong-columns": "The dataset does not have the columns that its kind needs.",
@@ -158,5 +158,5 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     # run
     "run.stopped": "A signal stopped the run; it can be resumed.",
     # internal
-    "internal.error": "An internal error of rlhf.",
+    "internal.error": "An internal error in rlhf.",
 }

@@ -169,7 +169,7 @@ def explain_missing_gpu(cuda_version: str | None) -> CheckResult:
     reason = (
         f"torch is built for CUDA {cuda_version} but finds no GPU" if cuda_version else "torch is built without CUDA"
     )
-    hint = "Install the torch build that fits your driver version (`nvidia-smi`); see pytorch.org."
+    hint = "Install the torch build that matches your driver version (`nvidia-smi`); see pytorch.org."
     return CheckResult("devices", "gpu", "fail", f"NVIDIA driver found, but {reason}", hint)
 
 

@@ -60,7 +60,7 @@ PREFERENCE_METRICS = (
         name="reward.accuracy",
         unit="fraction of pairs",
         direction="higher",
-        description="How often the reward model scores the chosen completion higher; ties do not count. "
+        description="How often the reward model scores the chosen completion higher; ties are excluded. "
         "Wilson interval.",
         group="preferences",
         needs=("preferences", "reward_model"),

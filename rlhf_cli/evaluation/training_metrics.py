@@ -26,7 +26,7 @@ TRAINER_METRICS = (
     Metric(f"{STAGE}.steps", "optimizer steps", "none", "Number of optimizer steps in the run.", "training"),
     Metric(f"{STAGE}.tokens_per_second", "tokens per second", "higher", "Training speed.", "training"),
     Metric(
-        f"{STAGE}.train_seconds", "seconds", "lower", "Time spent training, without loading and saving.", "training"
+        f"{STAGE}.train_seconds", "seconds", "lower", "Time spent training, excluding loading and saving.", "training"
     ),
     Metric(
         "pretrain.nll",
@@ -128,7 +128,7 @@ PPO_METRICS = (
     Metric("ppo.episodes", "completions", "none", "Completions sampled in the run.", "ppo"),
     Metric("ppo.iterations", "iterations", "none", "Number of iterations in the run.", "ppo"),
     Metric("ppo.tokens_per_second", "tokens per second", "higher", "Completion tokens per second of training.", "ppo"),
-    Metric("ppo.train_seconds", "seconds", "lower", "Time spent training, without loading and saving.", "ppo"),
+    Metric("ppo.train_seconds", "seconds", "lower", "Time spent training, excluding loading and saving.", "ppo"),
     Metric("ppo.memory_peak_bytes", "bytes", "lower", "Peak memory: of the GPU, or of the process on a CPU.", "ppo"),
 )
 

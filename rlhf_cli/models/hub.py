@@ -18,7 +18,10 @@ _NOT_FOUND = {"model": "model.not-found", "dataset": "data.not-found"}
 _GATED = {"model": "model.gated", "dataset": "data.gated"}
 _UNKNOWN_REVISION = {"model": "model.unknown-revision", "dataset": "data.unknown-revision"}
 _NOT_CACHED = {"model": "model.not-cached", "dataset": "data.not-cached"}
-_LOCAL_ALTERNATIVE = {"model": "a directory as ./directory", "dataset": "a file or directory as `path:`"}
+_LOCAL_ALTERNATIVE = {
+    "model": "a local directory, written as ./directory",
+    "dataset": "a local file or directory with `path:`",
+}
 
 
 def resolve_commit(repo_type: RepoType, repo: str, revision: str, *, location: str = "") -> str:

@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
         return self.parts.needed <= self.capacity
 
     def __str__(self) -> str:
-        text = f"an estimated {format_bytes(self.parts.total)} of {format_bytes(self.capacity)} ({self.device})"
+        text = f"an estimated {format_bytes(self.parts.total)} ({self.device} has {format_bytes(self.capacity)})"
         return f"{text} during {self.phase}: {self.parts}" + ("" if self.is_whole else f"; {UNCOUNTED}")
 
     def as_json(self) -> dict[str, Any]:

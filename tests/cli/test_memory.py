@@ -67,7 +67,7 @@ def test_dry_run_estimates_peak_from_its_parts(rlhf: Rlhf, stage: str) -> None:
     assert found["capacity"] > 1e9
     assert found["is_whole"]
     out = rlhf(stage, "-r", "r.yaml", *from_base, "--dry-run").out
-    assert re.search(r"  memory +an estimated [\d.]+ MB of [\d.,]+ GB \(cpu\)", out)
+    assert re.search(r"  memory +an estimated [\d.]+ MB \(cpu has [\d.,]+ GB\)", out)
     more = estimate(rlhf, stage, *from_base, "--set", f"{stage}.micro_batch_size=32", "--set", f"{stage}.batch_size=32")
     less = estimate(rlhf, stage, *from_base, "--set", f"{stage}.micro_batch_size=2")
     assert more["activations"] == pytest.approx(16 * less["activations"], rel=0.05)

@@ -74,7 +74,7 @@ def test_resolve_commit_unreachable_hub_and_not_cached_raises_issue() -> None:
     with raises_issue("model.not-cached", error=ModelError) as issues:
         resolve_commit("model", "org/model", "dev")
     assert "the Hub cannot be reached" in issues[0].message
-    assert issues[0].hint == "Go online once to download it, or use a directory as ./directory."
+    assert issues[0].hint == "Go online once to download it, or use a local directory, written as ./directory."
 
 
 @pytest.mark.usefixtures("unreachable_hub")

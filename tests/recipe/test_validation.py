@@ -54,7 +54,7 @@ def files(tmp_path: Path) -> None:
             "pretrain: {architecture: {heads: 4, kv_heads: 3}}",
             37,
             "not-divisible",
-            "pretrain.architecture.kv_heads: not divisible; found 3, expected a divisor of heads 4.",
+            "pretrain.architecture.kv_heads: not a divisor of heads; found 3, expected a divisor of 4.",
         ),
         (
             "pretrain: {max_length: 600}",
@@ -188,7 +188,7 @@ def files(tmp_path: Path) -> None:
             "ppo: {minibatches: 3}",
             7,
             "not-divisible",
-            "ppo.minibatches: not divisible; found 3, expected a divisor of rollout_batch_size 128.",
+            "ppo.minibatches: not a divisor of rollout_batch_size; found 3, expected a divisor of 128.",
         ),
         (
             "ppo: {iterations: 5, critic: {warmup_iterations: 5}}",

@@ -27,6 +27,7 @@ ROWS = {
     "reward": ("preferences",),
     "ppo": ("prompts",),
     "eval": ("sft", "preferences", "prompts"),
+    "export": ("prompts", "sft"),  # the exported model is compared on their prompts
 }
 Smoke = Callable[..., dict[str, Any]]
 CHATML = (  # the template of Qwen2.5 without its system prompt

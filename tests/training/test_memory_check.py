@@ -116,7 +116,7 @@ def test_check_that_passes_logs_the_estimate(
     set_capacity(1e12)
     memory_check.check(training_project.resolve("sft"), [LONGEST], [])
     (message,) = caplog.messages
-    assert re.match(r"memory: an estimated \d+ MB of 1,000\.0 GB \(cpu\) during update: ", message)
+    assert re.match(r"memory: an estimated \d+ MB \(cpu has 1,000\.0 GB\) during update: ", message)
 
 
 def test_out_of_memory_hint_aims_below_the_failed_estimate(

@@ -89,7 +89,7 @@ class Kl(Section):
         0.05, description="coefficient, in reward per nat; the initial value if target is set"
     )
     target: PositiveFloat | None = Field(
-        None, description="target KL per completion for an adaptive coefficient, in nats; null: fixed coefficient"
+        None, description="target KL per completion, in nats, for an adaptive coefficient; null: fixed coefficient"
     )
     horizon: PositiveInt = Field(10_000, description="horizon of the adaptive coefficient, in episodes")
     estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of the KL of each token")
@@ -97,7 +97,7 @@ class Kl(Section):
         "reward", description="reward: subtract KL from the reward of each token; loss: add KL to the policy loss"
     )
     abort: PositiveFloat | None = Field(
-        None, description="KL per completion above which the run ends with exit code 7, in nats; null: no limit"
+        None, description="KL per completion, in nats, above which the run ends with exit code 7; null: no limit"
     )
 
     def smoke(self) -> Self:
@@ -141,10 +141,10 @@ class Ppo(Section):
     )
     entropy_coef: NonNegativeFloat = Field(0.0, description="weight of the entropy bonus, in loss per nat per token")
     value_clip: PositiveFloat = Field(
-        0.2, description="clip range for the change in value since the rollout, in reward"
+        0.2, description="clip range for the change in value since the rollout, in units of reward"
     )
     target_kl: PositiveFloat | None = Field(
-        None, description="approximate KL at which the updates of an iteration stop, in nats per token; null: no limit"
+        None, description="approximate KL, in nats per token, at which the updates of an iteration stop; null: no limit"
     )
     gamma: UnitFloat = Field(1.0, description="discount per token")
     gae_lambda: UnitFloat = Field(0.95, description="lambda of generalized advantage estimation")

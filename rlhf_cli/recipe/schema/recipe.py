@@ -39,7 +39,7 @@ class Recipe(Section):
     base: Base = Field(description="the base model that every stage adapts")
     adapter: Adapter | None = Field(Adapter(), description="the adapter that a stage trains; null: train all weights")
     data: Data = Field(Data(), description="the datasets for the stages")
-    launch: Launch = Field(Launch(), description="number and strategy of the processes that run a stage")
+    launch: Launch = Field(Launch(), description="number of processes that run a stage, and the parallelism strategy")
     pretrain: Pretrain = Field(Pretrain(), description="train a base model on text")
     sft: Sft = Field(Sft(), description="supervised fine-tuning on demonstrations")
     reward: Reward = Field(Reward(), description="train a reward model on preferences")

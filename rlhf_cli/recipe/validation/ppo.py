@@ -32,9 +32,11 @@ def ppo_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
 
 def _size_issues(ppo: Ppo, name: str, launch: Launch) -> Iterator[KeyedIssue]:
     if ppo.rollout_batch_size % ppo.minibatches:
-        problem = f"not divisible; found {ppo.minibatches}, expected a divisor of rollout_batch_size "
+        problem = f"not a divisor of rollout_batch_size; found {ppo.minibatches}, expected a divisor of "
         problem += f"{ppo.rollout_batch_size}."
-        yield keyed_issue("recipe.not-divisible", (name, "minibatches"), problem, "Set it to a divisor.")
+        yield keyed_issue(
+            "recipe.not-divisible", (name, "minibatches"), problem, "Set it to a divisor of rollout_batch_size."
+        )
     if ppo.rollout_batch_size * ppo.samples_per_prompt % launch.processes:
         expected = f"a multiple of {launch.processes}, the number of processes"
         problem = f"not divisible; found {ppo.rollout_batch_size}, expected {expected}."
@@ -104,4 +106,4 @@ def _length_issues(length: Length, key: Key) -> Iterator[KeyedIssue]:
         yield keyed_issue("recipe.no-effect", key, "no effect without min or max.", hint)
     elif length.max is not None and length.max < length.min:
         problem = f"no length satisfies the rule; found min {length.min} and max {length.max}."
-        yield keyed_issue("recipe.invalid-value", key, problem, "Set min to max or less.")
+        yield keyed_issue("recipe.invalid-value", key, problem, "Lower min, or raise max.")

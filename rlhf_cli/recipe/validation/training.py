@@ -48,7 +48,7 @@ def _architecture_issues(section: Pretrain, name: str) -> Iterator[KeyedIssue]:
         hint = "Set hidden_size to a multiple of 2 × heads; rotary embeddings pair the dimensions of a head."
         yield keyed_issue("recipe.not-divisible", (name, "architecture", "heads"), problem, hint)
     if shape.heads % shape.kv_heads:
-        problem = f"not divisible; found {shape.kv_heads}, expected a divisor of heads {shape.heads}."
+        problem = f"not a divisor of heads; found {shape.kv_heads}, expected a divisor of {shape.heads}."
         hint = "Set kv_heads to a divisor of heads."
         yield keyed_issue("recipe.not-divisible", (name, "architecture", "kv_heads"), problem, hint)
     if section.start == "scratch" and section.max_length > shape.context:
