@@ -166,9 +166,7 @@ def explain_missing_gpu(cuda_version: str | None) -> CheckResult:
     """
     if shutil.which("nvidia-smi") is None:
         return CheckResult("devices", "gpu", "missing", "none; stages run on the CPU", "Use a small base model.")
-    reason = (
-        f"torch is built for CUDA {cuda_version} but finds no GPU" if cuda_version else "torch is built without CUDA"
-    )
+    reason = f"torch, built for CUDA {cuda_version}, finds no GPU" if cuda_version else "torch is built without CUDA"
     hint = "Install the torch build that matches your driver version (`nvidia-smi`); see pytorch.org."
     return CheckResult("devices", "gpu", "fail", f"NVIDIA driver found, but {reason}", hint)
 

@@ -129,7 +129,7 @@ def _map_columns(
     issues_before = issues.count
     for ours, suggestion in _find_unknown_targets(kind, mapping, found).items():
         message = f"columns: {mapping[ours]!r} is mapped to {ours!r}, which is not a column of {kind} rows."
-        hint = f"Did you mean {suggestion}?" if suggestion else f"Map to {KINDS[kind].expected}."
+        hint = f"Did you mean {suggestion}?" if suggestion else f"Map columns to {KINDS[kind].expected}."
         issues.add("data.unknown-column", message, source, hint)
     for theirs in mapping.values():
         if theirs not in found:

@@ -95,7 +95,7 @@ def _split_common_turns(
     if prompt is not None and not any(turn["content"] == prompt for turn in chosen[:common]):
         raise RowError(
             "data.mixed-formats",
-            "prompt: found text that does not match any turn that `chosen` and `rejected` both start with.",
+            "prompt: found text that does not match any of the opening turns that `chosen` and `rejected` share.",
             "Write the prompt as messages; text is not converted to a conversation.",
         )
     if not common or chosen[common - 1]["role"] != "user":

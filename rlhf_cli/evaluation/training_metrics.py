@@ -46,7 +46,7 @@ STEP_METRICS = (
     _step("num_tokens", "tokens", "none", "Tokens trained on so far."),
     _step("tokens_per_second", "tokens per second", "higher", "Training speed since the last logged step."),
     _step("entropy", "nats per token", "none", "Mean entropy of the predicted distributions (pretrain and sft)."),
-    _step("mean_token_accuracy", "fraction of tokens", "higher", "Tokens predicted exactly (pretrain and sft)."),
+    _step("mean_token_accuracy", "fraction of tokens", "higher", "Tokens predicted correctly (pretrain and sft)."),
     _step("accuracy", "fraction of pairs", "higher", "Pairs in which the chosen completion scores higher (reward)."),
     _step("margin", "score", "none", "Mean difference of the scores, chosen minus rejected (reward)."),
     _step("min_reward", "score", "none", "Lowest score (reward)."),
@@ -62,7 +62,7 @@ SUMMARIZED_ITERATION_METRICS = (
         f"reward.{SOURCE}.too_long",
         "fraction of completions",
         "lower",
-        "Completions that, with their prompt, exceed the context of a reward model, which scored only their end.",
+        "Completions that, together with their prompt, exceed the reward model's context, so only their end is scored.",
     ),
     _iteration("kl", "nats per completion", "none", "KL(policy ‖ reference), estimated from samples (k1)."),
     _iteration("kl.token", "nats per token", "none", "The same estimate divided by the number of tokens."),
@@ -79,7 +79,7 @@ SUMMARIZED_ITERATION_METRICS = (
         "Token 4-grams that already occurred in their completion.",
     ),
     _iteration(
-        "distinct_2", "fraction of 2-grams", "higher", "Distinct token 2-grams over all 2-grams of the rollout."
+        "distinct_2", "fraction of 2-grams", "higher", "Distinct token 2-grams divided by all 2-grams of the rollout."
     ),
 )
 

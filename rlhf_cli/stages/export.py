@@ -153,7 +153,9 @@ def verify(stage: ResolvedStage, folder: Path, digests: Digests, expected: Expec
             model = _reload(stage, folder, trained_in)
     changed = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
     if changed:
-        message = f"exported files differ from the saved tensors; found {len(changed)}, such as {changed[0]}."
+        message = (
+            f"tensors in the exported files differ from the saved ones, such as {changed[0]} ({len(changed)} in total)."
+        )
         raise ModelError("model.export-differs", message, location="export", hint="Check the disk, then export again.")
     kl, limit = _mean_kl(expected, _logits(model, expected.sequences)), _max_kl(stage)
     if not kl <= limit:  # written so that NaN fails

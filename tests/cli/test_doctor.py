@@ -195,7 +195,7 @@ def test_missing_gpu_fails_only_if_there_is_a_driver(monkeypatch: pytest.MonkeyP
     cpu_build, cuda_build = doctor_checks.explain_missing_gpu(None), doctor_checks.explain_missing_gpu("12.9")
     assert cpu_build.state == cuda_build.state == "fail"
     assert "built without CUDA" in cpu_build.found
-    assert "built for CUDA 12.9 but finds no GPU" in cuda_build.found
+    assert "built for CUDA 12.9, finds no GPU" in cuda_build.found
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert doctor_checks.explain_missing_gpu(None).state == "missing"
 

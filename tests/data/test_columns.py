@@ -47,7 +47,7 @@ def test_convert_mapping_to_other_names_keeps_columns_under_them() -> None:
             {"prompt": "q", "completion": "a", "tag": "t"},
             ("q", "a", "t"),
             "columns: 't' is mapped to 'tag', which is not a column of sft rows.",
-            f"Map to {SFT_COLUMNS}.",
+            f"Map columns to {SFT_COLUMNS}.",
         ),
         (
             "prompts",

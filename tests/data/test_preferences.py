@@ -99,7 +99,7 @@ def test_convert_equal_completions_drops_and_counts_row(equal: dict[str, Any]) -
         (
             {"prompt": "a", "chosen": [YES], "rejected": [NO]},
             "data.mixed-formats",
-            "prompt: found text that does not match any turn that `chosen` and `rejected` both start with.",
+            "prompt: found text that does not match any of the opening turns that `chosen` and `rejected` share.",
             "Write the prompt as messages; text is not converted to a conversation.",
         ),
         (

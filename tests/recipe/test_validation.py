@@ -87,7 +87,7 @@ def files(tmp_path: Path) -> None:
             "data: {sft: {path: /nowhere/row.jsonl}}",
             14,
             "path-not-found",
-            "file not found: /nowhere/row.jsonl. Relative paths start at",
+            "file not found: /nowhere/row.jsonl. Relative paths are resolved against",
         ),
         (
             "data: {sft: {path: rows.jsonl, config: c}}",
@@ -270,7 +270,12 @@ def files(tmp_path: Path) -> None:
         ("export: {of: base}", 10, "invalid-run-reference", "found base."),
         ("export: {of: zzz}", 10, "invalid-run-reference", "Use a run such as sft, sft@v0002 or name/sft@v0002"),
         ("pretrain: {start: ./gone}", 12, "path-not-found", "pretrain.start: directory not found: gone."),
-        ("ppo: {start: runs/x/sft}", 7, "path-not-found", "directory not found: runs/x/sft. Relative paths start at"),
+        (
+            "ppo: {start: runs/x/sft}",
+            7,
+            "path-not-found",
+            "directory not found: runs/x/sft. Relative paths are resolved against",
+        ),
         ("ppo: {start: foldr/x/sft}", 7, "path-not-found", "directory not found: foldr/x/sft. Did you mean folder?"),
     ],
 )

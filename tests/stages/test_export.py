@@ -279,7 +279,10 @@ def drop_adapter_in_merge(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change_weights_on_save, "exported files differ from the saved tensors; found 1, such as lm_head.weight."),
+        (
+            change_weights_on_save,
+            "tensors in the exported files differ from the saved ones, such as lm_head.weight (1 in total).",
+        ),
         (drop_adapter_in_merge, "the exported model differs from the trained one; found a mean KL of "),
     ],
 )

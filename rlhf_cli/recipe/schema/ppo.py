@@ -152,7 +152,7 @@ class Ppo(Section):
         False, description="normalize rewards to mean 0 and standard deviation 1 over all rewards of the run so far"
     )
     reward_clip: PositiveFloat | None = Field(
-        None, description="limit on the absolute reward, after normalization; null: none"
+        None, description="limit on the absolute value of the reward, after normalization; null: none"
     )
     missing_eos_penalty: NonNegativeFloat | None = Field(
         None,

@@ -13,7 +13,7 @@ from rlhf_cli.recipe.user_functions import function_issues
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, keyed_issue, with_key
 from rlhf_cli.stages import STAGES
 
-RELATIVE_HINT = "Relative paths start at the directory of the recipe file or, in --set, at the working directory."
+RELATIVE_HINT = "Relative paths are resolved against the recipe's directory or, in --set, the working directory."
 RUN_HINT = "Use a run such as sft, sft@v0002 or name/sft@v0002, or the path of a directory."
 
 
