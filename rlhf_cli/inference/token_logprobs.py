@@ -111,7 +111,10 @@ class _FrozenHead(torch.autograd.Function):
                     entropy_weight = p * (finite + entropy[chunk, None])
                     grad_hidden[1][chunk] = entropy_weight.to(weight.dtype) @ weight / -temperature
             if needs_grad:
-                grad_hidden[0][chunk] = (weight[tokens[chunk]] - p.to(weight.dtype) @ weight) / temperature
+                # In float32: in bfloat16 a probability above 0.998 rounds to 1, and the difference to 0.
+                one_hot_minus_p = p.neg_()
+                one_hot_minus_p.scatter_add_(1, tokens[chunk, None], torch.ones_like(one_hot_minus_p[:, :1]))
+                grad_hidden[0][chunk] = one_hot_minus_p.to(weight.dtype) @ weight / temperature
         ctx.save_for_backward(*grad_hidden)
         return logprobs, entropy
 

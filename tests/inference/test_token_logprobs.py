@@ -39,6 +39,36 @@ def plain_scores(layer: nn.Linear, hidden: Tensor, tokens: Tensor) -> tuple[Tens
     return log_p[torch.arange(len(tokens)), tokens], -(log_p.exp() * log_p).sum(dim=-1)
 
 
+@pytest.mark.parametrize("p", [0.9, 0.99, 0.999, 0.9999])
+def test_chunked_token_scores_gradient_of_confident_tokens_in_bfloat16_equals_float64(p: float) -> None:
+    """Compare d log p / d hidden for tokens of probability p with float64 on the same rounded inputs."""
+    generator = torch.Generator().manual_seed(0)
+    vocab, width, rows = 512, 64, 32
+    weight = torch.randn(vocab, width, generator=generator).bfloat16()
+    tokens = torch.arange(rows)
+    # Along a token's own weights its logit is highest; the scale is found by bisection.
+    directions = weight[tokens].double()
+    low, high = torch.zeros(rows, 1, dtype=torch.float64), torch.full((rows, 1), 10.0, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = (middle * directions @ weight.double().T).softmax(-1)[tokens, tokens][:, None]
+        low, high = torch.where(found < p, middle, low), torch.where(found < p, high, middle)
+    hidden = (low * directions).bfloat16()
+
+    exact = hidden.double().requires_grad_()
+    (exact @ weight.double().T).log_softmax(-1)[tokens, tokens].sum().backward()
+    layer = nn.Linear(width, vocab, bias=False).bfloat16().requires_grad_(False)
+    layer.weight.copy_(weight)
+    rounded = hidden.clone().requires_grad_()
+    scores = chunked_token_scores(layer, vocab, rounded, tokens, 1.0, with_entropy=False)
+    scores.logprobs.sum().backward()
+    assert exact.grad is not None
+    assert rounded.grad is not None
+    error = (rounded.grad.double() - exact.grad).norm(dim=-1) / exact.grad.norm(dim=-1)  # (rows,)
+    # A bfloat16 logit of about 10 is rounded by up to 2^-6, and 1 − p changes by as large a share.
+    assert error.median() < 0.05
+
+
 @pytest.mark.parametrize("chunk", [1, 5 * V, 10**9])
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("bias", [False, True])

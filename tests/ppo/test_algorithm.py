@@ -11,6 +11,7 @@ from torch.multiprocessing.spawn import spawn
 
 from rlhf_cli.ppo.algorithm import (
     AdaptiveKL,
+    Estimator,
     PolicyLoss,
     explained_variance,
     gae,
@@ -54,6 +55,39 @@ def test_kl_estimate_k1_and_k3_are_unbiased_and_k3_is_never_negative() -> None:
         close((p * each).sum(), true_kl)
     assert (kl_estimate(p.log()[None], q.log()[None], "k3") >= 0).all()
     assert (kl_estimate(p.log()[None], q.log()[None], "k1") < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "apply_to", "of_reference"), [("k1", "reward", False), ("k2", "loss", False), ("k3", "loss", True)]
+)
+def test_kl_gradient_in_expectation_equals_autograd_of_exact_kl(
+    estimator: Estimator, apply_to: str, of_reference: bool
+) -> None:
+    """Enumerate a softmax of 50 tokens, so that every expectation is a sum.
+
+    k1 in the reward and k2 in the loss follow KL(policy ‖ reference), k3 in the loss KL(reference ‖ policy).
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, generator=generator, dtype=torch.float64).requires_grad_()
+    reference = (logits.detach() + 0.3 * torch.randn(50, generator=generator, dtype=torch.float64)).log_softmax(0)
+    log_p = logits.log_softmax(0)
+    p, q = log_p.exp(), reference.exp()
+    exact = (q * (reference - log_p)).sum() if of_reference else (p * (log_p - reference)).sum()
+    (expected,) = torch.autograd.grad(exact, logits, retain_graph=True)
+
+    rows, valid = log_p[:, None], torch.ones(50, 1, dtype=torch.bool)  # one token per row, each weighted by p
+    kl = kl_estimate(rows, reference[:, None], estimator)
+    if apply_to == "reward":
+        advantages = shape_rewards(kl.detach(), torch.zeros(50), valid, coef=1.0)
+        losses = [
+            policy_loss(rows[i : i + 1], rows[i : i + 1].detach(), advantages[i : i + 1], valid[:1], 0.2, 0.2).loss
+            for i in range(50)
+        ]
+        loss = (p.detach() * torch.stack(losses)).sum()
+    else:
+        loss = (p.detach() * kl[:, 0]).sum()
+    (got,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_adaptive_kl_update_moves_coef_by_clipped_share_of_episodes() -> None:

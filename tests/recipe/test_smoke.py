@@ -41,7 +41,8 @@ ppo: {start: sft@latest, reward: [{run: other/reward@v0004, weight: 0.3}, {run: 
   rollout_batch_size: 120, minibatches: 5, max_prompt_length: 3000, temperature: 0.7, epochs: 3, learning_rate: 0.8,
   micro_batch_tokens: 99,
   critic: {kind: shared, learning_rate: 0.9, warmup_iterations: 50},
-  kl: {coef: 0.11, target: 3, horizon: 77, estimator: k3, abort: 4}, clip: 0.33, value_clip: 0.44, target_kl: 0.5,
+  kl: {coef: 0.11, target: 3, horizon: 77, estimator: k3, apply_to: loss, abort: 4},
+  clip: 0.33, value_clip: 0.44, target_kl: 0.5,
   gamma: 0.91, gae_lambda: 0.92, missing_eos_penalty: 2}
 eval: {candidate: ppo@v0001, baseline: FOLDER, reward: FOLDER, temperature: 0.2, samples: 999, batch_size: 3,
   gates: [{metric: win_rate, min: 0.5}]}

@@ -202,6 +202,13 @@ def files(tmp_path: Path) -> None:
             "no-effect",
             "ppo.kl.apply_to: no effect with estimator k1, whose gradient is zero on average.",
         ),
+        (
+            "ppo: {kl: {estimator: k3}}",
+            12,
+            "no-effect",
+            "ppo.kl.estimator: k3 does not hold the policy near the reference if KL is part of the reward: its "
+            "expected gradient there is about zero; expected k1.",
+        ),
         ("ppo: {ptx_coef: 0.1}", 7, "missing-data", "ppo.ptx_coef: needs data.sft, which is not set."),
         # launch
         (

@@ -92,7 +92,10 @@ class Kl(Section):
         None, description="target KL per completion, in nats, for an adaptive coefficient; null: fixed coefficient"
     )
     horizon: PositiveInt = Field(10_000, description="horizon of the adaptive coefficient, in episodes")
-    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of the KL of each token")
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1",
+        description="estimator of the KL of each token: k1 with apply_to reward; k2 or k3 with apply_to loss",
+    )
     apply_to: Literal["reward", "loss"] = Field(
         "reward", description="reward: subtract KL from the reward of each token; loss: add KL to the policy loss"
     )

@@ -60,6 +60,11 @@ def _optimization_issues(ppo: Ppo, name: str) -> Iterator[KeyedIssue]:
         problem = "no effect with estimator k1, whose gradient is zero on average."
         hint = "Set estimator to k2 or k3, or apply_to to reward."
         yield keyed_issue("recipe.no-effect", (name, "kl", "apply_to"), problem, hint)
+    if ppo.kl.apply_to == "reward" and ppo.kl.estimator != "k1":
+        problem = f"{ppo.kl.estimator} does not hold the policy near the reference if KL is part of the reward: its "
+        problem += "expected gradient there is about zero; expected k1."
+        hint = "Remove estimator, or set apply_to to loss."
+        yield keyed_issue("recipe.no-effect", (name, "kl", "estimator"), problem, hint)
     warmup = ppo.critic.warmup_iterations
     if warmup >= ppo.iterations:
         problem = f"too many; found {warmup}, expected fewer than the {ppo.iterations} iterations."
