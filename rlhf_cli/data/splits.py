@@ -27,16 +27,17 @@ class PromptSplit(NamedTuple):
 
 
 def prompt_key(row: Any) -> str:
-    """Return a text that two rows share if they have the same prompt, apart from white space.
+    """Return a text that two rows share if they ask the same: the user turns, apart from white space.
 
-    A row without a prompt is represented by its text or its completions.
+    A question as text, as messages, and after a system turn has one key. Otherwise, a model that was trained on one of
+    these forms would be evaluated on another. A row without a prompt is represented by its text or its completions.
     """
     if isinstance(row, TextRow):
         return normalize_whitespace(row.text)
     if not isinstance(row.prompt, str):
-        parts = [text for turn in row.prompt for text in (turn["role"], turn["content"])]
+        parts = [turn["content"] for turn in row.prompt if turn["role"] == "user"]
     elif row.prompt:
-        return normalize_whitespace(row.prompt)
+        parts = [row.prompt]
     elif isinstance(row, SftRow):
         parts = [str(row.completion)]
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rlhf_cli.data.rows import Text
 from rlhf_cli.recipe.schema import Source
 from tests.support.datasets import load_file, load_sources, make_demonstrations, sorted_prompts
 
@@ -97,3 +99,28 @@ def test_load_mixture_shares_no_prompt_across_sides(jsonl: Jsonl) -> None:
     split = load_sources([Source(path=str(one), eval_fraction=0.1), Source(path=str(two), eval_fraction=0.4)])
     assert split.counts["dropped: prompt is held out elsewhere"]
     assert not set(sorted_prompts(split.held_out)) & set(sorted_prompts(split.train))
+
+
+def test_load_question_in_several_forms_is_on_one_side(jsonl: Jsonl) -> None:
+    rng = random.Random(0)
+    words = ["cat", "sky", "two", "why", "red", "old", "sum", "is"]
+    questions = [f"{' '.join(rng.choices(words, k=5))} {number}?" for number in range(400)]
+    forms: list[Callable[[str], object]] = [
+        lambda text: text,
+        lambda text: f" {text}\n",
+        lambda text: [{"role": "user", "content": text}],
+        lambda text: [{"role": "user", "content": f"\t{text} "}],
+        lambda text: [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}],
+    ]
+    train: set[str] = set()
+    held_out: set[str] = set()
+    for form in forms:
+        split = load_file(jsonl(*[{"prompt": form(text)} for text in questions]), "prompts", eval_fraction=0.3)
+        train |= {_question(row.prompt) for row in split.train}
+        held_out |= {_question(row.prompt) for row in split.held_out}
+    assert train | held_out == set(questions)
+    assert len(train & held_out) == 0
+
+
+def _question(prompt: Text) -> str:
+    return (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
