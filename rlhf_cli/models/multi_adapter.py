@@ -130,15 +130,15 @@ class MultiAdapterModel:
             finally:
                 self._active_adapters[:] = before
 
-    def set_trainable(self, names: Iterable[str]) -> None:
+    def set_trainable(self, names: Iterable[str], *, in_float32: Iterable[str] = ()) -> None:
         """Make these roles and their heads trainable and freeze all others.
 
         A role that is the bare base gets a new adapter, which does not change its output: the base is shared and never
         trained. The weights of a whole model become float32, like those of an adapter: in 16 bits most Adam updates
-        round to zero.
+        round to zero. The whole models of the roles `in_float32` become float32, too, but stay frozen.
         """
         names = list(names)
-        for name in names:
+        for name in [*names, *in_float32]:
             if name in self._full_models:
                 self._full_models[name].float()
         for name in names:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.heads import HEAD_KEY, ScalarHead
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
-from rlhf_cli.recipe.schema import Critic
+from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.rewards.build import RewardFunction
 
 POLICY, REFERENCE, VALUE = "policy", "reference", "value"  # roles; VALUE is also the name of the critic's head
@@ -45,19 +45,20 @@ def role_folders(
 
 
 def build_actor_critic(
-    model: MultiAdapterModel, critic: Critic, reward_functions: Sequence[RewardFunction]
+    model: MultiAdapterModel, settings: Ppo, reward_functions: Sequence[RewardFunction]
 ) -> ActorCritic:
     """Add the critic to the model, and make only policy and critic trainable.
 
-    A critic of kind adapter is a copy of the first reward run's adapter and head, which already predicts the reward.
-    Without a reward run it is a copy of the policy's adapter with a head of zeros. A critic of kind shared is a head of
-    zeros on the policy's hidden states.
+    A critic of kind adapter is a copy of the first reward run's adapter and head, times the run's weight in the sum, so
+    that it already predicts the reward. With normalized rewards the head is zero: their mean is. Without a reward run
+    the critic is a copy of the policy's adapter with a head of zeros. A critic of kind shared is a head of zeros on the
+    policy's hidden states.
 
     Raises:
         ModelError: A reward run does not have a score head.
     """
-    reward_roles = [function.role for function in reward_functions if function.role is not None]
-    for role in reward_roles:
+    reward_runs = {function.role: function for function in reward_functions if function.role is not None}
+    for role in reward_runs:
         if role not in model.heads:
             raise ModelError(
                 "model.not-a-reward-model",
@@ -66,12 +67,18 @@ def build_actor_critic(
                 hint="Use a run of the reward stage.",
             )
     trunk = POLICY
-    if critic.kind == "adapter":
+    if settings.critic.kind == "adapter":
         trunk = VALUE
-        model.add(VALUE, copy_of=reward_roles[0] if reward_roles else POLICY)
+        source = next(iter(reward_runs), None)
+        model.add(VALUE, copy_of=source or POLICY)
+        if source is not None:
+            scale = 0.0 if settings.normalize_reward else reward_runs[source].weight
+            for parameter in model.heads[VALUE].parameters():
+                parameter.data.mul_(scale)
     if VALUE not in model.heads:
         model.heads[VALUE] = ScalarHead(model.hidden_size).to(model.device)
-    model.set_trainable([POLICY, VALUE])
+    # The reference in the policy's precision: in bfloat16 its log-probabilities differ by up to 0.2 nats.
+    model.set_trainable([POLICY, VALUE], in_float32=[REFERENCE])
     return ActorCritic(model, trunk)
 
 

@@ -217,8 +217,10 @@ class RunningMoments:
 
     def update(self, scores: Tensor) -> None:
         """Include scores (B,)."""
-        x = scores.double()
+        x = (scores.cpu() if scores.device.type == "mps" else scores).double()  # MPS lacks float64
         count = float(_over_devices(torch.tensor(float(len(x)), dtype=x.dtype, device=x.device)))
+        if count == 0:
+            return
         mean = float(_over_devices(x.sum())) / count
         squares = float(_over_devices((x - mean).square().sum()))
         delta, total = mean - self.mean, self.count + count

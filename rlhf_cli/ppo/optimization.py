@@ -19,6 +19,7 @@ from rlhf_cli.errors import RecipeError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.recipe.schema import Ppo
 
+CRITIC_RATE_FACTOR = 10  # of the policy's learning rate; measured in docs/benchmarks.md, "PPO: learning"
 METRIC_DRIVEN_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -33,8 +34,8 @@ class Optimization(NamedTuple):
 def training_arguments(options: Mapping[str, Any], folder: Path) -> TrainingArguments:
     """Return `ppo.trainer` as TrainingArguments.
 
-    By default the learning rate is constant, nothing is reported, and activations are recomputed in the backward pass
-    on a GPU.
+    By default the learning rate decays linearly, nothing is reported, and activations are recomputed in the backward
+    pass on a GPU.
 
     Args:
         options: The options of `ppo.trainer`, whose names are already validated.
@@ -44,7 +45,7 @@ def training_arguments(options: Mapping[str, Any], folder: Path) -> TrainingArgu
         RecipeError: A value is invalid, or the schedule cannot be used with PPO.
     """
     arguments: dict[str, Any] = {
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "linear",
         "report_to": "none",
         "project": "rlhf",
         "use_cpu": not torch.accelerator.is_available(),
@@ -82,9 +83,10 @@ def build_optimization(
         critic: Parameters of the critic.
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    critic_rate = settings.critic.learning_rate or CRITIC_RATE_FACTOR * settings.learning_rate
     groups = [
         {"params": policy, "lr": settings.learning_rate, "weight_decay": arguments.weight_decay},
-        {"params": critic, "lr": settings.critic.learning_rate, "weight_decay": arguments.weight_decay},
+        {"params": critic, "lr": critic_rate, "weight_decay": arguments.weight_decay},
     ]
     optimizer = optimizer_class(groups, **options)
     step_count = settings.iterations * settings.epochs * settings.minibatches
@@ -118,7 +120,7 @@ class Trackers:
                     location="ppo.trainer.report_to",
                     hint=f"Run `pip install {' '.join(missing)}`, or remove it from report_to.",
                 )
-            self._accelerator.init_trackers(arguments.project, config=dict(config))
+            self._accelerator.init_trackers(arguments.project, config=_scalars(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of one iteration."""
@@ -138,3 +140,13 @@ class Trackers:
         """Flush the trackers."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+def _scalars(config: Any, key: str = "") -> dict[str, Any]:
+    """Return the values below `config` by their dotted keys: TensorBoard accepts only scalars."""
+    if not isinstance(config, (Mapping, list)):
+        return {key: "null" if config is None else config}
+    scalars: dict[str, Any] = {}
+    for child, value in config.items() if isinstance(config, Mapping) else enumerate(config):
+        scalars |= _scalars(value, f"{key}.{child}" if key else str(child))
+    return scalars

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TypedDict
@@ -22,6 +23,8 @@ from rlhf_cli.ppo.types import Experience, RewardScores, ScoredRollout, Trajecto
 from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.rewards import build
 from rlhf_cli.rewards.base import Completions
+
+logger = logging.getLogger(__name__)
 
 
 class _BatchOptions(TypedDict):
@@ -49,6 +52,7 @@ class RolloutScorer:
     ) -> None:
         self.reward_functions = list(reward_functions)
         self.moments = algorithm.RunningMoments()
+        self._constant_sources: set[str] = set()  # already warned of
         self._settings, self._actor_critic, self._model = settings, actor_critic, actor_critic.model
         self._stops = stops
         self._batch_options = _BatchOptions(pad_id=pad_id, max_tokens=settings.micro_batch_tokens)
@@ -56,15 +60,20 @@ class RolloutScorer:
     def score_completions(self, completions: Completions, *, update_moments: bool = True) -> RewardScores:
         """Return the rewards of completions.
 
+        A completion that no source scores has no reward: it does not enter the running moments, and it is shaped to the
+        mean of the others, so that it is neither rewarded nor punished.
+
         Args:
             completions: Prompts with their completions.
             update_moments: Whether to update the running mean and deviation.
         """
         settings = self._settings
         scores = build.score_completions(self.reward_functions, self._model, completions, **self._batch_options)
-        raw = shaped = build.weighted_sum(self.reward_functions, scores)  # (B,)
+        raw = build.weighted_sum(self.reward_functions, scores)  # (B,), NaN if no source scored the completion
+        scored = raw[~raw.isnan()]
+        shaped = raw.nan_to_num(float(scored.mean()) if len(scored) else 0.0)
         if settings.normalize_reward and update_moments:
-            self.moments.update(raw)
+            self.moments.update(scored)
         if settings.normalize_reward:
             shaped = self.moments.normalize(shaped)
         if settings.reward_clip is not None:
@@ -139,7 +148,7 @@ class RolloutScorer:
 
     def _metrics(self, trajectories: Sequence[Trajectory], kl_coef: float) -> dict[str, float]:
         """Return the rollout's metrics over the responses of all processes."""
-        raw = torch.tensor([t.reward for t in trajectories])
+        raw = torch.tensor([t.reward for t in trajectories if not math.isnan(t.reward)])
         responses = [t.response for t in trajectories]
         mask = length_mask([len(response) for response in responses])
         logprobs, ref_logprobs = (
@@ -147,10 +156,12 @@ class RolloutScorer:
             pad_tensors([t.ref_logprobs for t in trajectories]),
         )
         values, returns = pad_tensors([t.values for t in trajectories]), pad_tensors([t.returns for t in trajectories])
+        source_means = _source_means(trajectories)
+        self._warn_of_constant_sources(trajectories)
         return {
             "reward": float(raw.mean()),
             "reward.std": float(raw.std(correction=0)),
-            **_source_means(trajectories),
+            **source_means,
             **kl_metrics(logprobs, ref_logprobs, mask),
             "kl.coef": kl_coef,
             "entropy": float(torch.cat([t.entropy for t in trajectories]).mean()),
@@ -162,6 +173,17 @@ class RolloutScorer:
             "repeated_4gram_rate": text.repeated_ngram_rate(responses, 4),
             "distinct_2": text.distinct_ngram_rate(responses, 2),
         }
+
+    def _warn_of_constant_sources(self, trajectories: Sequence[Trajectory]) -> None:
+        """Warn once of each source that scores all completions of a rollout alike: PPO cannot learn from it."""
+        for function in self.reward_functions:
+            found = {t.by_source[function.name] for t in trajectories if not math.isnan(t.by_source[function.name])}
+            if len(trajectories) > 1 and len(found) == 1 and function.name not in self._constant_sources:
+                self._constant_sources.add(function.name)
+                logger.warning(
+                    f"ppo.reward ({function.name}): constant; found the score {found.pop():g} for all completions of "
+                    "a rollout, from which PPO cannot learn"
+                )
 
 
 def _source_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:

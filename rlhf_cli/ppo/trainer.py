@@ -305,13 +305,18 @@ class PPOTrainer:
 
     def _log_samples(self, iteration: int) -> None:
         """Log completions of the sample prompts, with the same seed each time, without changing training's draws."""
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        device = self.model.device
+        devices = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             torch.manual_seed(self._seed)
             completions = self._complete(self._data.sample_prompts)
         rewards = self.scorer.score_completions(completions, update_moments=False).raw.tolist()
         samples = [
-            {"prompt": prompt, "response": completion_text(completion), "reward": reward}
+            {
+                "prompt": prompt,
+                "response": completion_text(completion),
+                "reward": None if math.isnan(reward) else reward,
+            }
             for prompt, completion, reward in zip(completions.prompts, completions.completions, rewards, strict=True)
         ]
         for sample in samples:

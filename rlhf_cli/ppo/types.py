@@ -50,7 +50,7 @@ class Trajectory(NamedTuple):
 
     prompt: list[int]
     response: list[int]
-    reward: float  # weighted sum of the sources
+    reward: float  # weighted sum of the sources; NaN if none scored the response
     by_source: dict[str, float]  # unweighted score of each source; NaN if it did not score the response
     entropy: Tensor
     logprobs: Tensor

@@ -145,8 +145,9 @@ def score_completions(
 
 
 def weighted_sum(functions: Sequence[RewardFunction], scores: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of the sources' scores with their weights, (B,). A NaN score adds nothing."""
-    return torch.stack([function.weight * scores[function.name] for function in functions]).nansum(dim=0)
+    """Return the sum of the sources' scores with their weights, (B,). A NaN score adds nothing; all NaN give NaN."""
+    weighted = torch.stack([function.weight * scores[function.name] for function in functions])  # (sources, B)
+    return weighted.nansum(dim=0).masked_fill(weighted.isnan().all(dim=0), math.nan)
 
 
 def _check_finite(function: RewardFunction, values: Tensor, completions: Completions) -> None:

@@ -90,7 +90,7 @@ def generator_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (numpy[0], numpy[1].tobytes(), *numpy[2:]),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "devices": _device_states(),
     }
 
 
@@ -100,5 +100,21 @@ def restore_generators(states: dict[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, device)
+    if torch.accelerator.is_available():
+        module = torch.get_device_module()
+        for device, state in enumerate(states["devices"][: torch.accelerator.device_count()]):
+            if torch.accelerator.device_count() > 1:
+                module.set_rng_state(state, device)
+            else:
+                module.set_rng_state(state)
+
+
+def _device_states() -> list[Tensor]:
+    """Return the state of each accelerator's random generator. MPS has one device and no list of states."""
+    if not torch.accelerator.is_available():
+        return []
+    module = torch.get_device_module()
+    if hasattr(module, "get_rng_state_all"):
+        states: list[Tensor] = module.get_rng_state_all()
+        return states
+    return [module.get_rng_state()]

@@ -114,7 +114,7 @@ def _load_models(stage: ResolvedStage, reward_functions: list[Any]) -> ActorCrit
         smoke=stage.smoke,
         sharded=stage.sharded,
     )
-    return actor_critic.build_actor_critic(model, stage.section.critic, reward_functions)
+    return actor_critic.build_actor_critic(model, stage.section, reward_functions)
 
 
 def _demonstrations(stage: ResolvedStage, data: PreparedData) -> Demonstrations:

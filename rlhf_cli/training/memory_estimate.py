@@ -212,11 +212,12 @@ def _ppo_weights(recipe: Recipe, models: _Models, trained: float) -> MemoryBreak
     settings, base = recipe.ppo, models.base
     has_own_critic = settings.critic.kind == "adapter"
     reward_runs = sum(source.run is not None for source in settings.reward)
-    if recipe.adapter is None:  # policy and critic in float32, reference and reward runs as loaded
+    if recipe.adapter is None:  # policy, reference and critic in float32, reward runs as loaded
         scorers = float(reward_runs)
         if has_own_critic and reward_runs:
             scorers += FLOAT32 / base.itemsize
-        weights, adapters = trained + base.weights * (1 + reward_runs) - base.output_head * scorers, 0.0
+        reference = FLOAT32 / base.itemsize
+        weights, adapters = trained + base.weights * (reference + reward_runs) - base.output_head * scorers, 0.0
     else:
         roles = 1 + reward_runs  # the policy and the reward runs
         roles += 1 if has_own_critic else 0

@@ -31,7 +31,8 @@ class Job:
         epochs: Passes over each rollout.
         minibatches: Optimizer steps per epoch.
         micro_batches: Forward passes per minibatch. TRL supports more than one only with one minibatch.
-        learning_rate: Of the policy and the critic.
+        learning_rate: Peak rate of the policy, decayed linearly. TRL has one rate for policy and critic.
+        critic_factor: The critic's rate in our tool, as a multiple; None: our default.
         kl_coef: Reward that is subtracted per nat of KL divergence.
         dtype: Of weights and computation.
         seed: Seed of the run.
@@ -50,6 +51,7 @@ class Job:
     minibatches: int = 4
     micro_batches: int = 1
     learning_rate: float = 1e-6
+    critic_factor: float | None = None
     kl_coef: float = 0.05
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0

@@ -16,10 +16,11 @@ from tests.benchmarks import trl_environment
 from tests.benchmarks.ppo_job import ROOT, Job, measure_job, run_worker
 
 MODEL = Path(os.environ.get("RLHF_STORIES", ROOT.parent / "shared" / "models" / "stories260k"))
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)  # of policy and critic; searched with the first seed
+UPDATES = (20, 60)  # rollouts with their updates
+CRITIC_FACTORS = (1, 3, 10, 30)  # of the critic's learning rate to the policy's, with the first seed
 SEEDS = (0, 1, 2)
-JOB = Job(world="", tuning="lora", prompts=64, prompt_tokens=48, response_tokens=48, iterations=60)
-COLUMNS = "| | learning rate | seeds | reward | KL, nats per completion | reward − coef·KL | tokens per completion |"
+JOB = Job(world="", tuning="lora", prompts=64, prompt_tokens=48, response_tokens=48, iterations=60, learning_rate=3e-4)
+COLUMNS = "| | updates | seeds | reward | KL, nats per completion | reward − coef·KL | tokens per completion |"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Judgment:
 
 
 def run() -> None:
-    """Train with both tools over learning rates and then seeds; print what an independent script scores."""
-    print(f"\n### learn\n\n{JOB.prompts} episodes per iteration, {JOB.iterations} iterations, kl.coef {JOB.kl_coef}\n")
+    """Train with both tools, and with several rates of our critic; print what an independent script scores."""
+    print(f"\n### learn\n\n{JOB.prompts} episodes per update, kl.coef {JOB.kl_coef}, rate {JOB.learning_rate}\n")
     if not (MODEL / "config.json").is_file():
         print(f"Skipped: model not found in {MODEL}. Set RLHF_STORIES to the folder of stories260k.")
         return
@@ -53,9 +54,10 @@ def run() -> None:
         world = Path(name)
         run_worker(Path(sys.executable), "ppo_stories", [str(MODEL), name], world)
 
-        def train(tool: str, rate: float, seed: int) -> Judgment:
-            folder = world / f"{tool}-{rate}-{seed}"
-            job = Job(**{**vars(JOB), "world": name, "learning_rate": rate, "seed": seed, "policy": f"{folder}/policy"})
+        def train(tool: str, updates: int, seed: int, factor: float | None = None) -> Judgment:
+            folder = world / f"{tool}-{updates}-{seed}-{factor}"
+            fields = {"world": name, "iterations": updates, "seed": seed, "critic_factor": factor}
+            job = Job(**{**vars(JOB), **fields, "policy": f"{folder}/policy"})
             measure_job(*tools[tool], job, folder, OMP_NUM_THREADS="1")
             return judge(f"{folder}/policy", folder)
 
@@ -65,27 +67,24 @@ def run() -> None:
             run_worker(Path(sys.executable), "ppo_judge", arguments, folder, OMP_NUM_THREADS="1")
             return Judgment(**json.loads(result.read_text()))
 
-        searches = {tool: [pool.submit(train, tool, rate, SEEDS[0]) for rate in LEARNING_RATES] for tool in tools}
-        print(f"{COLUMNS}\n|---|---|---|---|---|---|---|")
-        _print_row("start", "", [judge("base", world)])
-        best = {}
-        for tool, search in searches.items():
-            found = [future.result() for future in search]
-            for rate, judgment in zip(LEARNING_RATES, found, strict=True):
-                _print_row(tool, f"{rate:g}", [judgment])
-            best[tool] = max(zip(found, LEARNING_RATES, strict=True), key=lambda pair: pair[0].objective)
-        further = {
-            tool: [pool.submit(train, tool, rate, seed) for seed in SEEDS[1:]] for tool, (_, rate) in best.items()
+        found = {
+            f"critic × {factor}": (UPDATES[0], [pool.submit(train, "rlhf", UPDATES[0], SEEDS[0], factor)])
+            for factor in CRITIC_FACTORS
         }
-        for tool, (first, rate) in best.items():
-            _print_row(f"**{tool}**", f"{rate:g}", [first, *(future.result() for future in further[tool])])
+        for updates in UPDATES:
+            for tool in tools:
+                found[f"{tool}, {updates}"] = (updates, [pool.submit(train, tool, updates, seed) for seed in SEEDS])
+        print(f"{COLUMNS}\n|---|---|---|---|---|---|---|")
+        _print_row("start", 0, [judge("base", world)])
+        for label, (updates, futures) in found.items():
+            _print_row(label.partition(",")[0], updates, [future.result() for future in futures])
 
 
-def _print_row(tool: str, rate: str, judgments: Sequence[Judgment]) -> None:
+def _print_row(label: str, updates: int, judgments: Sequence[Judgment]) -> None:
     """Print means, and the range if there are several seeds."""
     cells = []
     for name in ("reward", "kl", "objective", "tokens"):
         values = [getattr(judgment, name) for judgment in judgments]
         values_range = f" ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.2f}{values_range}")
-    print(f"| {tool} | {rate} | {len(judgments)} | {' | '.join(cells)} |", flush=True)
+    print(f"| {label} | {updates} | {len(judgments)} | {' | '.join(cells)} |", flush=True)

@@ -40,7 +40,7 @@ def make_recipe(job: Job) -> dict[str, Any]:
             "minibatches": job.minibatches,
             "micro_batch_tokens": rows * (job.prompt_tokens + job.response_tokens),
             "learning_rate": job.learning_rate,
-            "critic": {"learning_rate": job.learning_rate},
+            "critic": {} if job.critic_factor is None else {"learning_rate": job.critic_factor * job.learning_rate},
             "kl": {"coef": job.kl_coef},
             "save_every": job.iterations,
             "trainer": {"activation_checkpointing": True} if job.activation_checkpointing else {},

@@ -135,7 +135,7 @@ def main() -> None:
             stop_token="eos",
             temperature=1.0,
             learning_rate=job.learning_rate,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="linear",
             kl_coef=job.kl_coef,
             bf16=job.dtype == "bfloat16",
             gradient_checkpointing=False,  # PPOTrainer ignores it: see `load_models`

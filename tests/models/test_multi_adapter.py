@@ -314,6 +314,17 @@ def test_use_16_bit_base_computes_in_16_bits_and_trains_float32_weights(
     assert any(moved)
 
 
+def test_set_trainable_whole_model_on_16_bit_base_policy_equals_its_float32_reference(
+    base_folder: Path, padded: Padded
+) -> None:
+    roles: Folders = {"policy": None, "reference": None}
+    model = MultiAdapterModel.load(base_of(base_folder, dtype="bfloat16"), None, str(base_folder), roles)
+    model.set_trainable(["policy"], in_float32=["reference"])
+    found, expected = (model.hidden_states(role, **padded["right"]) for role in ("policy", "reference"))
+    assert torch.equal(found, expected)
+    assert not any(parameter.requires_grad for parameter in model.parameters("reference"))
+
+
 def test_load_adapter_as_whole_model_raises_issue(base_folder: Path, make_adapter: MakeAdapter) -> None:
     folder = make_adapter()
     with raises_issue("model.wrong-kind", error=ModelError, location=str(folder)):

@@ -69,7 +69,7 @@ def main(base: str, sft: str, reward: str, kind: str, strategy: str, folder: str
     roles = {POLICY: Path(sft), REFERENCE: Path(sft), "reward": Path(reward)}
     model = MultiAdapterModel.load(Base(model=base), ADAPTER, base, roles, sharded=strategy == "fsdp")
     reward_functions = [RewardFunction("reward", 1.0, "reward", None)]
-    actor_critic = build_actor_critic(model, settings.critic, reward_functions)
+    actor_critic = build_actor_critic(model, settings, reward_functions)
     tokenizer, prompts = encode_prompts(Path(base), PROMPTS)
     arguments = optimization.training_arguments({}, Path(folder))
     trainer = PPOTrainer(

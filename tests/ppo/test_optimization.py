@@ -37,11 +37,21 @@ def learning_rates(built: Optimization, steps: int) -> list[list[float]]:
     return rates
 
 
-def test_build_optimization_defaults_are_adamw_with_constant_separate_rates() -> None:
+def test_build_optimization_defaults_are_adamw_with_linear_decay_to_zero() -> None:
     built = build()
     assert isinstance(built.optimizer, torch.optim.AdamW)
     assert built.max_grad_norm == 1.0
-    assert learning_rates(built, 20) == [[1e-3, 1e-2]] * 20
+    for step, (policy, critic) in enumerate(learning_rates(built, 20)):
+        assert (policy, critic) == pytest.approx((1e-3 * (1 - step / 20), 1e-2 * (1 - step / 20)))
+
+
+def test_build_optimization_critic_rate_by_default_follows_policy_rate() -> None:
+    arguments = optimization.training_arguments({}, folder=Path("unused"))
+    parameters = [nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(2))]
+    for rate in (1e-5, 3e-4):
+        built = optimization.build_optimization(Ppo(learning_rate=rate), arguments, *parameters)
+        policy, critic = (group["lr"] for group in built.optimizer.param_groups)
+        assert (policy, critic) == pytest.approx((rate, optimization.CRITIC_RATE_FACTOR * rate))
 
 
 def test_build_optimization_schedule_covers_all_steps_of_policy_and_critic() -> None:
@@ -95,7 +105,8 @@ def test_trackers_tensorboard_receives_metrics_and_samples(tmp_path: Path) -> No
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     arguments = optimization.training_arguments({"report_to": "tensorboard"}, tmp_path)
-    trackers = optimization.Trackers(arguments, {"clip": 0.2})
+    config = {"clip": 0.2, "target_kl": None, "reward": [{"run": "reward", "weight": 1.0}], "stop": []}
+    trackers = optimization.Trackers(arguments, config)
     trackers.log(3, {"reward": 0.5})
     trackers.log_samples(3, [{"prompt": "who?", "response": "I am.", "reward": 0.25}])
     trackers.close()

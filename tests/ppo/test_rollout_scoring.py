@@ -13,11 +13,11 @@ from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference import scoring
 from rlhf_cli.ppo import algorithm
-from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE
+from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE
 from rlhf_cli.recipe.schema import Kl
 from rlhf_cli.rewards.base import Completions
 from tests.support.issues import raises_issue
-from tests.support.tiny_policy import EOS, PAD, MakeTrainer, small_settings
+from tests.support.tiny_policy import EOS, PAD, MakeActorCritic, MakeTrainer, small_settings
 
 BATCH_OPTIONS: dict[str, Any] = {"pad_id": PAD, "max_tokens": 60}
 
@@ -62,7 +62,58 @@ def test_score_completions_end_token_in_last_slot_is_not_penalized(make_trainer:
 def test_source_mean_ignores_none_scores(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(small_settings(), function=lambda _: [None, 4.0, 8.0])
     metrics = trainer.scorer.score_rollout(completions_of([[6, EOS]] * 3), trainer.kl_coef).metrics
-    assert (metrics["reward"], metrics["reward.share"]) == (4.0, 6.0)
+    assert (metrics["reward"], metrics["reward.std"], metrics["reward.share"]) == (6.0, 2.0, 6.0)
+
+
+def test_score_completions_without_a_score_is_neutral_and_not_in_moments(make_trainer: MakeTrainer) -> None:
+    scores = [None, 4.0, 8.0]
+    plain = make_trainer(small_settings(), function=lambda _: scores).scorer
+    assert plain.score_completions(completions_of([[6, EOS]] * 3)).shaped.tolist() == [6.0, 4.0, 8.0]
+    normalizing = make_trainer(small_settings(normalize_reward=True), function=lambda _: scores).scorer
+    shaped = normalizing.score_completions(completions_of([[6, EOS]] * 3)).shaped.tolist()
+    assert (normalizing.moments.count, normalizing.moments.mean) == (2, 6.0)
+    assert shaped == pytest.approx([0.0, -(0.5**0.5), 0.5**0.5])  # ±2 / √8, the unbiased deviation of 4 and 8
+
+
+def test_score_rollout_constant_source_warns_once(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(small_settings(), function=lambda texts: [0.5] * len(texts))
+    for _ in range(2):
+        trainer.scorer.score_rollout(completions_of([[6, EOS]] * 3), trainer.kl_coef)
+    (line,) = (trainer.run.path / "log.txt").read_text().splitlines()
+    assert line.endswith(
+        "warning: ppo.reward (share): constant; found the score 0.5 for all completions of a rollout, from which PPO "
+        "cannot learn"
+    )
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.05])
+def test_critic_at_start_is_reward_head_times_its_weight(
+    make_actor_critic: MakeActorCritic, reward_folder: Path, weight: float
+) -> None:
+    """A critic that predicts weight · score explains the same fraction of the returns at every weight."""
+    heads = make_actor_critic(None, reward_folder, weight=weight).model.heads
+    (found,), (expected,) = heads[VALUE].parameters(), heads["reward"].parameters()
+    torch.testing.assert_close(found, weight * expected, check_stride=False)
+
+
+def test_critic_at_start_with_normalized_reward_is_zero(
+    make_actor_critic: MakeActorCritic, reward_folder: Path
+) -> None:
+    heads = make_actor_critic(None, reward_folder, settings=small_settings(normalize_reward=True)).model.heads
+    (found,) = heads[VALUE].parameters()
+    assert not found.any()
+
+
+def test_explained_variance_at_start_does_not_depend_on_the_weight(
+    make_trainer: MakeTrainer, reward_folder: Path
+) -> None:
+    found = []
+    for weight in (1.0, 0.05):
+        settings = small_settings(kl=Kl(coef=0.0))
+        trainer = make_trainer(settings, None, reward_folder, function=lambda texts: [0.0] * len(texts), weight=weight)
+        rollout = trainer.scorer.score_rollout(completions_of([[8, 9, EOS], [10, EOS], [11, 4, 5, EOS]]), 0.0)
+        found.append(rollout.metrics["explained_variance"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_score_rollout_nothing_scored_raises_issue(make_trainer: MakeTrainer) -> None:

@@ -28,7 +28,7 @@ from rlhf_cli.ppo import optimization
 from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE, ActorCritic, build_actor_critic
 from rlhf_cli.ppo.trainer import PPOTrainer
 from rlhf_cli.ppo.types import Demonstrations, PPOData, Prompts
-from rlhf_cli.recipe.schema import Adapter, Base, Critic, Ppo
+from rlhf_cli.recipe.schema import Adapter, Base, Ppo
 from rlhf_cli.rewards.base import Completions, SourceScores
 from rlhf_cli.rewards.build import RewardFunction
 from rlhf_cli.runs.run import Run
@@ -120,11 +120,18 @@ def reward_folder(make_adapter: MakeAdapter) -> Path:
 def make_actor_critic(base_folder: Path) -> MakeActorCritic:
     """Return a function that loads policy, reference, critic and at most one reward run on one base."""
 
-    def make(start: Path | None = None, reward: Path | None = None, kind: str = "adapter") -> ActorCritic:
+    def make(
+        start: Path | None = None,
+        reward: Path | None = None,
+        kind: str = "adapter",
+        *,
+        settings: Ppo | None = None,
+        weight: float = 1.0,
+    ) -> ActorCritic:
         roles = {POLICY: start, REFERENCE: start} | ({"reward": reward} if reward else {})
         model = MultiAdapterModel.load(Base(model=str(base_folder)), ADAPTER, str(base_folder), roles)
-        reward_functions = [RewardFunction("reward", 1.0, "reward", None)] if reward else []
-        return build_actor_critic(model, Critic.model_validate({"kind": kind}), reward_functions)
+        reward_functions = [RewardFunction("reward", weight, "reward", None)] if reward else []
+        return build_actor_critic(model, settings or Ppo.model_validate({"critic": {"kind": kind}}), reward_functions)
 
     return make
 
@@ -216,9 +223,10 @@ def make_trainer(make_actor_critic: MakeActorCritic, make_run: MakeRun, base_fol
         function: ScoreTexts = share_of_w5,
         scorer: FakeScorer | None = None,
         demonstrations: Demonstrations | None = None,
+        weight: float = 1.0,
     ) -> PPOTrainer:
-        actor_critic = make_actor_critic(start, reward, settings.critic.kind)
-        reward_functions = [RewardFunction("reward", 1.0, "reward", None)] if reward else []
+        actor_critic = make_actor_critic(start, reward, settings=settings, weight=weight)
+        reward_functions = [RewardFunction("reward", weight, "reward", None)] if reward else []
         reward_functions += [RewardFunction(FakeScorer.name, 1.0, None, scorer or FakeScorer(function))]
         tokenizer, prompts = encode_prompts(base_folder, PROMPT_ROWS)
         run = make_run()

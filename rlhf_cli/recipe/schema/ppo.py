@@ -74,8 +74,9 @@ class Critic(Section):
         "adapter",
         description="adapter: a separate adapter, copied from the reward run; shared: a head on top of the policy",
     )
-    learning_rate: PositiveFloat = Field(
-        1e-5, description="peak learning rate of AdamW for the critic's adapter and head"
+    learning_rate: PositiveFloat | None = Field(
+        None,
+        description="peak learning rate of AdamW for the critic's adapter and head; null: ten times the policy's",
     )
     warmup_iterations: NonNegativeInt = Field(
         0, description="iterations at the start in which only the critic is trained"
