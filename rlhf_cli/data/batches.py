@@ -22,6 +22,14 @@ class Batch(NamedTuple):
     rows: list[Fields]
 
 
+def number_rows(prefix: str, chunks: Iterable[list[Fields]]) -> Iterator[Batch]:
+    """Yield lists of rows as batches with the rows' numbers, from 1."""
+    number = 1
+    for rows in chunks:
+        yield Batch(prefix, range(number, number + len(rows)), rows)
+        number += len(rows)
+
+
 def slice_batches(batches: Iterable[Batch], start: int, stop: int | None) -> Iterator[Batch]:
     """Yield the rows from `start` to before `stop`, as `rows[start:stop]` does. Read no further batch after `stop`."""
     position = 0

@@ -111,16 +111,34 @@ def parse_list(text: str, path: Path, issues: IssueCollector) -> Iterator[tuple[
             issues.add_row_error(error, f"{path}:{line}")
         else:
             yield line, fields
-        position = _skip_whitespace(text, end)
-        if text[position : position + 1] == ",":
-            position = _skip_whitespace(text, position + 1)
-        elif text[position : position + 1] != "]":
-            line += text.count("\n", counted, position)
-            issues.add("data.invalid-json", "invalid JSON: expected ',' or ']' after a row.", f"{path}:{line}")
+        following = _find_following(text, end, path, issues)
+        if following is None:
             return
+        position = following
     if text[position + 1 :].strip():
         message = "unexpected text after the closing ']' of the list."
         issues.add("data.invalid-json", message, str(path), "Remove it.")
+
+
+def _find_following(text: str, end: int, path: Path, issues: IssueCollector) -> int | None:
+    """Return where the next row or the closing bracket is after a row that ends at `end`, or None if there is neither.
+
+    An issue is added then.
+    """
+    position = _skip_whitespace(text, end)
+    if text[position : position + 1] == "]":
+        return position
+    if text[position : position + 1] == ",":
+        following = _skip_whitespace(text, position + 1)
+        if text[following : following + 1] != "]":
+            return following
+        problem, hint = "found ',' after the last row", "Remove the comma."
+    else:
+        problem, hint = "expected ',' or ']' after a row", ""
+    line = 1 + text.count("\n", 0, position)
+    column = position - text.rfind("\n", 0, position)
+    issues.add("data.invalid-json", f"invalid JSON at column {column}: {problem}.", f"{path}:{line}", hint)
+    return None
 
 
 def _list_hint(text: str) -> str:
@@ -138,9 +156,8 @@ def _add_syntax_error(error: json.JSONDecodeError, text: str, line: int, path: P
         hint = f"Check whether the file was cut off; the row starts on line {line}."
         issues.add("data.truncated-file", "the file ends inside a row.", location, hint)
     else:
-        issues.add(
-            "data.invalid-json", f"invalid JSON: {error.msg}.", location, f"Fix the row that starts on line {line}."
-        )
+        message = f"invalid JSON at column {error.colno}: {error.msg}."
+        issues.add("data.invalid-json", message, location, f"Fix the row that starts on line {line}.")
 
 
 def _skip_whitespace(text: str, position: int) -> int:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rlhf_cli.data.batches import Batch, slice_batches
+from rlhf_cli.data.batches import Batch, Fields, number_rows, slice_batches
 from rlhf_cli.data.columns import KINDS
+from rlhf_cli.data.folders import TEXT_SUFFIX, find_run_files, find_split_files, join_names, unsupported_hint
 from rlhf_cli.data.issues import IssueCollector
-from rlhf_cli.data.readers import SUFFIXES, read_file
+from rlhf_cli.data.parquet_rows import MAX_BATCH_ROWS, slice_rows
+from rlhf_cli.data.readers import SUFFIXES, file_type, read_file
 from rlhf_cli.errors import DataError
 from rlhf_cli.formatting import did_you_mean, format_exception
 from rlhf_cli.recipe.schema import Source
 from rlhf_cli.stages import DatasetKind
 
-SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
-TEXT_SUFFIX = ".txt"  # its rows are paragraphs
-ROW_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != TEXT_SUFFIX)
-RUN_SUFFIXES = (".jsonl",)
-RUN_RECORDS = ("metrics.jsonl", "samples.jsonl")  # records of a run, which are not its rows
-MAX_SHOWN_NAMES = 10
+SAVED_STATES = ("state.json", "dataset_dict.json")  # which `save_to_disk` writes
 _SPLIT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 
 FindRun = Callable[[str], Path]  # from a run reference to the run's directory
@@ -55,72 +52,41 @@ def read_split(
         return _read_hub(source, split)
     path = Path(source.path) if source.path else find(str(source.run))
     wanted = _parse_split(split, path)
-    if source.run or path.is_dir():
-        files = _files_of_directory(path, kind, is_run=source.run is not None)
-        files = _files_of_split(path, files, wanted.name, issues)
-    else:
-        _check_file(path, kind, wanted.name)
-        files = [path]
     row_by_row = row_by_row or "[" in split
+    if source.path and any((path / name).is_file() for name in SAVED_STATES):
+        return _slice(_read_saved(path, wanted.name, issues), wanted)
+    if source.run:
+        _check_only_split(wanted.name, path)
+        files = find_run_files(path)
+    elif path.is_dir():
+        files = find_split_files(path, kind, wanted.name, issues)
+    else:
+        _check_file(path, kind)
+        _check_only_split(wanted.name, path)
+        files = [path]
     return _slice((batch for file in files for batch in read_file(file, issues, row_by_row=row_by_row)), wanted)
 
 
-def _check_file(path: Path, kind: DatasetKind, split: str) -> None:
-    """Raise DataError unless `path` is a file of a type that can hold rows of this kind, and the split is `train`."""
+def _check_file(path: Path, kind: DatasetKind) -> None:
+    """Raise DataError unless `path` is a file of a type that can hold rows of this kind."""
     location = str(path)
     if not path.exists():
         names = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
         hint = did_you_mean(path.name, names) if names else f"The directory {path.parent} has no files."
         raise DataError("data.file-not-found", "file not found.", location=location, hint=hint)
-    if path.suffix not in SUFFIXES:
-        message = f"file type: found {path.suffix or 'no suffix'}, expected {_join(SUFFIXES)}."
-        raise DataError("data.unsupported-file-type", message, location=location, hint="Convert the file.")
-    if path.suffix == TEXT_SUFFIX and not KINDS[kind].reads_text_files:
+    if not file_type(path):
+        message = f"file type: found {path.suffix or 'no suffix'}, expected {join_names(SUFFIXES)}."
+        raise DataError("data.unsupported-file-type", message, location=location, hint=unsupported_hint(path))
+    if file_type(path) == TEXT_SUFFIX and not KINDS[kind].reads_text_files:
         message = f"file type: {TEXT_SUFFIX} files hold text to pretrain on, not {kind} rows."
         raise DataError("data.unsupported-file-type", message, location=location, hint="Use .jsonl.")
+
+
+def _check_only_split(split: str, path: Path) -> None:
     if split != "train":
-        message = f"split {split!r}: not found; a single file has only the split 'train'."
+        message = f"split {split!r}: not found; a file or run has only the split 'train'."
         hint = "Use a directory with one file per split, such as train.jsonl and test.jsonl."
-        raise DataError("data.unknown-split", message, location=location, hint=hint)
-
-
-def _files_of_directory(directory: Path, kind: DatasetKind, *, is_run: bool) -> list[Path]:
-    """Return the data files of a directory or a run, by name. Raise DataError if it has none."""
-    suffixes = SUFFIXES if KINDS[kind].reads_text_files else ROW_SUFFIXES
-    ignored: tuple[str, ...] = ()
-    if is_run:
-        suffixes = RUN_SUFFIXES
-        ignored = RUN_RECORDS
-    entries = sorted(directory.iterdir())
-    files = [
-        file
-        for file in entries
-        if file.suffix in suffixes and not file.name.startswith(".") and file.name not in ignored
-    ]
-    if not files:
-        found = ", ".join(entry.name for entry in entries[:MAX_SHOWN_NAMES]) or "nothing"
-        message = f"directory: no data file; found {found}, expected {_join(suffixes)}."
-        raise DataError("data.no-files", message, location=str(directory), hint="Check the path.")
-    return files
-
-
-def _files_of_split(directory: Path, files: list[Path], split: str, issues: IssueCollector) -> list[Path]:
-    """Return the files of a split, by their names (train.jsonl, train-00000-of-00002.parquet).
-
-    All files belong to `train` if none is named after a split. If the split has no file, add an issue and return [].
-    """
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(re.split(r"[-.]", file.name)[0], []).append(file)
-    splits = [name for name in by_split if name in SPLIT_NAMES]
-    if split in by_split:
-        return by_split[split]
-    if not splits and split == "train":
-        return files
-    found = ", ".join(splits or [file.name for file in files[:MAX_SHOWN_NAMES]])
-    message = f"split {split!r}: not found; found {found}."
-    issues.add("data.unknown-split", message, str(directory), f"Name a file after the split, such as {split}.jsonl.")
-    return []
+        raise DataError("data.unknown-split", message, location=str(path), hint=hint)
 
 
 def _parse_split(split: str, path: Path) -> SplitSlice:
@@ -144,6 +110,30 @@ def _slice(batches: Iterable[Batch], wanted: SplitSlice) -> Iterator[Batch]:
     return slice_batches(batches, row_number(wanted.start), row_number(wanted.stop) if wanted.stop else None)
 
 
+def _read_saved(directory: Path, split: str, issues: IssueCollector) -> Iterator[Batch]:
+    """Yield the rows of a dataset that `save_to_disk` wrote: of a split if it has splits, or else of `train`."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(directory))
+    except Exception as error:  # of several libraries: Arrow's, `datasets`' and JSON's
+        message = f"cannot load the dataset that `save_to_disk` wrote: {format_exception(error).rstrip('.')}."
+        hint = "Save it again, or convert it with `to_parquet`."
+        raise DataError("data.saved-not-loaded", message, location=str(directory), hint=hint) from error
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if split not in splits:
+        message = f"split {split!r}: not found; found {', '.join(splits)}."
+        issues.add("data.unknown-split", message, str(directory), "Set `split` to one of them.")
+        return
+    yield from number_rows(f"{directory} row ", _saved_rows(splits[split]))
+
+
+def _saved_rows(dataset: Any) -> Iterator[list[Fields]]:
+    for table in dataset.with_format("arrow").iter(MAX_BATCH_ROWS):
+        for batch in table.to_batches():
+            yield from slice_rows(batch)
+
+
 def _read_hub(source: Source, split: str) -> Iterator[Batch]:
     import datasets
 
@@ -155,8 +145,3 @@ def _read_hub(source: Source, split: str) -> Iterator[Batch]:
         raise DataError("data.hub-not-loaded", message, location=str(source.hub), hint=hint) from error
     for number, fields in enumerate(rows, 1):
         yield Batch(f"{source.hub} {split} row ", [number], [fields])
-
-
-def _join(suffixes: Iterable[str]) -> str:
-    *others, last = suffixes
-    return f"{', '.join(others)} or {last}" if others else last

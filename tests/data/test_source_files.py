@@ -73,7 +73,7 @@ def test_load_directory_without_split_adds_issue(jsonl: Jsonl, tmp_path: Path) -
     jsonl(*make_demonstrations(4), name="train.jsonl")
     jsonl(*make_demonstrations(2, 8), name="test.jsonl")
     message = "split 'validation': not found; found test, train."
-    hint = "Name a file after the split, such as validation.jsonl."
+    hint = "Set `split` to one of them, or name a file after the split, such as validation.jsonl."
     issues = file_issues(tmp_path, eval_fraction=None, eval_split="validation")
     assert issues == [Issue("data.unknown-split", message, str(tmp_path), hint)]
 
@@ -84,7 +84,7 @@ def test_load_single_file_reads_slice_of_train(jsonl: Jsonl) -> None:
 
 def test_load_single_file_with_other_split_adds_issue(jsonl: Jsonl) -> None:
     path = jsonl(*make_demonstrations(5))
-    message = "split 'test': not found; a single file has only the split 'train'."
+    message = "split 'test': not found; a file or run has only the split 'train'."
     hint = "Use a directory with one file per split, such as train.jsonl and test.jsonl."
     issues = file_issues(path, eval_fraction=None, eval_split="test")
     assert issues == [Issue("data.unknown-split", message, str(path), hint)]
@@ -142,3 +142,24 @@ def test_load_hub_dataset_passes_config_and_revision(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     load_sources([Source(hub="org/set", config="en", revision="4f1c", split="train[:2]", eval_split="test")])
     assert requests == [("org/set", "en", "train[:2]", "4f1c"), ("org/set", "en", "test", "4f1c")]
+
+
+def test_load_saved_dataset_reads_its_splits(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list(make_demonstrations(30))
+    rows.select(range(1, 20)).save_to_disk(tmp_path / "one")  # whose rows are a view of the stored table
+    assert sorted_prompts(load_file(tmp_path / "one").train) == [f"p{n}" for n in range(1, 20)]
+    datasets.DatasetDict(train=rows, test=rows.select([5])).save_to_disk(tmp_path / "splits")
+    assert sorted_prompts(load_file(tmp_path / "splits", split="test").train) == ["p5"]
+    assert len(load_file(tmp_path / "splits", split="train[:10]").train) == 10
+    with raises_issue("data.unknown-split", location=str(tmp_path / "splits")):
+        load_file(tmp_path / "splits", split="validation")
+
+
+def test_load_damaged_saved_dataset_adds_issue(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (issue,) = file_issues(tmp_path)
+    assert (issue.code, issue.location) == ("data.saved-not-loaded", str(tmp_path))
+    assert "save_to_disk" in issue.message

@@ -123,9 +123,10 @@ def test_count_any_kind_returns_counts_of_load(jsonl: Jsonl, tmp_path: Path) -> 
     assert count_file(jsonl(*[{"messages": chat} for chat in chats]), "sft")["read"] == 500
     assert count_file(jsonl(*[{"text": f"t{n}"} for n in range(500)]), "sft")["read"] == 500
     assert count_file(jsonl(*[{"text": f"t{n}"} for n in range(500)]), "pretrain", split="train[:50%]")["read"] == 250
-    jsonl(*make_demonstrations(500), name="train.jsonl")
-    jsonl(*make_demonstrations(50, 480), name="test.jsonl")
-    assert count_file(tmp_path, "sft", eval_split="test")["dropped: prompt is held out elsewhere"] == 20
+    (tmp_path / "splits").mkdir()
+    jsonl(*make_demonstrations(500), name="splits/train.jsonl")
+    jsonl(*make_demonstrations(50, 480), name="splits/test.jsonl")
+    assert count_file(tmp_path / "splits", "sft", eval_split="test")["dropped: prompt is held out elsewhere"] == 20
 
 
 def test_count_mixture_returns_counts_of_load(jsonl: Jsonl) -> None:

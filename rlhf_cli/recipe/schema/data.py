@@ -13,7 +13,7 @@ class Source(Section):
     """A source of rows: exactly one of `path`, `hub` and `run`."""
 
     path: Annotated[str | None, PathKind("file")] = Field(
-        None, description="a .jsonl, .json, .csv, .parquet or .txt file, or a directory of such files"
+        None, description="a .jsonl, .json, .csv, .parquet or .txt file, also compressed, or a directory of such files"
     )
     hub: str | None = Field(None, description="dataset id on the Hugging Face Hub")
     run: str | None = Field(None, description="a run that wrote rows, such as feedback@latest")
