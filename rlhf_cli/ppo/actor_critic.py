@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.heads import HEAD_KEY, ScalarHead
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
+from rlhf_cli.ppo.algorithm import RunningMoments
 from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.rewards.build import RewardFunction
 
@@ -23,11 +25,16 @@ class ActorCritic(NamedTuple):
 
     model: MultiAdapterModel
     trunk: str  # the role whose hidden states the head VALUE reads: VALUE, or POLICY if the critic shares them
+    reward_moments: RunningMoments | None = None  # given if the head predicts rewards before they are normalized
 
     @property
     def is_shared(self) -> bool:
         """Whether the critic shares the policy's hidden states."""
         return self.trunk == POLICY
+
+    def scale_values(self, values: Tensor) -> Tensor:
+        """Return what the head VALUE predicted, on the scale of the rewards that PPO learns from."""
+        return values if self.reward_moments is None else self.reward_moments.normalize(values)
 
 
 def role_folders(
@@ -49,16 +56,21 @@ def build_actor_critic(
 ) -> ActorCritic:
     """Add the critic to the model, and make only policy and critic trainable.
 
-    A critic of kind adapter is a copy of the first reward run's adapter and head, times the run's weight in the sum, so
-    that it already predicts the reward. With normalized rewards the head is zero: their mean is. Without a reward run
-    the critic is a copy of the policy's adapter with a head of zeros. A critic of kind shared is a head of zeros on the
-    policy's hidden states.
+    A critic of kind adapter is a copy of a reward run's adapter and head, which already predicts the reward: of the run
+    with the largest weight, by which the head is scaled. If rewards are normalized, its values are, too. Without a
+    reward run the critic is a copy of the policy's adapter with a head of zeros. A critic of kind shared is a head of
+    zeros on the policy's hidden states.
+
+    Args:
+        model: The model with the policy, the reference and the reward runs.
+        settings: The recipe's PPO settings.
+        reward_functions: All reward functions.
 
     Raises:
         ModelError: A reward run does not have a score head.
     """
-    reward_runs = {function.role: function for function in reward_functions if function.role is not None}
-    for role in reward_runs:
+    reward_weights = {function.role: function.weight for function in reward_functions if function.role is not None}
+    for role in reward_weights:
         if role not in model.heads:
             raise ModelError(
                 "model.not-a-reward-model",
@@ -66,20 +78,20 @@ def build_actor_critic(
                 location=f"ppo.reward ({role})",
                 hint="Use a run of the reward stage.",
             )
-    trunk = POLICY
+    trunk, moments = POLICY, None
     if settings.critic.kind == "adapter":
         trunk = VALUE
-        source = next(iter(reward_runs), None)
-        model.add(VALUE, copy_of=source or POLICY)
-        if source is not None:
-            scale = 0.0 if settings.normalize_reward else reward_runs[source].weight
-            for parameter in model.heads[VALUE].parameters():
-                parameter.data.mul_(scale)
+        source = max(reward_weights, key=lambda role: abs(reward_weights[role]), default=POLICY)
+        model.add(VALUE, copy_of=source)
+        if source != POLICY:
+            with torch.no_grad():
+                next(model.heads[VALUE].parameters()).mul_(reward_weights[source])
+            moments = RunningMoments() if settings.normalize_reward else None
     if VALUE not in model.heads:
         model.heads[VALUE] = ScalarHead(model.hidden_size).to(model.device)
     # The reference in the policy's precision: in bfloat16 its log-probabilities differ by up to 0.2 nats.
     model.set_trainable([POLICY, VALUE], in_float32=[REFERENCE])
-    return ActorCritic(model, trunk)
+    return ActorCritic(model, trunk, moments)
 
 
 def snapshot_weights(actor_critic: ActorCritic) -> list[Tensor]:

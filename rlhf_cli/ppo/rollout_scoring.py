@@ -51,7 +51,7 @@ class RolloutScorer:
         pad_id: int,
     ) -> None:
         self.reward_functions = list(reward_functions)
-        self.moments = algorithm.RunningMoments()
+        self.moments = actor_critic.reward_moments or algorithm.RunningMoments()
         self._constant_sources: set[str] = set()  # already warned of
         self._settings, self._actor_critic, self._model = settings, actor_critic, actor_critic.model
         self._stops = stops
@@ -60,8 +60,7 @@ class RolloutScorer:
     def score_completions(self, completions: Completions, *, update_moments: bool = True) -> RewardScores:
         """Return the rewards of completions.
 
-        A completion that no source scores has no reward: it does not enter the running moments, and it is shaped to the
-        mean of the others, so that it is neither rewarded nor punished.
+        A completion that no source scores has no reward, and does not enter the running moments.
 
         Args:
             completions: Prompts with their completions.
@@ -69,11 +68,9 @@ class RolloutScorer:
         """
         settings = self._settings
         scores = build.score_completions(self.reward_functions, self._model, completions, **self._batch_options)
-        raw = build.weighted_sum(self.reward_functions, scores)  # (B,), NaN if no source scored the completion
-        scored = raw[~raw.isnan()]
-        shaped = raw.nan_to_num(float(scored.mean()) if len(scored) else 0.0)
+        raw = shaped = build.weighted_sum(self.reward_functions, scores)  # (B,), NaN if no source scored the completion
         if settings.normalize_reward and update_moments:
-            self.moments.update(scored)
+            self.moments.update(raw[~raw.isnan()])
         if settings.normalize_reward:
             shaped = self.moments.normalize(shaped)
         if settings.reward_clip is not None:
@@ -99,7 +96,10 @@ class RolloutScorer:
         return ScoredRollout(_to_experience(trajectories, self._model.device), self._metrics(trajectories, kl_coef))
 
     def _score_local(self, completions: Completions, kl_coef: float) -> list[Trajectory]:
-        """Score this process's completions. Advantages are whitened over those of all processes."""
+        """Score this process's completions. Advantages are whitened over those of all processes.
+
+        A completion that no source scores teaches nothing: its advantages are 0, and its returns are its values.
+        """
         settings, prompts, responses = self._settings, completions.prompt_ids, completions.responses
         policy = scoring.policy_scores(
             self._model,
@@ -121,14 +121,15 @@ class RolloutScorer:
             )
         rewards = self.score_completions(completions)
         logprobs, ref_logprobs = pad_tensors([score.logprobs for score in policy]), pad_tensors(reference)  # (B, R)
-        values = pad_tensors(critic)  # (B, R)
+        values = self._actor_critic.scale_values(pad_tensors(critic))  # (B, R), with the moments of these rewards
         lengths = [len(response) for response in responses]
-        mask = length_mask(lengths, logprobs.device)  # (B, R)
+        is_scored = length_mask(lengths, logprobs.device) & ~rewards.raw.isnan()[:, None]  # (B, R)
         kl = algorithm.kl_estimate(logprobs, ref_logprobs, settings.kl.estimator)
         reward_kl_coef = kl_coef if settings.kl.apply_to == "reward" else 0.0
-        token_rewards = algorithm.shape_rewards(kl, rewards.shaped, mask, reward_kl_coef)
-        advantages, returns = algorithm.gae(token_rewards, values, mask, settings.gamma, settings.gae_lambda)
-        whitened = algorithm.whiten(advantages, mask)
+        token_rewards = algorithm.shape_rewards(kl, rewards.shaped, is_scored, reward_kl_coef)
+        advantages, returns = algorithm.gae(token_rewards, values, is_scored, settings.gamma, settings.gae_lambda)
+        returns = torch.where(is_scored, returns, values)
+        whitened = algorithm.whiten(advantages, is_scored)
         return [
             Trajectory(
                 prompt=prompts[i],
@@ -138,7 +139,7 @@ class RolloutScorer:
                 entropy=_to_cpu(policy[i].entropy),
                 logprobs=_to_cpu(policy[i].logprobs),
                 ref_logprobs=_to_cpu(reference[i]),
-                values=_to_cpu(critic[i]),
+                values=_to_cpu(values[i, : lengths[i]]),
                 advantages=_to_cpu(advantages[i, : lengths[i]]),
                 whitened=_to_cpu(whitened[i, : lengths[i]]),
                 returns=_to_cpu(returns[i, : lengths[i]]),
@@ -148,16 +149,18 @@ class RolloutScorer:
 
     def _metrics(self, trajectories: Sequence[Trajectory], kl_coef: float) -> dict[str, float]:
         """Return the rollout's metrics over the responses of all processes."""
-        raw = torch.tensor([t.reward for t in trajectories if not math.isnan(t.reward)])
+        source_means = _source_means(trajectories)  # raises if nothing was scored
+        self._warn_of_constant_sources(trajectories)
+        scored = [t for t in trajectories if not math.isnan(t.reward)]
+        raw = torch.tensor([t.reward for t in scored])
+        values, returns = pad_tensors([t.values for t in scored]), pad_tensors([t.returns for t in scored])
+        is_scored = length_mask([len(t.response) for t in scored])
         responses = [t.response for t in trajectories]
         mask = length_mask([len(response) for response in responses])
         logprobs, ref_logprobs = (
             pad_tensors([t.logprobs for t in trajectories]),
             pad_tensors([t.ref_logprobs for t in trajectories]),
         )
-        values, returns = pad_tensors([t.values for t in trajectories]), pad_tensors([t.returns for t in trajectories])
-        source_means = _source_means(trajectories)
-        self._warn_of_constant_sources(trajectories)
         return {
             "reward": float(raw.mean()),
             "reward.std": float(raw.std(correction=0)),
@@ -165,9 +168,9 @@ class RolloutScorer:
             **kl_metrics(logprobs, ref_logprobs, mask),
             "kl.coef": kl_coef,
             "entropy": float(torch.cat([t.entropy for t in trajectories]).mean()),
-            "explained_variance": float(algorithm.explained_variance(values, returns, mask)),
-            "advantage.mean": float(torch.cat([t.advantages for t in trajectories]).mean()),
-            "return.mean": float(torch.cat([t.returns for t in trajectories]).mean()),
+            "explained_variance": float(algorithm.explained_variance(values, returns, is_scored)),
+            "advantage.mean": float(torch.cat([t.advantages for t in scored]).mean()),
+            "return.mean": float(torch.cat([t.returns for t in scored]).mean()),
             "response_length": sum(map(len, responses)) / len(responses),
             "truncation_rate": sum(map(self._stops.is_truncated, responses)) / len(responses),
             "repeated_4gram_rate": text.repeated_ngram_rate(responses, 4),

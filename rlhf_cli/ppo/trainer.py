@@ -280,6 +280,8 @@ class PPOTrainer:
                 norms.append(update.optimizer_step(self.optimization))
             if reached_target:
                 break
+        for _ in range(settings.epochs * settings.minibatches - len(minibatches)):
+            self.optimization.schedule.step()  # the decay follows the iterations, however many steps were skipped
         return {
             **aggregate_minibatches(minibatches),
             **({"ptx_loss": sum(ptx_losses) / len(ptx_losses)} if ptx_losses else {}),

@@ -40,8 +40,8 @@ class PPOData(NamedTuple):
 class RewardScores(NamedTuple):
     """Rewards of the B responses, without KL."""
 
-    raw: Tensor  # (B,) weighted sum of the sources
-    shaped: Tensor  # (B,) normalized, clipped and penalized; PPO learns from these
+    raw: Tensor  # (B,) weighted sum of the sources; NaN for responses that no source scored
+    shaped: Tensor  # (B,) normalized, clipped and penalized; PPO learns from these; NaN where raw is
     by_source: dict[str, list[float]]  # unweighted scores of each source; NaN for responses that it did not score
 
 

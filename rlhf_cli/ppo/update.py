@@ -193,7 +193,7 @@ def _policy_loss(
 
 
 def _value_loss(actor_critic: ActorCritic, settings: Ppo, hidden: Tensor, old: Experience) -> algorithm.ValueLoss:
-    values = actor_critic.model.heads[VALUE](hidden)  # (N,)
+    values = actor_critic.scale_values(actor_critic.model.heads[VALUE](hidden))  # (N,)
     return algorithm.value_loss(values[None], old.values, old.returns, old.mask, settings.value_clip)
 
 

@@ -14,10 +14,12 @@ from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference import scoring
 from rlhf_cli.ppo import algorithm
 from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE
+from rlhf_cli.ppo.trainer import PPOTrainer
+from rlhf_cli.ppo.types import Experience
 from rlhf_cli.recipe.schema import Kl
 from rlhf_cli.rewards.base import Completions
 from tests.support.issues import raises_issue
-from tests.support.tiny_policy import EOS, PAD, MakeActorCritic, MakeTrainer, small_settings
+from tests.support.tiny_policy import EOS, PAD, MakeActorCritic, MakeTrainer, Ragged, small_settings
 
 BATCH_OPTIONS: dict[str, Any] = {"pad_id": PAD, "max_tokens": 60}
 
@@ -65,14 +67,28 @@ def test_source_mean_ignores_none_scores(make_trainer: MakeTrainer) -> None:
     assert (metrics["reward"], metrics["reward.std"], metrics["reward.share"]) == (6.0, 2.0, 6.0)
 
 
-def test_score_completions_without_a_score_is_neutral_and_not_in_moments(make_trainer: MakeTrainer) -> None:
-    scores = [None, 4.0, 8.0]
-    plain = make_trainer(small_settings(), function=lambda _: scores).scorer
-    assert plain.score_completions(completions_of([[6, EOS]] * 3)).shaped.tolist() == [6.0, 4.0, 8.0]
-    normalizing = make_trainer(small_settings(normalize_reward=True), function=lambda _: scores).scorer
-    shaped = normalizing.score_completions(completions_of([[6, EOS]] * 3)).shaped.tolist()
-    assert (normalizing.moments.count, normalizing.moments.mean) == (2, 6.0)
-    assert shaped == pytest.approx([0.0, -(0.5**0.5), 0.5**0.5])  # ±2 / √8, the unbiased deviation of 4 and 8
+def test_score_rollout_unscored_completion_teaches_nothing(make_trainer: MakeTrainer, sft_folder: Path) -> None:
+    """The other completions are learned from as if it had not been in the rollout."""
+    settings = small_settings(normalize_reward=True, missing_eos_penalty=1.0)
+    responses = [[6, EOS], [7, 8, 9], [8, EOS], [9, 10, EOS]]
+
+    def score(kept: list[int], scores: list[float | None]) -> tuple[PPOTrainer, Experience, dict[str, float]]:
+        torch.manual_seed(0)
+        trainer = make_trainer(settings, sft_folder, function=lambda _: scores)
+        move_from_reference(trainer.model.parameters(POLICY), scale=0.01)
+        rollout = trainer.scorer.score_rollout(completions_of([responses[i] for i in kept]), trainer.kl_coef)
+        return trainer, rollout.experience, rollout.metrics
+
+    trainer, found, metrics = score([0, 1, 2, 3], [9.0, None, 4.0, 8.0])
+    without, expected, expected_metrics = score([0, 2, 3], [9.0, 4.0, 8.0])
+    assert vars(trainer.scorer.moments) == pytest.approx(vars(without.scorer.moments))
+    for name in ("reward", "reward.std", "explained_variance", "advantage.mean", "return.mean"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], abs=1e-5)
+    torch.testing.assert_close(found.advantages[[0, 2, 3]], expected.advantages, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.returns[[0, 2, 3]], expected.returns, atol=1e-5, rtol=0)
+    assert found.advantages[1].tolist() == [0.0] * 3
+    assert torch.equal(found.returns[1], found.values[1])
+    assert found.mask[1].all()
 
 
 def test_score_rollout_constant_source_warns_once(make_trainer: MakeTrainer) -> None:
@@ -96,24 +112,37 @@ def test_critic_at_start_is_reward_head_times_its_weight(
     torch.testing.assert_close(found, weight * expected, check_stride=False)
 
 
-def test_critic_at_start_with_normalized_reward_is_zero(
-    make_actor_critic: MakeActorCritic, reward_folder: Path
+@pytest.mark.parametrize("normalize_reward", [False, True])
+def test_score_rollout_critic_copied_from_reward_run_explains_as_much_whatever_the_weight(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path, ragged: Ragged, normalize_reward: bool
 ) -> None:
-    heads = make_actor_critic(None, reward_folder, settings=small_settings(normalize_reward=True)).model.heads
-    (found,) = heads[VALUE].parameters()
-    assert not found.any()
-
-
-def test_explained_variance_at_start_does_not_depend_on_the_weight(
-    make_trainer: MakeTrainer, reward_folder: Path
-) -> None:
+    prompts, responses = ragged
+    settings = small_settings(normalize_reward=normalize_reward)
     found = []
-    for weight in (1.0, 0.05):
-        settings = small_settings(kl=Kl(coef=0.0))
-        trainer = make_trainer(settings, None, reward_folder, function=lambda texts: [0.0] * len(texts), weight=weight)
-        rollout = trainer.scorer.score_rollout(completions_of([[8, 9, EOS], [10, EOS], [11, 4, 5, EOS]]), 0.0)
-        found.append(rollout.metrics["explained_variance"])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    for weight in (1.0, 0.05, -20.0):
+        trainer = make_trainer(settings, sft_folder, reward_folder, weight=weight, function=None)
+        completions = completions_of(responses, prompts)
+        experience, metrics = trainer.scorer.score_rollout(completions, trainer.kl_coef)
+        assert experience.values.std() > 1e-3
+        found.append(metrics["explained_variance"])
+    assert found == pytest.approx([found[0]] * 3, abs=1e-4)
+
+
+def test_score_rollout_copied_critic_predicts_normalized_rewards(
+    make_trainer: MakeTrainer, sft_folder: Path, reward_folder: Path, ragged: Ragged
+) -> None:
+    prompts, responses = ragged
+    trainer = make_trainer(small_settings(normalize_reward=True), sft_folder, reward_folder, weight=3.0, function=None)
+    experience = trainer.scorer.score_rollout(completions_of(responses, prompts), trainer.kl_coef).experience
+    prefixes = [prompt + response[:-1] for prompt, response in zip(prompts, responses, strict=True)]
+    complete = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    before, scores = (
+        3.0 * scoring.final_scores(trainer.model, "reward", sequences, **BATCH_OPTIONS)
+        for sequences in (prefixes, complete)
+    )
+    last = torch.tensor([len(response) - 1 for response in responses])
+    found = experience.values[torch.arange(len(responses)), last]
+    torch.testing.assert_close(found, (before - scores.mean()) / scores.std(), atol=1e-4, rtol=1e-4)
 
 
 def test_score_rollout_nothing_scored_raises_issue(make_trainer: MakeTrainer) -> None:

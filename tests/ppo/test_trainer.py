@@ -142,6 +142,8 @@ def test_train_target_kl_ends_updates_of_an_iteration(make_trainer: MakeTrainer)
     history = make_trainer(settings).train()
     assert all(1 <= metrics["optimizer_steps"] < 16 for metrics in history)
     assert all(metrics["approx_kl"] <= 1e-4 for metrics in history)
+    # Half of the iterations are over, and so is half of the linear decay, however many steps were taken.
+    assert [metrics["learning_rate"] for metrics in history] == pytest.approx([3e-2, 1.5e-2])
 
 
 def test_train_critic_warmup_moves_only_the_critic(

@@ -295,6 +295,16 @@ def test_find_issues_of_conflict_is_located_at_its_key(
     assert words in str(issue)
 
 
+def test_find_issues_of_float16_with_ppo_is_located_at_the_dtype(
+    find_issues: FindIssues, write_recipe: WriteRecipe
+) -> None:
+    text = "name: x\nbase: {model: org/model, dtype: float16}\ndata: {prompts: {path: rows.jsonl}}"
+    (issue,) = find_issues(text, bare=True, stages=("ppo",))
+    assert (issue.code, issue.location) == ("recipe.invalid-value", "r.yaml:2:26")
+    assert str(issue).startswith("r.yaml:2:26  base.dtype: not supported by ppo, which does not scale its loss")
+    load_recipe(write_recipe(text, bare=True), stages=())
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -213,21 +213,25 @@ def encode_prompts(base_folder: Path, count: int) -> tuple[PreTrainedTokenizerFa
 
 @pytest.fixture
 def make_trainer(make_actor_critic: MakeActorCritic, make_run: MakeRun, base_folder: Path) -> MakeTrainer:
-    """Return a function that builds a trainer with a Python reward and, if `reward` is given, a reward run."""
+    """Return a function that builds a trainer.
+
+    Its reward is a Python function, unless that is None, and a reward run, if `reward` is given.
+    """
 
     def make(
         settings: Ppo,
         start: Path | None = None,
         reward: Path | None = None,
         *,
-        function: ScoreTexts = share_of_w5,
+        function: ScoreTexts | None = share_of_w5,
         scorer: FakeScorer | None = None,
         demonstrations: Demonstrations | None = None,
         weight: float = 1.0,
     ) -> PPOTrainer:
         actor_critic = make_actor_critic(start, reward, settings=settings, weight=weight)
         reward_functions = [RewardFunction("reward", weight, "reward", None)] if reward else []
-        reward_functions += [RewardFunction(FakeScorer.name, 1.0, None, scorer or FakeScorer(function))]
+        if function is not None:
+            reward_functions += [RewardFunction(FakeScorer.name, 1.0, None, scorer or FakeScorer(function))]
         tokenizer, prompts = encode_prompts(base_folder, PROMPT_ROWS)
         run = make_run()
         arguments = optimization.training_arguments(settings.trainer, run.path)

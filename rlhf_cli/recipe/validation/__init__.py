@@ -36,7 +36,7 @@ def find_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
     yield from training_issues(recipe)
     yield from missing_data_issues(recipe, stages)
     yield from data_issues(recipe)
-    yield from ppo_issues(recipe)
+    yield from ppo_issues(recipe, stages)
     yield from gate_issues(recipe)
     yield from path_issues(recipe)
     yield from adapter_issues(recipe)

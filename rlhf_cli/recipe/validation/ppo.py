@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlhf_cli.formatting import format_path
@@ -17,11 +17,20 @@ REWARD_OWNERS = (("revision", "model"), ("timeout", "http"), ("batch_size", "htt
 REWARD_KEYS = tuple(name for name in RewardSource.model_fields if name not in {"weight", *dict(REWARD_OWNERS)})
 
 
-def ppo_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
-    """Yield issues of the sections of PPO."""
-    for spec in STAGES.values():
+def ppo_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
+    """Yield issues of the sections of PPO.
+
+    Args:
+        recipe: The recipe.
+        stages: The stages that will run.
+    """
+    for stage, spec in STAGES.items():
         section = getattr(recipe, spec.section)
         if isinstance(section, Ppo):
+            if recipe.base.dtype == "float16" and stage in stages:
+                problem = f"not supported by {stage}, which does not scale its loss, so that small gradients would "
+                problem += "become zero; found float16, expected auto, bfloat16 or float32."
+                yield keyed_issue("recipe.invalid-value", ("base", "dtype"), problem, "Set it to auto.")
             for index, source in enumerate(section.reward):
                 yield from _reward_issues(source, (spec.section, "reward", index))
             yield from _size_issues(section, spec.section, recipe.launch)
