@@ -7,10 +7,38 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+SMALLEST_SHOWN = 1e-12  # a smaller metric is rounding error, so its digits mean nothing
+
 
 def format_bytes(count: float) -> str:
-    """Return a number of bytes as `4.2 GB` or `310 MB` (decimal units)."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+    """Return a number of bytes as `4.2 GB`, `310 MB`, `12 kB` (decimal units) or `512 bytes`."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    if count >= 1e6:
+        return f"{count / 1e6:,.0f} MB"
+    return f"{count / 1e3:,.0f} kB" if count >= 1e3 else format_count(int(count), "byte")
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return `1 row` or `1,234 rows` for the noun `row`, which may follow an adjective."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def format_number(value: float | None) -> str:
+    """Return a number with three significant digits, or with thousands separators from 1,000 on."""
+    if value is None:
+        return "not finite"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) < SMALLEST_SHOWN:
+        return f"{'<' if value > 0 else '>'} {'' if value > 0 else '-'}{SMALLEST_SHOWN:g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def format_metric(name: str, value: float | None) -> str:
+    """Return the value of a metric as `format_number` does; a size in bytes as `format_bytes` does."""
+    return format_bytes(value) if value is not None and name.endswith("bytes") else format_number(value)
 
 
 def format_duration(seconds: float) -> str:

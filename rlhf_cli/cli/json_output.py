@@ -26,6 +26,8 @@ def stage_object(result: StageResult) -> dict[str, Any]:
         "skipped": result.skipped,
         "smoke": manifest["smoke"],
         "metrics": manifest["metrics"],
+        "gates": manifest.get("gates", []),
+        "verdict": manifest.get("verdict"),
     }
 
 
@@ -40,6 +42,7 @@ def chain_object(results: Sequence[StageResult]) -> dict[str, Any]:
         "seconds": sum(result.manifest["seconds"] for result in results if not result.skipped),
         "stages": [stage_object(result) for result in results],
         "metrics": metrics,
+        "verdict": next((found for result in results if (found := result.manifest.get("verdict"))), None),
     }
 
 
@@ -58,6 +61,7 @@ def run_object(entry: RunEntry) -> dict[str, Any]:
         "seconds": manifest.get("seconds"),
         "metrics": manifest.get("metrics", {}),
         "gates": manifest.get("gates", []),
+        "verdict": manifest.get("verdict"),
     }
 
 

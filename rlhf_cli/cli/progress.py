@@ -112,7 +112,7 @@ class PlainReporter:
             self._print(f"{_format_state(result)}: {format_path(result.path)}")
         self.reported.add(result.path)
         if not result.skipped and not self.quiet:
-            for line in _metric_lines(result):
+            for line in (*_metric_lines(result), *_verdict_lines(result)):
                 self._print(line)
 
     def close(self) -> None:
@@ -170,11 +170,16 @@ class LiveReporter:
         self.console.print(f"  [yellow]warning:[/] {escape_markup(text)}")
 
     def done(self, result: StageResult) -> None:
-        """Remove the bar; print the metrics and the run's state and path."""
+        """Remove the bar; print the metrics, the verdict of an evaluation, and the run's state and path."""
+        from rich.padding import Padding
+        from rich.text import Text
+
         self.close()
         if not result.skipped:
             for line in _metric_lines(result):
                 self.console.print(line, markup=False)
+            for line in _verdict_lines(result):
+                self.console.print(Padding(Text(line, style="bold"), (0, 0, 0, 2)))
         if result.path not in self.reported:
             color = "red" if result.failed_gates else "green"
             head = f"[bold cyan]{result.stage}[/]" if result.skipped else " "
@@ -208,3 +213,9 @@ def _metric_lines(result: StageResult) -> list[str]:
     metrics = [*format_metrics(result.manifest["metrics"])]
     width = max((len(label) for label, _ in metrics), default=0)
     return [f"  {label:<{width}}  {text}" for label, text in metrics]
+
+
+def _verdict_lines(result: StageResult) -> list[str]:
+    """Return the result of an evaluation in words, in a list that is empty for other stages."""
+    verdict = result.manifest.get("verdict")
+    return [] if verdict is None else [verdict["text"]]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_cli.cli.tables import format_metrics, format_number
-from rlhf_cli.formatting import format_duration, format_path
+from rlhf_cli.cli.tables import format_metrics
+from rlhf_cli.formatting import format_bytes, format_duration, format_number, format_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,11 +36,13 @@ def print_run(console: Console, run: Mapping[str, Any]) -> None:
     console.print(
         f"  {manifest['started']}  {format_duration(manifest['seconds'])}  {manifest['device']}", markup=False
     )
+    verdict = manifest.get("verdict")
     for title, lines in (
+        ("verdict", [] if verdict is None else [verdict["text"]]),
         ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {format_verdict(gate)}" for gate in run["gates"]]),
         ("metrics", [f"{name:<{INDENT}} {text}" for name, text in format_metrics(manifest["metrics"])]),
         ("inputs", list(_input_lines(manifest["inputs"]))),
-        ("model", [f"{name:<{INDENT}} {file['size']:,} bytes" for name, file in manifest["files"].items()]),
+        ("model", [f"{name:<{INDENT}} {format_bytes(file['size'])}" for name, file in manifest["files"].items()]),
         ("warnings", manifest["warnings"]),
         ("samples", [line for row in run["samples"] for line in _sample_lines(row)]),
     ):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf_cli.cli.json_output import run_state
 from rlhf_cli.cli.output import escape_markup
-from rlhf_cli.formatting import format_duration, format_path
+from rlhf_cli.formatting import format_bytes, format_count, format_duration, format_metric, format_number, format_path
 from rlhf_cli.runs.lineage import Ancestor, Verification, name_of
 from rlhf_cli.runs.lock import read_started
 from rlhf_cli.runs.resume import describe_incomplete
@@ -37,22 +37,13 @@ EXAMPLE_TITLES = {  # by the dataset that a stage trains on; {mark}: how the com
 }
 
 
-def format_number(value: float | None) -> str:
-    """Return a number with three significant digits, or with thousands separators from 1,000 on."""
-    if value is None:
-        return "not finite"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def format_metrics(metrics: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each metric, as `0.61 [0.55, 0.67] n=256` if it has an interval and a count."""
     for name, value in metrics.items():
         owner = name.rpartition(".")[0]
         if name.endswith(INTERVAL_SUFFIXES) and owner in metrics:
             continue
-        text = format_number(value)
+        text = format_metric(name, value)
         if f"{name}.low" in metrics:
             text += f" [{format_number(metrics[f'{name}.low'])}, {format_number(metrics[f'{name}.high'])}]"
         if f"{name}.n" in metrics:
@@ -71,14 +62,16 @@ def print_chain(console: Console, results: Sequence[StageResult]) -> None:
     """Print a row per stage, then the comparison of the evaluation and the path of the exported model."""
     table = _table("stage", "state", "time", "result", "path")
     for result in results:
-        headline = "\n".join(headline_metrics(result.stage, result.manifest["metrics"]))
+        headline = "\n".join(_results(result.stage, result.manifest))
         seconds = format_duration(result.manifest["seconds"])
         table.add_row(result.stage, _result_state(result), seconds, headline, format_path(result.path))
     console.print()
     _print_table(console, table)
     for result in results:
-        if STAGES[result.stage].evaluates and "win_rate" in result.manifest["metrics"]:
-            _print_table(console, _comparison(result.manifest))
+        if STAGES[result.stage].evaluates:
+            if "win_rate" in result.manifest["metrics"]:
+                _print_table(console, _comparison(result.manifest))
+            print_verdict(console, result.manifest)
     for result in results:
         if STAGES[result.stage].exports:
             console.print(f"Exported model: {format_path(result.path / 'model')}", markup=False, soft_wrap=True)
@@ -92,15 +85,31 @@ def _result_state(result: StageResult) -> str:
 
 def _comparison(manifest: Mapping[str, Any]) -> Table:
     """Return a table with the metrics of candidate and baseline, and the gains with their intervals."""
-    from rlhf_cli.evaluation.metrics import overview_rows
+    from rlhf_cli.evaluation.metrics import find_regressions, overview_rows
 
     metrics: Mapping[str, float | None] = manifest["metrics"]
     texts = dict(format_metrics(metrics))
     names = {item["role"]: item["ref"] for item in manifest["inputs"]}
     table = _table("metric", names.get("candidate", "base"), names.get("baseline", "base"), "gain [95% interval]")
+    regressions = find_regressions(metrics)
     for row in overview_rows(metrics):
-        table.add_row(row.name, texts[row.name], texts.get(f"{row.name}.baseline", ""), texts.get(row.gain, ""))
+        change = "worse" if row.name in regressions else texts.get(row.gain, "")
+        table.add_row(row.name, texts[row.name], texts.get(f"{row.name}.baseline", ""), change)
     return table
+
+
+def print_verdict(console: Console, manifest: Mapping[str, Any]) -> None:
+    """Print the result of an evaluation in words, and its gates, wrapped on a terminal. No-op for other stages."""
+    from rlhf_cli.evaluation.gates import summarize
+
+    verdict = manifest.get("verdict")
+    if verdict is None:
+        return
+    console.print(verdict["text"], style="bold", markup=False)
+    for warning in verdict["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    if manifest["gates"]:
+        console.print(f"{summarize(manifest['gates'])}", markup=False)
 
 
 class _RunRow(NamedTuple):
@@ -147,8 +156,20 @@ def _run_row(entry: RunEntry, date_format: str) -> _RunRow:
         return _RunRow(name_of(entry), state, started, "", [detail])
     if _has_failed_gate(entry.manifest):
         state = "gate failed"
-    metrics = headline_metrics(entry.stage, entry.manifest["metrics"])
-    return _RunRow(name_of(entry), state, started, format_duration(entry.manifest["seconds"]), metrics)
+    duration = format_duration(entry.manifest["seconds"])
+    return _RunRow(name_of(entry), state, started, duration, _results(entry.stage, entry.manifest))
+
+
+def _results(stage: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the parts of a run's result: the outcome of an evaluation, the main metrics, and the gates."""
+    from rlhf_cli.evaluation.gates import summarize
+
+    parts = headline_metrics(stage, manifest["metrics"])
+    if manifest.get("verdict"):
+        parts.insert(0, manifest["verdict"]["headline"])
+    if manifest.get("gates"):
+        parts.append(summarize(manifest["gates"]))
+    return parts
 
 
 def _wrap_results(results: Sequence[str], width: int | None) -> list[str]:
@@ -177,7 +198,7 @@ def print_verifications(console: Console, verifications: Sequence[tuple[RunEntry
     for entry, verification in verifications:
         if not verification.issues:
             what = "OK" if entry.manifest else "incomplete, checkpoints OK"
-            size = f"{verification.files:,} files, {verification.bytes:,} bytes"
+            size = f"{format_count(verification.files, 'file')}, {format_bytes(verification.bytes)}"
             console.print(f"{name_of(entry)}  {what}: {size}", markup=False, soft_wrap=True)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_cli.errors import Issue, RecipeError
+from rlhf_cli.evaluation.metric_types import COUNT_SUFFIX, INTERVAL_SUFFIXES
+from rlhf_cli.formatting import format_count
 from rlhf_cli.recipe.schema import Gate
 
 
@@ -17,11 +19,13 @@ class GateVerdict(NamedTuple):
         gate: The gate.
         value: The metric's value.
         passed: Whether the value is within the bounds.
+        n: Number of items that the metric was measured on, or None if it has no count.
     """
 
     gate: Gate
     value: float
     passed: bool
+    n: float | None = None
 
     @property
     def text(self) -> str:
@@ -31,7 +35,14 @@ class GateVerdict(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as the manifest and report.json hold it."""
         gate = self.gate
-        return {"metric": gate.metric, "min": gate.min, "max": gate.max, "value": self.value, "passed": self.passed}
+        return {
+            "metric": gate.metric,
+            "min": gate.min,
+            "max": gate.max,
+            "value": self.value,
+            "n": self.n,
+            "passed": self.passed,
+        }
 
 
 def format_verdict(verdict: Mapping[str, Any]) -> str:
@@ -41,7 +52,17 @@ def format_verdict(verdict: Mapping[str, Any]) -> str:
         bounds.append(f"at least {verdict['min']:g}")
     if verdict["max"] is not None:
         bounds.append(f"at most {verdict['max']:g}")
+    if verdict.get("n") == 0:
+        return f"{verdict['metric']} was measured on 0 items, expected {' and '.join(bounds)}"
     return f"{verdict['metric']} = {verdict['value']:.4g}, expected {' and '.join(bounds)}"
+
+
+def summarize(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the verdicts of a manifest as one line: how many passed, and each that failed; "" without gates."""
+    failed = [format_verdict(verdict) for verdict in verdicts if not verdict["passed"]]
+    if failed:
+        return f"{format_count(len(failed), 'gate')} of {len(verdicts)} failed: {'; '.join(failed)}"
+    return f"{format_count(len(verdicts), 'gate')} passed" if verdicts else ""
 
 
 def check_gate_metrics(gates: Sequence[Gate], names: Collection[str]) -> None:
@@ -52,18 +73,25 @@ def check_gate_metrics(gates: Sequence[Gate], names: Collection[str]) -> None:
 
 
 def evaluate_gates(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[GateVerdict]:
-    """Evaluate the gates in order. NaN fails every gate.
+    """Evaluate the gates in order. NaN, and a metric that was measured on no items, fail every gate.
 
     Raises:
         RecipeError: A gate's metric is not among `metrics`.
     """
     check_gate_metrics(gates, metrics)
-    return [_evaluate(gate, metrics[gate.metric]) for gate in gates]
+    return [_evaluate(gate, metrics[gate.metric], _count(gate.metric, metrics)) for gate in gates]
 
 
-def _evaluate(gate: Gate, value: float) -> GateVerdict:
-    passed = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
-    return GateVerdict(gate, value, passed)
+def _evaluate(gate: Gate, value: float, n: float | None) -> GateVerdict:
+    within_bounds = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
+    return GateVerdict(gate, value, within_bounds and n != 0, n)
+
+
+def _count(name: str, metrics: Mapping[str, float]) -> float | None:
+    """Return the number of items of a metric, or of the metric that `name` is an end of the interval of."""
+    for suffix in INTERVAL_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return metrics.get(name + COUNT_SUFFIX)
 
 
 def _unknown_metric(index: int, gate: Gate, names: Collection[str]) -> Issue:

@@ -69,6 +69,8 @@ class Metric:
         has_baseline: Whether `<name>.baseline`, the value of the baseline, is reported if the recipe has one.
         gain: Name of the metric of the paired difference between candidate and baseline, or "" if there is none.
         in_overview: Whether the console's short comparison of two models shows it.
+        tolerance: How much worse than the baseline the candidate may be, in the metric's unit, before it is reported as
+            a regression; None: never.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Metric:
     has_baseline: bool = False
     gain: str = ""
     in_overview: bool = False
+    tolerance: float | None = None
 
     def names(self, *, with_baseline: bool = True) -> list[str]:
         """Return the name with each suffix that is reported."""

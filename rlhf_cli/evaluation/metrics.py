@@ -43,6 +43,8 @@ DEMONSTRATION_METRICS = (
         needs=("sft",),
         compute=comparison.nll,
         has_baseline=True,
+        in_overview=True,
+        tolerance=0.1,  # perplexity rises by 10%
     ),
     Metric(
         name="sft.perplexity",
@@ -131,7 +133,7 @@ COMPLETION_METRICS = (
     Metric(
         name=FUNCTION,
         unit="as returned",
-        direction="none",
+        direction="higher",
         description="Mean score that a Python function from `eval.python` gives the completions.",
         group="completions",
         needs=("prompts", "functions"),
@@ -161,6 +163,7 @@ COMPLETION_METRICS = (
         compute=comparison.truncation_rate,
         has_baseline=True,
         in_overview=True,
+        tolerance=0.1,
     ),
     Metric(
         name="repeated_4gram_rate",
@@ -171,6 +174,7 @@ COMPLETION_METRICS = (
         needs=("prompts",),
         compute=lambda side: text.repeated_ngram_rate(side.responses, 4),
         has_baseline=True,
+        tolerance=0.1,
     ),
     Metric(
         name="distinct_2",
@@ -181,6 +185,7 @@ COMPLETION_METRICS = (
         needs=("prompts",),
         compute=lambda side: text.distinct_ngram_rate(side.responses, 2),
         has_baseline=True,
+        tolerance=0.1,
     ),
 )
 
@@ -212,7 +217,7 @@ COMPARISON_METRICS = (
     Metric(
         name=f"{FUNCTION}.gain",
         unit="as returned",
-        direction="none",
+        direction="higher",
         description="Mean difference of a Python function's scores, candidate minus baseline, paired by prompt. "
         "Bootstrap interval.",
         group="comparison",
@@ -380,16 +385,29 @@ def metric_rows(values: Mapping[str, float | None]) -> list[MetricRow]:
 
 
 def overview_rows(values: Mapping[str, float | None]) -> list[MetricRow]:
-    """Return the rows of the short comparison of two models, in the registry's order."""
+    """Return the rows of the short comparison of two models: those of the overview, and every regression."""
     rows = {row.name: row for row in metric_rows(values)}
+    regressions = find_regressions(values)
     found: list[MetricRow] = []
-    for metric in (*COMPARISON_METRICS, *COMPLETION_METRICS):
-        if not metric.in_overview:
+    for metric in (*COMPARISON_METRICS, *COMPLETION_METRICS, *DEMONSTRATION_METRICS):
+        if not metric.in_overview and metric.name not in regressions:
             continue
         if metric.name == FUNCTION:
             found += [row for row in rows.values() if row.gain == f"{row.name}.gain"]
         elif metric.name in rows:
             found.append(rows[metric.name])
+    return found
+
+
+def find_regressions(values: Mapping[str, float | None]) -> list[str]:
+    """Return the metrics in which the candidate is worse than the baseline by more than their tolerance."""
+    found = []
+    for metric in EVALUATION_METRICS:
+        value, baseline = values.get(metric.name), values.get(metric.name + BASELINE_SUFFIX)
+        if metric.tolerance is not None and value is not None and baseline is not None:
+            loss = value - baseline if metric.direction == "lower" else baseline - value
+            if loss > metric.tolerance:
+                found.append(metric.name)
     return found
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from rlhf_cli.evaluation.gates import GateVerdict
 from rlhf_cli.evaluation.metrics import MetricRow, metric_rows
-from rlhf_cli.formatting import markdown_table
+from rlhf_cli.evaluation.verdict import Verdict
+from rlhf_cli.formatting import format_metric, markdown_table
 
 
 class Report(NamedTuple):
@@ -21,7 +22,8 @@ class Report(NamedTuple):
         reward: The reward model, or None if there is none.
         sizes: Number of held-out rows, by dataset.
         metrics: The metrics.
-        verdicts: The verdicts of the gates.
+        verdict: The result in words.
+        gates: The verdicts of the gates.
     """
 
     candidate: str
@@ -29,7 +31,8 @@ class Report(NamedTuple):
     reward: str | None
     sizes: Mapping[str, int]
     metrics: Mapping[str, float]
-    verdicts: Sequence[GateVerdict]
+    verdict: Verdict
+    gates: Sequence[GateVerdict]
 
 
 def write(report: Report, folder: Path) -> None:
@@ -41,8 +44,9 @@ def write(report: Report, folder: Path) -> None:
         "reward": report.reward,
         "sizes": dict(report.sizes),
         "metrics": dict(report.metrics),
-        "gates": [verdict.as_json() for verdict in report.verdicts],
-        "passed": all(verdict.passed for verdict in report.verdicts),
+        "verdict": report.verdict.as_json(),
+        "gates": [gate.as_json() for gate in report.gates],
+        "passed": all(gate.passed for gate in report.gates),
     }
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
@@ -57,18 +61,19 @@ def format_markdown(report: Report) -> str:
     header = ("metric", report.candidate, "95% interval", "n", report.baseline or "–")
     parts = [
         f"# Evaluation of `{report.candidate}`{compared}{scored}",
+        f"**{report.verdict.text}**",
+        *(f"Warning: {text}" for text in report.verdict.warnings),
         f"Held-out rows: {sizes}.",
         markdown_table(header, [_table_row(row) for row in metric_rows(report.metrics)]),
     ]
-    if report.verdicts:
-        parts += ["## Gates", "\n".join(f"- {verdict.text}" for verdict in report.verdicts)]
+    if report.gates:
+        parts += ["## Gates", "\n".join(f"- {gate.text}" for gate in report.gates)]
     return "\n\n".join(parts) + "\n"
 
 
 def _table_row(row: MetricRow) -> tuple[str, ...]:
-    interval = "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
-    return row.name, _number(row.value), interval, _number(row.n), _number(row.baseline)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    low, high, value, n, baseline = (
+        "" if number is None else format_metric(row.name, number)
+        for number in (row.low, row.high, row.value, row.n, row.baseline)
+    )
+    return row.name, value, f"{low} to {high}" if low else "", n, baseline

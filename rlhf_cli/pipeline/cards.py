@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from rlhf_cli.formatting import markdown_table
+from rlhf_cli.evaluation.gates import summarize
+from rlhf_cli.formatting import format_metric, format_number, markdown_table
 from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import is_run_reference
@@ -42,7 +43,7 @@ def write_run_card(run: Run, stage: ResolvedStage, metrics: Mapping[str, float])
         (item.role, _input_name(item._asdict()), item.version or "", f"`{item.sha256 or 'unknown'}`")
         for item in stage.inputs
     ]
-    values = [(f"`{name}`", f"{value:.4g}") for name, value in metrics.items()]
+    values = [(f"`{name}`", format_metric(name, value)) for name, value in metrics.items()]
     sections = [
         f"# {run.name}/{run.stage}@{run.version}",
         f"Written by `rlhf {run.stage}` with seed {stage.recipe.seed}.{smoke_note}",
@@ -77,7 +78,7 @@ def write_model_card(
         _lineage(runs, model_run),
         _evaluation(stage, model_run),
         f"## Verified\n\nThe exported files were loaded again: every tensor is identical to the saved one, and the "
-        f"mean KL divergence from the trained model is {kl:.1e} nats per token.",
+        f"mean KL divergence from the trained model is {format_number(kl)} nats per token.",
         _usage(stage, base_name, conversational=conversational),
     ]
     data = ModelCardData(
@@ -143,10 +144,19 @@ def _evaluation(stage: ResolvedStage, model_run: Path) -> str:
     if entry is None or entry.manifest is None:
         return ""
     metrics: Mapping[str, Any] = entry.manifest["metrics"]
-    rows = [(f"`{name}`", "–" if value is None else f"{value:.4g}") for name, value in sorted(metrics.items())]
+    rows = [(f"`{name}`", "–" if value is None else format_metric(name, value)) for name, value in metrics.items()]
+    verdict = entry.manifest["verdict"]
     baseline = next((item["ref"] for item in lineage.inputs(entry) if item["role"] == "baseline"), None)
     compared = f", with {baseline} as the baseline" if baseline else ""
-    return f"## Evaluation\n\nBy {lineage.name_of(entry)}{compared}.\n\n{markdown_table(('metric', 'value'), rows)}"
+    parts = [
+        "## Evaluation",
+        f"**{verdict['text']}**",
+        *(f"Warning: {text}" for text in verdict["warnings"]),
+        summarize(entry.manifest["gates"]),
+        f"By {lineage.name_of(entry)}{compared}.",
+        markdown_table(("metric", "value"), rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _usage(stage: ResolvedStage, base_name: str, *, conversational: bool) -> str:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from rlhf_cli import distributed
 from rlhf_cli.errors import Issue, RecipeError, RlhfError, StoppedError
 from rlhf_cli.evaluation.gates import format_verdict
+from rlhf_cli.evaluation.sanity_checks import warnings_of
 from rlhf_cli.pipeline import preflight
 from rlhf_cli.pipeline.failures import convert_errors
 from rlhf_cli.pipeline.inputs import verify_inputs
@@ -262,7 +263,9 @@ def _execute(opened: _Opened, run: Run, facts: dict[str, Any]) -> StageResult:
                 from rlhf_cli.pipeline import cards  # huggingface_hub takes 0.5 s to import
 
                 cards.write_run_card(run, stage, result.metrics)
-            facts = {**facts, "gates": list(result.gates)}
+            for warning in warnings_of(result.metrics) if result.verdict is None else result.verdict["warnings"]:
+                logger.warning(warning)
+            facts = {**facts, "gates": list(result.gates), "verdict": result.verdict}
             manifest = run.complete(result.metrics, facts, keep_checkpoints=stage.spec.keep_checkpoints)
         manifest = distributed.broadcast_object(manifest)
     assert manifest is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from rlhf_cli.runs.lock import lock_holder, read_started
 from rlhf_cli.runs.manifest import verify_files
 
 CANDIDATE = "candidate"  # role of the input that an evaluation evaluates
+REWARD_SOURCE = re.compile(r"\w+\.reward\.\d+")  # role of an input that a policy is trained to maximize
 
 
 class Verification(NamedTuple):
@@ -112,6 +114,13 @@ def ancestor_runs(entry: RunEntry) -> list[RunEntry]:
 
     visit(entry)
     return list(found.values())
+
+
+def optimized_rewards(entry: RunEntry) -> list[Mapping[str, Any]]:
+    """Return the reward sources that `entry` and the runs that it was made from were trained to maximize, as inputs."""
+    return [
+        item for run in (*ancestor_runs(entry), entry) for item in inputs(run) if REWARD_SOURCE.fullmatch(item["role"])
+    ]
 
 
 def newest_evaluation(runs_dir: Path, name: str, run: Path, *, smoke: bool) -> RunEntry | None:

@@ -40,10 +40,12 @@ class StageMetrics(NamedTuple):
     Attributes:
         metrics: The final metrics, name to number. `evaluation.metrics.all_metrics` describes them.
         gates: One verdict for each gate, as the manifest has it; only a stage that evaluates has any.
+        verdict: The result in words, as the manifest has it; None if the stage does not evaluate.
     """
 
     metrics: dict[str, float]
     gates: tuple[dict[str, Any], ...] = ()
+    verdict: dict[str, Any] | None = None
 
 
 class Reporter(Protocol):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -24,14 +25,18 @@ from rlhf_cli.evaluation import gates, report
 from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, Metric
 from rlhf_cli.evaluation.metrics import compute, function_name, metric_names, metrics_of
+from rlhf_cli.evaluation.verdict import Models, Verdict, decide
 from rlhf_cli.inference import generation, scoring
 from rlhf_cli.inference.stopping import StoppingRules
 from rlhf_cli.models import loading
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
+from rlhf_cli.pipeline.inputs import Input
+from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.rewards.base import Completions, as_completion
 from rlhf_cli.rewards.python import PythonScorer
 from rlhf_cli.rewards.tokenizer_check import check_tokenizer
+from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training import length_checks
 from rlhf_cli.training.prepared_data import load_tokenizer
@@ -98,11 +103,50 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         run.log(step, found)
         values |= found
     metrics = {name: values[name] for name in names}
-    verdicts = gates.evaluate_gates(stage.section.gates, metrics)
-    for verdict in verdicts:
-        logger.info(verdict.text)
-    _write_report(stage, run, rows, metrics, verdicts)
-    return StageMetrics(metrics, gates=tuple(verdict.as_json() for verdict in verdicts))
+    gate_verdicts = gates.evaluate_gates(stage.section.gates, metrics)
+    for gate_verdict in gate_verdicts:
+        logger.info(gate_verdict.text)
+    verdict = decide(metrics, _compared_models(stage))
+    _write_report(stage, run, rows, metrics, verdict, gate_verdicts)
+    return StageMetrics(metrics, tuple(one.as_json() for one in gate_verdicts), verdict.as_json())
+
+
+def _compared_models(stage: ResolvedStage) -> Models:
+    """Return the models and functions by name, and those of them that the candidate was trained to maximize."""
+    inputs = {item.role: item for item in stage.inputs}
+    optimized = _optimized_rewards(inputs[CANDIDATE]) if CANDIDATE in inputs else []
+    contents = {item["sha256"] for item in optimized if item["kind"] != "file"}
+    functions = {(item["sha256"], function_name(item["ref"])) for item in optimized if item["kind"] == "file"}
+    names = {role: _name(inputs.get(role)) for role in (CANDIDATE, BASELINE, REWARD)}
+    if REWARD in inputs and inputs[REWARD].version is not None and "@" not in names[REWARD]:
+        names[REWARD] += f"@{inputs[REWARD].version}"
+    maximized = []
+    if REWARD in inputs and inputs[REWARD].sha256 in contents:
+        maximized.append(names[REWARD])
+    for index, spec in enumerate(stage.section.python):
+        if (inputs[f"{stage.spec.section}.python.{index}"].sha256, function_name(spec)) in functions:
+            maximized.append(function_name(spec))
+    return Models(
+        candidate=names[CANDIDATE],
+        baseline=None if stage.section.baseline is None else names[BASELINE],
+        reward=None if stage.section.reward is None else names[REWARD],
+        functions=[function_name(spec) for spec in stage.section.python],
+        optimized=maximized,
+    )
+
+
+def _optimized_rewards(candidate: Input) -> list[Mapping[str, Any]]:
+    """Return the reward sources that the candidate was trained to maximize; none if it is not of a run."""
+    folder = run_of_model_dir(Path(candidate.path))
+    run_dir = folder.parents[1] if is_checkpoint(folder) else folder
+    return lineage.optimized_rewards(layout.read_entry(run_dir)) if candidate.kind != "hub" else []
+
+
+def _name(item: Input | None) -> str:
+    """Return a model's name for people: as in the recipe, or the last part of its path; `base` for the bare base."""
+    if item is None:
+        return "base"
+    return "/".join(Path(item.ref).parts[-2:]) if Path(item.ref).is_absolute() else item.ref
 
 
 def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping[str, PythonScorer]) -> EvalContext:
@@ -315,9 +359,10 @@ def _write_report(
     run: Run,
     rows: HeldOut,
     metrics: Mapping[str, float],
-    verdicts: Sequence[gates.GateVerdict],
+    verdict: Verdict,
+    gate_verdicts: Sequence[gates.GateVerdict],
 ) -> None:
     sizes = {"demonstrations": len(rows.sft), "preferences": len(rows.preferences), "prompts": len(rows.prompts)}
     section = stage.section
-    content = report.Report(section.candidate, section.baseline, section.reward, sizes, metrics, verdicts)
+    content = report.Report(section.candidate, section.baseline, section.reward, sizes, metrics, verdict, gate_verdicts)
     report.write(content, run.path)

@@ -12,7 +12,7 @@ import pytest
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.stages import STAGES
 from tests.support.command import Rlhf
-from tests.support.stand_ins import SetStage
+from tests.support.stand_ins import VERDICT, SetStage
 
 if TYPE_CHECKING:
     from rlhf_cli.pipeline.resolve import ResolvedStage
@@ -37,6 +37,7 @@ def test_stage_json_is_one_object_with_run_and_metrics(rlhf: Rlhf, recipe_file: 
     content = result.json
     assert result.code == 0
     assert content.pop("seconds") >= 0
+    gates = [{"metric": "reward.accuracy", "min": 0.5, "max": None, "value": 0.75, "passed": True}]
     assert content == {
         "status": "ok",
         "stage": stage,
@@ -45,6 +46,8 @@ def test_stage_json_is_one_object_with_run_and_metrics(rlhf: Rlhf, recipe_file: 
         "skipped": False,
         "smoke": False,
         "metrics": {f"{stage}.loss": 0.5, "reward.accuracy": 0.75},
+        "gates": gates if stage == "eval" else [],
+        "verdict": VERDICT if stage == "eval" else None,
     }
 
 
@@ -206,6 +209,18 @@ def test_failed_gate_is_shown_by_runs_list_and_show(rlhf: Rlhf) -> None:
     assert "\n  FAIL  reward.accuracy" in shown
     (gate,) = rlhf("runs", "show", "eval", "--json").json["run"]["gates"]
     assert gate == {"metric": "reward.accuracy", "min": 0.9, "max": None, "value": 0.75, "passed": False}
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_verdict_is_printed_and_part_of_the_json_object(rlhf: Rlhf) -> None:
+    chain = rlhf("run", "-r", "r.yaml")
+    assert chain.out.count(VERDICT["text"]) == 2  # after the stage, and at the end
+    assert VERDICT["text"] in rlhf("eval", "-r", "r.yaml").out
+    assert VERDICT["text"] in rlhf("runs", "show", "eval").out
+    assert rlhf("eval", "-r", "r.yaml", "--json").json["verdict"] == VERDICT
+    assert rlhf("run", "-r", "r.yaml", "--json").json["verdict"] == VERDICT
+    assert rlhf("runs", "show", "eval", "--json").json["run"]["verdict"] == VERDICT
+    assert rlhf("sft", "-r", "r.yaml", "--json").json["verdict"] is None
 
 
 # --- errors before a stage runs ------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from rlhf_cli.cli import tables
+from rlhf_cli.pipeline.runner import StageResult
 from rlhf_cli.runs.layout import RunEntry
 
 
@@ -75,20 +77,52 @@ def test_runs_on_terminal_wrap_the_result_between_words(
     assert len(rule) <= width
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "not finite"),
-        (0.0, "0"),
-        (0.123456, "0.123"),
-        (12.0, "12"),
-        (1234.5, "1,234"),
-        (4600, "4,600"),
-        (-0.5, "-0.5"),
-    ],
-)
-def test_format_number_has_three_digits_or_thousands_separators(value: float | None, text: str) -> None:
-    assert tables.format_number(value) == text
+VERDICT = {
+    "outcome": "better",
+    "headline": "ppo beats sft",
+    "text": "ppo beats sft: preferred on 68% [55, 79] of 52 prompts by the reward model reward@v0001.",
+    "regressions": ["sft.nll"],
+    "warnings": ["ppo was trained to maximize reward@v0001."],
+}
+GATES = [
+    {"metric": "win_rate.low", "min": 0.5, "max": None, "value": 0.55, "n": 52, "passed": True},
+    {"metric": "kl", "min": None, "max": 3.0, "value": 4.0, "n": None, "passed": False},
+]
+
+
+def evaluation() -> dict[str, Any]:
+    """Return the manifest of an evaluation with a regression and a failed gate."""
+    interval = {"win_rate": 0.68, "win_rate.low": 0.55, "win_rate.high": 0.79, "win_rate.n": 52}
+    manifest = entry("eval", {**interval, "sft.nll": 0.835, "sft.nll.baseline": 0.445}).manifest
+    assert manifest is not None
+    inputs = [{"role": "candidate", "ref": "ppo"}, {"role": "baseline", "ref": "sft"}]
+    return {**manifest, "inputs": inputs, "verdict": VERDICT, "gates": GATES}
+
+
+def test_runs_list_has_verdict_win_rate_and_gates_of_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    found = entry("eval", {})._replace(manifest=evaluation())
+    tables.print_runs(Console(width=80), Path("runs"), [found])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("bot/eval@v0001  gate failed")
+    assert line.endswith(
+        "ppo beats sft  win_rate 0.68 [0.55, 0.79] n=52  1 gate of 2 failed: kl = 4, expected at most 3"
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_chain_ends_with_regressions_verdict_and_warnings(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, no_color=True, soft_wrap=not terminal)
+    result = StageResult("eval", Path("runs/bot/eval/v0001"), evaluation(), skipped=False, failed_gates=())
+    tables.print_chain(console, [result])
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.rstrip() for line in Text.from_ansi(console.file.getvalue()).plain.splitlines()]
+    assert [line.split() for line in lines if line.lstrip().startswith("sft.nll")] == [
+        ["sft.nll", "0.835", "0.445", "worse"]
+    ]
+    text = " ".join(lines)
+    for part in (VERDICT["text"], "warning: ppo was trained to maximize reward@v0001.", "1 gate of 2 failed: kl = 4"):
+        assert str(part) in text
+    assert not terminal or max(map(len, lines)) <= 80
 
 
 def test_format_metrics_puts_interval_and_count_behind_their_metric() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.evaluation.gates import evaluate_gates
+from rlhf_cli.evaluation.gates import evaluate_gates, summarize
 from rlhf_cli.recipe.schema import Gate
 from tests.support.issues import raises_issue
 
@@ -47,6 +47,25 @@ def test_gate_with_bound_zero_fails_above() -> None:
 def test_gate_fails_on_nan() -> None:
     (verdict,) = evaluate_gates([Gate(metric="kl", max=9.0)], {"kl": math.nan})
     assert not verdict.passed
+
+
+@pytest.mark.parametrize("metric", ["reward.accuracy", "reward.accuracy.low", "reward.accuracy.high"])
+def test_gate_on_metric_of_no_items_fails(metric: str) -> None:
+    """Wilson's interval of 0 of 0 is 0.5 in [0, 1], which would pass."""
+    metrics = {"reward.accuracy": 0.5, "reward.accuracy.low": 0.0, "reward.accuracy.high": 1.0, "reward.accuracy.n": 0}
+    (verdict,) = evaluate_gates([Gate(metric=metric, min=0.0, max=1.0)], metrics)
+    assert not verdict.passed
+    assert verdict.text == f"FAIL  {metric} was measured on 0 items, expected at least 0 and at most 1"
+    (verdict,) = evaluate_gates([Gate(metric="reward.accuracy.n", max=4)], metrics)
+    assert verdict.passed
+
+
+def test_summary_counts_gates_and_names_the_failed_ones() -> None:
+    gates = [Gate(metric="win_rate", min=0.55), Gate(metric="kl", max=3.0), Gate(metric="kl", min=0.0)]
+    verdicts = [verdict.as_json() for verdict in evaluate_gates(gates, METRICS)]
+    assert summarize(verdicts) == "1 gate of 3 failed: kl = 4, expected at most 3"
+    assert summarize(verdicts[:1]) == "1 gate passed"
+    assert summarize([]) == ""
 
 
 def test_unknown_metrics_raise_at_once_with_similar_names() -> None:

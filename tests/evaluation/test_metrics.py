@@ -19,6 +19,7 @@ from rlhf_cli.evaluation.metrics import (
     compute,
     evaluated_datasets,
     find_metric,
+    find_regressions,
     metric_names,
     metric_rows,
     metrics_of,
@@ -187,7 +188,15 @@ def test_overview_rows_follow_the_registry_and_include_functions() -> None:
         ("words", "words.gain"),
         ("response_length", ""),
         ("truncation_rate", ""),
+        ("sft.nll", ""),
     ]
+
+
+def test_overview_rows_include_every_regression() -> None:
+    values = {"distinct_2": 0.2, "distinct_2.baseline": 0.31, "repeated_4gram_rate": 0.2, "kl": 1.0}
+    values |= {"repeated_4gram_rate.baseline": 0.11}
+    assert [row.name for row in overview_rows(values)] == ["kl", "distinct_2"]
+    assert find_regressions(values) == ["distinct_2"]
 
 
 def test_registry_imports_no_heavy_library() -> None:

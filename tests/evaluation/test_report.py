@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_cli.evaluation.gates import evaluate_gates
 from rlhf_cli.evaluation.report import Report, write
+from rlhf_cli.evaluation.verdict import Verdict
 from rlhf_cli.recipe.schema import Gate
 
 METRICS = {
@@ -22,9 +23,12 @@ METRICS = {
 }
 
 
+VERDICT = Verdict("better", "ppo beats sft", "ppo beats sft: by far.", [], ["the reward model was optimized."])
+
+
 def make_report(gates: list[Gate]) -> Report:
     """Return a report of METRICS with these gates."""
-    return Report("ppo", "sft", "reward", {"prompts": 256}, METRICS, evaluate_gates(gates, METRICS))
+    return Report("ppo", "sft", "reward", {"prompts": 256}, METRICS, VERDICT, evaluate_gates(gates, METRICS))
 
 
 def test_report_json_holds_metrics_and_verdicts(tmp_path: Path) -> None:
@@ -37,11 +41,13 @@ def test_report_json_holds_metrics_and_verdicts(tmp_path: Path) -> None:
         ("kl", 4.0, False),
     ]
     assert content["passed"] is False
+    assert content["verdict"] == VERDICT.as_json()
 
 
 def test_report_page_puts_interval_and_baseline_beside_value(tmp_path: Path) -> None:
     write(make_report([Gate(metric="kl", max=3.0)]), tmp_path)
     lines = (tmp_path / "report.md").read_text().splitlines()
+    assert lines[2:5] == ["**ppo beats sft: by far.**", "", "Warning: the reward model was optimized."]
     assert "| win_rate | 0.61 | 0.55 to 0.67 | 256 |  |" in lines
     assert "| score | 2 |  |  | 1.5 |" in lines
     assert "- FAIL  kl = 4, expected at most 3" in lines
@@ -50,4 +56,4 @@ def test_report_page_puts_interval_and_baseline_beside_value(tmp_path: Path) -> 
 
 def test_report_with_nan_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write(Report("ppo", None, None, {}, {"kl": float("nan")}, []), tmp_path)
+        write(Report("ppo", None, None, {}, {"kl": float("nan")}, VERDICT, []), tmp_path)

@@ -28,9 +28,11 @@ from rlhf_cli.errors import DataError, ModelError, RecipeError
 from rlhf_cli.evaluation.metrics import find_metric, function_name, metric_names
 from rlhf_cli.inference import generation
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
+from rlhf_cli.pipeline.resolve import resolve
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
 from tests.support.issues import raises_issue
+from tests.support.made_runs import make_run as make_complete_run
 from tests.support.reporters import RecordingReporter
 from tests.support.stages import run_stage_function
 
@@ -277,6 +279,41 @@ def test_verdicts_of_gates_are_returned_and_logged(world: Path, tmp_path: Path) 
     assert list(result.gates) == json.loads((run.path / "report.json").read_text())["gates"]
     messages = [line.partition(" ")[2] for line in (run.path / "log.txt").read_text().splitlines()]
     assert [text[:4] for text in messages[-2:]] == ["FAIL", "pass"]
+
+
+def test_verdict_names_reward_model_and_function_that_candidate_was_trained_on(world: Path, tmp_path: Path) -> None:
+    """By lineage: the candidate's run, or one that it was made from, has them among its reward sources."""
+    runs, python = tmp_path / "runs", f"{world}/gold.py:words"
+    kept = ("role", "ref", "kind", "path", "version", "sha256")
+    recipe = make_recipe(world, python=[python])
+    stage = resolve("eval", recipe, runs, smoke=False)
+    by_role = {item.role: dict(zip(kept, item, strict=True)) for item in stage.inputs}
+    sources = [by_role["reward"] | {"role": "ppo.reward.0"}, by_role["eval.python.0"] | {"role": "ppo.reward.1"}]
+    first = make_complete_run(runs, "ppo", inputs=sources)
+    second = make_complete_run(runs, "ppo", inputs=[by_role["reward"] | {"role": "start", "path": str(first)}])
+    shutil.copytree(world / "ppo", second / "model")
+    checkpoint = shutil.copytree(world / "ppo", second / "checkpoints" / "step-000001" / "model")
+    manifest = json.loads((second / "manifest.json").read_text())
+    manifest["inputs"][0]["kind"] = "run"
+    (second / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
+    (checkpoint.parent / "manifest.json").write_text('{"schema": 1, "step": 1, "files": {}}')
+    for number, candidate in enumerate((second, checkpoint)):
+        run = make_run(tmp_path / f"other{number}")
+        verdict = run_stage_function(make_recipe(world, python=[python], candidate=str(candidate)), run).verdict
+        assert verdict is not None
+        assert "that it was trained against" in verdict["text"]
+        assert "trained to maximize world/reward and words" in " ".join(verdict["warnings"]).replace(
+            world.name, "world"
+        )
+        assert verdict == json.loads((run.path / "report.json").read_text())["verdict"]
+
+
+def test_verdict_of_model_that_was_not_trained_on_the_reward_has_no_warning(world: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    verdict = run_stage_function(make_recipe(world), run).verdict
+    assert verdict is not None
+    assert "trained against" not in verdict["text"]
+    assert not any("trained to maximize" in text for text in verdict["warnings"])
 
 
 def test_same_recipe_gives_the_same_metrics(world: Path, tmp_path: Path, evaluated: Evaluated) -> None:

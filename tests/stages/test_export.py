@@ -343,6 +343,12 @@ def run_input(role: str, ref: str, kind: str, path: Path, content: str) -> dict[
     return {"role": role, "ref": ref, "kind": kind, "path": str(path), "version": None, "sha256": content}
 
 
+def evaluation_facts(candidate: str) -> dict[str, Any]:
+    """Return what only the manifest of an evaluation has: its verdict and the verdicts of its gates."""
+    gate = {"metric": "win_rate", "min": 0.7, "max": None, "value": 0.6, "n": 256, "passed": False}
+    return {"gates": [gate], "verdict": {"text": f"{candidate} beats base.", "warnings": ["few prompts."]}}
+
+
 def test_card_has_lineage_data_hashes_and_evaluation(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
     runs = run_export.runs_dir
     data = tmp_path / "secret-home" / "demonstrations.jsonl"
@@ -353,7 +359,7 @@ def test_card_has_lineage_data_hashes_and_evaluation(run_export: Exporter, base_
     save_adapter(ppo / "model", base_folder)
     for ref, path, win_rate in (("ppo", ppo, 0.625), ("sft", sft, 0.125)):
         candidate = run_input("candidate", ref, "run", path, "c" * 64)
-        make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": win_rate})
+        make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": win_rate}, **evaluation_facts(ref))
     _, run = run_export(ppo)
     card = (run.path / "model" / "README.md").read_text()
     front = card.split("---")[1]
@@ -366,6 +372,8 @@ def test_card_has_lineage_data_hashes_and_evaluation(run_export: Exporter, base_
     assert sha256(ppo / "manifest.json") in card
     assert "| `win_rate` | 0.625 |" in card
     assert "0.125" not in card
+    assert "**ppo beats base.**\n\nWarning: few prompts.\n\n1 gate of 1 failed: win_rate = 0.6" in card
+    assert "sft beats base" not in card
 
 
 def test_card_of_checkpoint_names_its_run_without_evaluation_of_final_model(
@@ -374,7 +382,7 @@ def test_card_of_checkpoint_names_its_run_without_evaluation_of_final_model(
     runs = run_export.runs_dir
     ppo = make_run(runs, "ppo", seed=0)
     candidate = run_input("candidate", "ppo", "run", ppo, "c" * 64)
-    make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": 0.625})
+    make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": 0.625}, **evaluation_facts("ppo"))
     checkpoint = ppo / "checkpoints" / "step-000002"
     save_adapter(checkpoint / "model", base_folder)
     (checkpoint / "manifest.json").write_text('{"schema": 1, "step": 2, "files": {}}')

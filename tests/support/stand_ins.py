@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 StandIn = Callable[["ResolvedStage", Run], StageMetrics]
 SetStage = Callable[[str, StandIn], None]
 
+VERDICT: dict[str, Any] = {
+    "outcome": "better",
+    "headline": "ppo beats sft",
+    "text": "ppo beats sft: preferred on 68% of 52 prompts.",
+    "regressions": [],
+    "warnings": [],
+}
 SECTIONS = "sft:\nreward:\nppo:\neval: {gates: [{metric: reward.accuracy, min: 0.5}]}\nexport:\n"
 
 
@@ -54,7 +61,9 @@ def stand_ins(set_stage: SetStage, calls: list[str]) -> None:
             run.log(1, {"loss": 0.5})
             (run.model_dir / "weights").write_text(f"{run.stage} {stage.recipe.seed}")
             metrics = {f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75}
-            return StageMetrics(metrics, evaluate_gates(stage, metrics) if stage.spec.evaluates else ())
+            if not stage.spec.evaluates:
+                return StageMetrics(metrics)
+            return StageMetrics(metrics, evaluate_gates(stage, metrics), VERDICT)
 
         set_stage(name, run)
 
