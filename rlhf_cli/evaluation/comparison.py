@@ -28,9 +28,11 @@ def perplexity(loss: CompletionLoss) -> float:
 
 
 def preference_accuracy(pairs: PreferenceMargins) -> Interval:
-    """Return the share of pairs in which the chosen completion has the higher score. Ties do not count."""
-    decided = [margin for margin in pairs.margins if margin != 0]
-    return statistics.wilson(sum(margin > 0 for margin in decided), len(decided))
+    """Return the share of pairs in which the chosen completion has the higher score.
+
+    A tie counts as wrong, as in TRL: a scorer that gives every completion the same score has not ranked any pair.
+    """
+    return statistics.wilson(sum(margin > 0 for margin in pairs.margins), len(pairs.margins))
 
 
 def ties(pairs: PreferenceMargins) -> float:

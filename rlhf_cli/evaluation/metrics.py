@@ -62,8 +62,7 @@ PREFERENCE_METRICS = (
         name="reward.accuracy",
         unit="fraction of pairs",
         direction="higher",
-        description="How often the reward model scores the chosen completion higher; ties are excluded. "
-        "Wilson interval.",
+        description="How often the reward model scores the chosen completion higher; a tie is wrong. Wilson interval.",
         group="preferences",
         needs=("preferences", "reward_model"),
         compute=comparison.preference_accuracy,

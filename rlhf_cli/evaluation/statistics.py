@@ -40,18 +40,16 @@ class Calibration(NamedTuple):
 
 
 def wilson(successes: float, n: int) -> Interval:
-    """Return the score interval of a proportion (Wilson 1927; eq. 4 in Newcombe 1998), or 0.5 in [0, 1] if n is 0.
+    """Return the score interval of a proportion (Wilson 1927; eq. 4 in Newcombe 1998).
 
     Args:
         successes: Number of successes. A tie may count as half a success; that overstates the variance, so the
             interval is slightly too wide.
-        n: Number of items.
+        n: Number of items, at least 1.
     """
     from scipy import stats
 
-    assert 0 <= successes <= n, f"{successes} of {n}"
-    if n == 0:
-        return Interval(0.5, 0.0, 1.0, 0)
+    assert 0 <= successes <= n > 0, f"{successes} of {n}"
     z = float(stats.norm.ppf(0.5 + CONFIDENCE_LEVEL / 2))
     share = successes / n
     center = (share + z * z / (2 * n)) / (1 + z * z / n)

@@ -9,13 +9,14 @@ hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlhf_cli.inference.batching import MicroBatch, micro_batches
+from rlhf_cli.inference.batching import MicroBatch, PaddedBatch, micro_batches
 from rlhf_cli.inference.token_logprobs import TokenScores, chunked_token_scores
 from rlhf_cli.models.heads import score_index
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
@@ -136,14 +137,39 @@ def token_values(
 def final_scores(
     model: MultiAdapterModel, role: str, sequences: list[list[int]], *, pad_id: int, max_tokens: int
 ) -> Tensor:
-    """Return a reward model's score of each sequence, (B,) float32, read where transformers' scorer reads it."""
-    scores = torch.empty(len(sequences), dtype=torch.float32, device=model.device)
-    for batch in micro_batches([[]] * len(sequences), sequences, pad_id=pad_id, max_tokens=max_tokens, model=model):
-        hidden = model.hidden_states(role, batch.input_ids)  # (b, T, H)
+    """Return a reward model's score of each sequence, (B,) float32."""
+    batches = micro_batches([[]] * len(sequences), sequences, pad_id=pad_id, max_tokens=max_tokens, model=model)
+    return read_scores(partial(model.hidden_states, role), model.heads[role], batches, pad_id=pad_id)
+
+
+@torch.no_grad()
+def read_scores(
+    hidden_states: Callable[[Tensor], Tensor],
+    head: nn.Module,
+    batches: Iterable[MicroBatch | PaddedBatch],
+    *,
+    pad_id: int,
+) -> Tensor:
+    """Return the score of each of B sequences, (B,) float32, read where transformers' scorer reads it.
+
+    Every score of a reward model comes from here: a head in the dtype of a 16-bit model would round the scores, and
+    small margins to ties.
+
+    Args:
+        hidden_states: Returns the hidden states of a batch, (b, T) -> (b, T, H).
+        head: Maps a hidden state to its score, in float32.
+        batches: Right-padded batches that cover all sequences.
+        pad_id: The id that they are padded with.
+    """
+    rows: list[int] = []
+    scores: list[Tensor] = []  # (b,) each
+    for batch in batches:
+        hidden = hidden_states(batch.input_ids)  # (b, T, H)
         last = score_index(batch.input_ids, pad_id)  # (b,)
-        rows = torch.arange(len(batch.rows), device=model.device)
-        scores[batch.rows] = model.heads[role](hidden[rows, last])
-    return scores
+        rows += batch.rows
+        scores.append(head(hidden[torch.arange(len(last), device=hidden.device), last]))
+    found = torch.cat(scores)
+    return torch.empty_like(found).index_copy_(0, torch.tensor(rows, device=found.device), found)
 
 
 def _split_by_row(values: Tensor, batch: MicroBatch, responses: Sequence[list[int]]) -> Sequence[Tensor]:

@@ -26,6 +26,14 @@ class ScalarHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
 
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> ScalarHead:
+        """Return a head with a copy of `weight`, (1, H) or (H,), on its device."""
+        head = cls(weight.numel()).to(weight.device)
+        with torch.no_grad():
+            head.weight.copy_(weight.flatten())
+        return head
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return one number per hidden state: (…, H) -> (…,)."""
         with torch.autocast(hidden.device.type, enabled=False):
@@ -53,10 +61,7 @@ def load_score_head(folder: Path) -> ScalarHead:
             location=str(folder),
             hint="Use a reward model, which has one label.",
         )
-    head = ScalarHead(weight.shape[1])
-    with torch.no_grad():
-        head.weight.copy_(weight[0])
-    return head
+    return ScalarHead.from_weight(weight)
 
 
 def has_score_head(folder: Path) -> bool:

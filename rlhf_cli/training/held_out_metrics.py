@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
@@ -14,6 +15,8 @@ from rlhf_cli.data.tokenization import IGNORE_INDEX, TokenColumns
 from rlhf_cli.evaluation import metrics
 from rlhf_cli.evaluation.measurements import PreferenceMargins
 from rlhf_cli.inference.batching import PaddedBatch, padded_batches
+from rlhf_cli.inference.scoring import read_scores
+from rlhf_cli.models.heads import ScalarHead
 
 MAX_LOGITS = 2**27  # computed at a time: 0.5 GB in float32. A longer batch is run once for each part of that size
 
@@ -45,9 +48,7 @@ def ranking(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[st
     rejected = [ids for part in columns.parts for ids in part["rejected_ids"]]
     if not chosen:
         return {}
-    scores = dict[int, float]()
-    for batch in _batches(trainer, chosen + rejected, max_tokens):
-        scores |= zip(batch.rows, _call(trainer, batch)[:, 0].float().tolist(), strict=True)
+    scores = _scores(trainer, chosen + rejected, max_tokens)
     margins = [scores[i] - scores[len(chosen) + i] for i in range(len(chosen))]
     longer = [float(len(better) - len(worse)) for better, worse in zip(chosen, rejected, strict=True)]
     return metrics.compute(metrics.PREFERENCE_METRICS, "preferences", PreferenceMargins(margins, longer))
@@ -60,8 +61,24 @@ def _batches(trainer: Trainer, sequences: Sequence[list[int]], max_tokens: int) 
     return padded_batches(sequences, pad_id=pad_id, max_tokens=max_tokens, device=model.device)
 
 
+def _scores(trainer: Trainer, sequences: Sequence[list[int]], max_tokens: int) -> list[float]:
+    """Return the trained scorer's score of each sequence, as eval and PPO compute it."""
+    model: Any = trainer.model
+    model.eval()
+    scorer = model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def hidden_states(input_ids: Tensor) -> Tensor:
+        with trainer.accelerator.autocast():
+            output = scorer.get_decoder()(input_ids=input_ids, use_cache=False)
+        return cast(Tensor, output.last_hidden_state)
+
+    head = ScalarHead.from_weight(scorer.score.weight)
+    pad_id = trainer.processing_class.pad_token_id
+    return read_scores(hidden_states, head, _batches(trainer, sequences, max_tokens), pad_id=pad_id).tolist()
+
+
 def _call(trainer: Trainer, batch: PaddedBatch, **options: Tensor) -> Tensor:
-    """Return the model's logits: (b, T, V), or (b, 1) for a scorer."""
+    """Return the model's logits (b, T, V)."""
     model: Any = trainer.model
     model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():

@@ -7,8 +7,10 @@ import math
 import pytest
 
 from rlhf_cli.evaluation import comparison
+from rlhf_cli.evaluation.gates import evaluate_gates
 from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
 from rlhf_cli.evaluation.metrics import COMPARISON_METRICS, COMPLETION_METRICS, PREFERENCE_METRICS, compute
+from rlhf_cli.recipe.schema import Gate
 
 CANDIDATE = ScoredCompletions([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]}, [False, True])
 BASELINE = ScoredCompletions([[7, 2], [8, 2]], ["c", "d"], [2.0, 1.0], {"gold": [0.5, 0.0]}, [False, False])
@@ -49,16 +51,17 @@ def test_kl_is_a_mean_over_completions_or_tokens() -> None:
     assert comparison.token_kl(PAIR) == pytest.approx(0.05)  # (0.5 - 0.1) / (3 + 5)
 
 
-def test_preference_accuracy_ignores_ties() -> None:
+def test_preference_accuracy_tie_is_wrong() -> None:
     found = compute(PREFERENCE_METRICS, "preferences", PreferenceMargins([1.0, 2.0, -1.0, 0.0], [3.0, -1.0, 2.0, 0.0]))
-    assert found["reward.accuracy"] == pytest.approx(2 / 3)
-    assert found["reward.accuracy.n"] == 3
+    assert found["reward.accuracy"] == 2 / 4
+    assert found["reward.accuracy.n"] == 4
     assert found["reward.ties"] == 1
     assert found["reward.margin"] == 0.5
     assert found["reward.accuracy_longer"] == (2 + 0.5) / 4
 
 
-def test_preference_accuracy_of_only_ties_is_unknown() -> None:
+def test_preference_accuracy_of_constant_scorer_fails_a_gate_at_chance() -> None:
     found = compute(PREFERENCE_METRICS, "preferences", PreferenceMargins([0.0, 0.0], [1.0, -1.0]))
-    assert (found["reward.accuracy"], found["reward.accuracy.low"], found["reward.accuracy.high"]) == (0.5, 0.0, 1.0)
-    assert found["reward.accuracy.n"] == 0
+    assert (found["reward.accuracy"], found["reward.accuracy.n"], found["reward.ties"]) == (0, 2, 2)
+    (verdict,) = evaluate_gates([Gate(metric="reward.accuracy", min=0.5)], found)
+    assert not verdict.passed

@@ -29,10 +29,6 @@ def test_wilson_equals_scipy_at_whole_counts(successes: int, n: int) -> None:
     assert wilson(successes, n)[1:3] == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_wilson_of_no_items_is_the_whole_range() -> None:
-    assert wilson(0, 0) == (0.5, 0.0, 1.0, 0)
-
-
 def test_bootstrap_agrees_with_normal_interval_on_large_sample() -> None:
     values = np.random.default_rng(3).normal(0.3, 2.0, size=4_000)
     interval = bootstrap_mean(values.tolist(), seed=0)

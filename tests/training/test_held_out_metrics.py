@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from transformers import Trainer
 
+from rlhf_cli.data.tokenization import TokenColumns
+from rlhf_cli.evaluation.measurements import PreferenceMargins
+from rlhf_cli.evaluation.metrics import PREFERENCE_METRICS, compute
+from rlhf_cli.inference import scoring
+from rlhf_cli.models import adapters, loading
+from rlhf_cli.models.multi_adapter import MultiAdapterModel
+from rlhf_cli.recipe.schema import Base
+from rlhf_cli.training import held_out_metrics
 from tests.support.stage_harness import WORDS
+from tests.support.tiny_policy import ADAPTER, EOS, PAD, VOCABULARY
 from tests.support.training_project import TrainingProject
 
 
@@ -77,6 +88,40 @@ def test_reward_accuracy_is_share_of_held_out_pairs_ranked_right(training_projec
     assert metrics["reward.accuracy.n"] == len(is_right) > 10
     assert metrics["reward.accuracy"] == pytest.approx(sum(is_right) / len(is_right))
     assert metrics["reward.accuracy.low"] < metrics["reward.accuracy"] < metrics["reward.accuracy.high"]
+
+
+def test_ranking_of_bfloat16_scorer_with_large_scores_equals_eval(base_folder: Path, reward_folder: Path) -> None:
+    """Around 12 a bfloat16 score has steps of 1/16, so a head in bfloat16 would tie many pairs."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(8, 16, (40,), generator=draw).tolist()
+    sequences = [[*torch.randint(4, VOCABULARY, (n,), generator=draw).tolist(), EOS] for n in lengths]
+    chosen, rejected = sequences[::2], sequences[1::2]
+    base = Base(model=str(base_folder), dtype="bfloat16")
+    model = MultiAdapterModel.load(base, ADAPTER, str(base_folder), {"reward": reward_folder})
+    with torch.no_grad():
+        states = [model.hidden_states("reward", torch.tensor([ids]))[0, -1].float() for ids in sequences]
+        targets = 12 + 0.02 * torch.randn(len(sequences), generator=draw)
+        head = torch.linalg.lstsq(torch.stack(states), targets[:, None], driver="gelsd").solution[:, 0]  # (H,)
+        model.heads["reward"].weight.copy_(head)
+    scorer = adapters.attach(
+        loading.load_scorer(base, str(base_folder)), ADAPTER, task="SEQ_CLS", start=reward_folder, trainable=True
+    )
+    scorer.get_base_model().score.weight.data = head[None]  # training keeps it in float32
+    trainer = SimpleNamespace(
+        model=scorer,
+        processing_class=SimpleNamespace(pad_token_id=PAD),
+        accelerator=SimpleNamespace(autocast=lambda: torch.autocast("cpu", torch.bfloat16)),
+    )
+    columns = TokenColumns([{"chosen_ids": chosen, "rejected_ids": rejected}], {})
+    found = held_out_metrics.ranking(cast(Trainer, trainer), columns, max_tokens=600)
+    scores = scoring.final_scores(model, "reward", chosen + rejected, pad_id=PAD, max_tokens=600)
+    assert scores.mean() == pytest.approx(12, abs=0.5)
+    better, worse = scores.split(20)
+    assert (better != worse).all()
+    assert (better.bfloat16() == worse.bfloat16()).any()
+    longer = [float(len(a) - len(b)) for a, b in zip(chosen, rejected, strict=True)]
+    expected = compute(PREFERENCE_METRICS, "preferences", PreferenceMargins((better - worse).tolist(), longer))
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
