@@ -9,9 +9,8 @@ to float32 and enables gradient checkpointing, and get_peft_model already freeze
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import (
@@ -26,19 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_cli.errors import Issue, ModelError
+from rlhf_cli.errors import ModelError
 from rlhf_cli.formatting import format_exception
+from rlhf_cli.models import adapter_config
 from rlhf_cli.models.heads import STORED_HEAD
-from rlhf_cli.models.loading import ADAPTER_CONFIG, load_causal_lm
+from rlhf_cli.models.loading import load_causal_lm
 from rlhf_cli.recipe.schema import Adapter, Base
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-UNSUPPORTED_OPTIONS = ("use_rslora", "rank_pattern", "alpha_pattern", "bias")  # of LoRA; a recipe cannot set them
-
-
-def is_adapter(folder: Path) -> bool:
-    """Return whether the directory holds a PEFT adapter rather than a whole model."""
-    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def attach(
@@ -67,7 +61,7 @@ def attach(
     """
     stored = None if start is None else read_adapter(start)
     if start is not None:
-        _check_config(start, adapter)
+        adapter_config.check_settings(start, adapter)
     config = lora_config(adapter, task)
     try:
         if isinstance(model, PeftModel):
@@ -84,6 +78,7 @@ def attach(
         ) from error
     if start is not None:
         assert stored is not None
+        adapter_config.check_derived(start, model.peft_config[name])
         _copy_weights(model, name, stored, start)
     model.set_requires_grad(name, trainable)
     return model
@@ -115,31 +110,13 @@ def load_policy(
         HardwareError: The machine cannot load the model with these settings.
     """
     if start is not None:
-        check_kind(start, adapter)
+        adapter_config.check_kind(start, adapter)
     if adapter is not None:
         model = load_causal_lm(base, source, smoke=smoke, sharded=sharded)
         return attach(model, adapter, task="CAUSAL_LM", start=start, trainable=trainable)
     if start is not None:  # the whole model of a smoke run is already tiny
         return load_causal_lm(base, str(start)).requires_grad_(trainable)
     return load_causal_lm(base, source, smoke=smoke).requires_grad_(trainable)
-
-
-def check_kind(folder: Path, adapter: Adapter | None) -> None:
-    """Raise ModelError unless the directory holds an adapter (or a whole model if `adapter` is None)."""
-    if adapter is None and is_adapter(folder):
-        raise ModelError(
-            "model.wrong-kind",
-            "found an adapter, expected a full model, because the recipe has `adapter: null`.",
-            location=str(folder),
-            hint="Add the `adapter` section that it was trained with to the recipe, or start from a full model.",
-        )
-    if adapter is not None and not is_adapter(folder):
-        raise ModelError(
-            "model.wrong-kind",
-            "found a full model, expected an adapter, because the recipe trains adapters.",
-            location=str(folder),
-            hint="Set `base.model` to the full model, or set `adapter: null` to train full models.",
-        )
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
@@ -190,9 +167,10 @@ def write(
     if head is not None:
         weights = {**weights, STORED_HEAD: head}
         config.task_type = "SEQ_CLS"
-        config.modules_to_save = ["classifier", "score"]  # PEFT's own value for SEQ_CLS
-    if not isinstance(config.target_modules, str):
-        config.target_modules = sorted(config.target_modules)  # the order of a set changes from run to run
+        config.modules_to_save = list(adapter_config.SCORE_HEADS)
+    for option in ("target_modules", "target_parameters"):
+        if isinstance(getattr(config, option), set):
+            setattr(config, option, sorted(getattr(config, option)))  # the order of a set changes from run to run
     config.save_pretrained(str(folder))
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     save_file(stored, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -210,67 +188,11 @@ def lora_config(adapter: Adapter, task: str) -> LoraConfig:
     return LoraConfig(
         task_type=task,
         r=adapter.rank,
-        lora_alpha=_as_int_if_whole(adapter.alpha),
+        lora_alpha=adapter_config.as_int_if_whole(adapter.alpha),
         lora_dropout=adapter.dropout,
         target_modules=targets,
         use_dora=adapter.dora,
     )
-
-
-def _as_int_if_whole(number: float) -> float | int:
-    """Return 16 for 16.0, as PEFT stores it and as messages print it."""
-    return int(number) if float(number).is_integer() else number
-
-
-def _check_config(folder: Path, adapter: Adapter) -> None:
-    """Raise ModelError if a stored setting that decides the effect of the tensors differs from the recipe.
-
-    The target modules are compared by the tensors themselves, in `_copy_weights`.
-    """
-    try:
-        stored: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            "model.load-failed",
-            f"{ADAPTER_CONFIG}: cannot be read: {format_exception(error).rstrip('.')}.",
-            location=str(folder),
-            hint="Run the stage that wrote it again.",
-        ) from error
-    if stored.get("peft_type") != "LORA":
-        raise ModelError(
-            "model.unsupported-adapter",
-            f"peft_type: unsupported adapter; found {stored.get('peft_type')}, expected LORA.",
-            location=str(folder),
-            hint="Start from a LoRA adapter, or from base.",
-        )
-    settings = {
-        "rank": ("r", adapter.rank),
-        "alpha": ("lora_alpha", _as_int_if_whole(adapter.alpha)),
-        "dora": ("use_dora", adapter.dora),
-    }
-    issues = [
-        Issue(
-            "model.adapter-mismatch",
-            f"adapter.{field}: differs from the stored adapter; found {value} in the recipe, "
-            f"expected {stored.get(key)}.",
-            str(folder),
-            f"Set `adapter.{field}: {json.dumps(stored.get(key))}`, or start from base.",
-        )
-        for field, (key, value) in settings.items()
-        if stored.get(key) != value
-    ]
-    issues += [
-        Issue(
-            "model.unsupported-adapter",
-            f"{key}: unsupported adapter option; found {stored[key]}.",
-            str(folder),
-            "Start from an adapter without this option, or from base.",
-        )
-        for key in UNSUPPORTED_OPTIONS
-        if stored.get(key) not in (None, False, {}, "none")
-    ]
-    if issues:
-        raise ModelError(issues)
 
 
 def _copy_weights(model: PeftModel, name: str, stored: dict[str, Tensor], folder: Path) -> None:

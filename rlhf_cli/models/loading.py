@@ -32,10 +32,10 @@ from transformers import (
 from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.models import fsdp
+from rlhf_cli.models.adapter_config import is_adapter
 from rlhf_cli.models.tiny_model import save_tiny_model
 from rlhf_cli.recipe.schema import Base
 
-ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 NEW_HEADS = ("score.weight",)  # tensors that a scorer lacks if it starts from a causal language model
@@ -161,7 +161,7 @@ def load_reward_model_config(source: str, revision: str) -> PreTrainedConfig:
     Raises:
         ModelError: The model is missing, or it is not a whole model with one label.
     """
-    if (Path(source) / ADAPTER_CONFIG).is_file() and not (Path(source) / "config.json").is_file():
+    if is_adapter(Path(source)) and not (Path(source) / "config.json").is_file():
         raise ModelError(
             "model.wrong-kind",
             "found an adapter, expected a full reward model.",
@@ -330,7 +330,7 @@ def _check_model_directory(source: str) -> None:
             )
         return
     if not (folder / "config.json").is_file():
-        if (folder / ADAPTER_CONFIG).is_file():
+        if is_adapter(folder):
             raise ModelError(
                 "model.wrong-kind",
                 "found an adapter, expected a full model.",

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models import adapters
+from rlhf_cli.models import adapter_config, adapters
 from rlhf_cli.models.heads import ScalarHead, has_score_head, load_score_head
 from rlhf_cli.models.loading import load_causal_lm, load_scorer
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -76,7 +76,7 @@ class MultiAdapterModel:
         """
         for folder in roles.values():
             if folder is not None:
-                adapters.check_kind(folder, adapter)
+                adapter_config.check_kind(folder, adapter)
         if adapter is None:
             return _load_full_models(base, source, roles, smoke=smoke)
         causal_lm = load_causal_lm(base, source, smoke=smoke, sharded=sharded).requires_grad_(False)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.data import held_out
 from rlhf_cli.pipeline.preflight import check_rows
-from rlhf_cli.pipeline.references import find_references, producing_stage
-from rlhf_cli.pipeline.resolve import ResolvedStage, resolve
+from rlhf_cli.pipeline.references import check_adapters, find_references, producing_stage
+from rlhf_cli.pipeline.resolve import ResolvedStage, find_all, resolve
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs import layout
@@ -45,7 +45,10 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
         rows = {f"data.{kind}: {name}": number for kind, found in counts.items() for name, number in found.items()}
         depends_on = f"{', '.join(missing)} (not yet run)"
         return {"stage": stage, "facts": {"depends on": depends_on, **_nonzero(rows)}}
-    resolved = resolve(stage, recipe, runs_dir, smoke=smoke)
+    found = find_all(stage, recipe, runs_dir, smoke=smoke)
+    if not smoke:
+        check_adapters(stage, recipe, found)
+    resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
     facts: dict[str, Any] = {item.role: f"{item.path} {item.version or ''}".strip() for item in resolved.inputs}
     if resolved.spec.evaluates:
         evaluated = held_out.load(resolved.recipe, resolved.dataset_path, smoke=smoke)._asdict()

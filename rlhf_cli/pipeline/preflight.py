@@ -16,6 +16,7 @@ from rlhf_cli.pipeline.inputs import check_base, hash_model
 from rlhf_cli.pipeline.references import (
     Reference,
     ResolvedReference,
+    check_adapters,
     check_stage,
     find_references,
     producing_stage,
@@ -57,7 +58,8 @@ def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, s
     """Check every reference of `stages` against the existing runs and those that earlier stages will write.
 
     Raises:
-        RlhfError: With one issue for each reference that cannot be resolved or is of the wrong stage.
+        RlhfError: With one issue for each reference that cannot be resolved, is of the wrong stage, or is an adapter
+            with other settings than the recipe's.
     """
     if smoke:  # a smoke run first runs the stages that it needs
         recipe = smoke_recipe.shrink(recipe)
@@ -72,6 +74,9 @@ def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, s
                     check_stage(reference, producer)
                     continue
                 found.append(_resolve(reference, recipe, stages, runs_dir, smoke=smoke))
+        if not smoke:  # a smoke run takes other models in place of directories
+            with errors.collect():
+                check_adapters(stage, recipe, found)
         if thorough:
             _check_models(stage, found, errors)
         to_come.add(stage)

@@ -5,12 +5,13 @@ Only manifests are read, so a bad reference is reported in milliseconds, before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rlhf_cli.errors import ModelError, RecipeError
+from rlhf_cli.errors import ErrorCollector, ModelError, RecipeError
+from rlhf_cli.models import adapter_config
 from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
@@ -190,6 +191,29 @@ def _resolve_checkpoint(reference: Reference, folder: Path, *, smoke: bool) -> R
     check_stage(reference, run.parent.name)
     _refuse_smoke_run(reference, bool(manifest and manifest["smoke"]), smoke=smoke)
     return ResolvedReference(reference, "folder", str(folder / "model"))
+
+
+def check_adapters(stage: str, recipe: Recipe, found: Sequence[ResolvedReference]) -> None:
+    """Check that the models that a stage starts from are adapters with the recipe's settings, or whole models.
+
+    Only adapter_config.json is read; tensors are compared when they are loaded.
+
+    Raises:
+        ModelError: With the issues of every model.
+    """
+    errors = ErrorCollector()
+    for one in found:
+        reference = one.reference
+        is_trained = STAGES[stage].adapts_base and reference.stages and not reference.is_dataset
+        if not is_trained or reference.role == "base" or one.kind == "hub":
+            continue
+        folder = Path(one.path) if one.entry is None else one.entry.path / "model"
+        with errors.collect():
+            if any((folder / file).is_file() for file in MODEL_FILES):
+                adapter_config.check_kind(folder, recipe.adapter)
+            if recipe.adapter is not None and adapter_config.is_adapter(folder):
+                adapter_config.check_settings(folder, recipe.adapter)
+    errors.raise_all()
 
 
 def _refuse_smoke_run(reference: Reference, is_smoke: bool, *, smoke: bool) -> None:

@@ -23,7 +23,7 @@ from rlhf_cli.pipeline import preflight
 from rlhf_cli.pipeline.failures import convert_errors
 from rlhf_cli.pipeline.inputs import verify_inputs
 from rlhf_cli.pipeline.provenance import collect_provenance, diff_settings, environment_changes, git_commit
-from rlhf_cli.pipeline.references import find_references
+from rlhf_cli.pipeline.references import check_adapters, find_references
 from rlhf_cli.pipeline.resolve import ResolvedStage, find_all, resolve
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.loader import dump
@@ -150,6 +150,7 @@ def run_stage(
         nonlocal run, facts
         found = find_all(stage, recipe, runs_dir, smoke=smoke)
         if check_rows and not smoke:
+            check_adapters(stage, recipe, found)
             preflight.check_rows(recipe, [stage])
         resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
         done = _up_to_date(resolved) if skip_if_done else None

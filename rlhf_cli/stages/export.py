@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from rlhf_cli.data import chat_template
 from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models import adapters, loading
+from rlhf_cli.models import adapter_config, adapters, loading
 from rlhf_cli.models.generation_config import repair_generation_config
+from rlhf_cli.models.heads import has_score_head
 from rlhf_cli.pipeline import cards
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.runs.run import Run, StageMetrics
@@ -65,7 +66,10 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     """Write `export.of` to the run's model folder in `export.format`, and verify it."""
     start = stage.model_path("of")
     assert start is not None, "validation refuses export.of: base"
-    adapters.check_kind(start, stage.recipe.adapter)
+    adapter_config.check_kind(start, stage.recipe.adapter)
+    if has_score_head(start):
+        message = "found a reward model, expected a language model."
+        raise ModelError("model.wrong-kind", message, location=str(start), hint="Set export.of to an sft or ppo run.")
     if stage.recipe.adapter is None and stage.section.format == "adapter":
         message = "no adapter to export, because the recipe has `adapter: null`."
         hint = "Set export.format: merged."
@@ -105,13 +109,19 @@ def comparison_prompts(stage: ResolvedStage) -> list[Text]:
 def compute_expected(
     stage: ResolvedStage, start: Path, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text]
 ) -> Expected:
-    """Run the model as it was trained, the adapter on its (quantized) base, on prompts and its own continuations."""
+    """Run the model as it was trained, the adapter on its (quantized) base, on prompts and its own continuations.
+
+    An adapter is loaded by PEFT itself, as anybody else would load it.
+    """
     ids = [row[-PROMPT_TOKENS:] for row in chat_template.encode_prompts(tokenizer, prompts)]
     ids = [row for row in ids if row] or chat_template.encode_prompts(tokenizer, FALLBACK_TEXTS)
     recipe = stage.recipe
-    model = adapters.load_policy(
-        recipe.base, recipe.adapter, stage.base_path, start, smoke=stage.smoke, trainable=False
-    ).eval()
+    if recipe.adapter is None:
+        model = loading.load_causal_lm(recipe.base, str(start))
+    else:  # by PEFT, so that an error of our own loader shows as a difference
+        base = loading.load_causal_lm(recipe.base, stage.base_path, smoke=stage.smoke)
+        model = PeftModel.from_pretrained(base, start)
+    model.eval()
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=NEW_TOKENS,

@@ -51,14 +51,14 @@ def load_model(stage: ResolvedStage, tokenizer: PreTrainedTokenizerBase) -> Any:
     Raises:
         RecipeError: `reward.start` is an adapter although the recipe trains whole models.
     """
-    from rlhf_cli.models import adapters, loading
+    from rlhf_cli.models import adapter_config, adapters, loading
 
     recipe, start = stage.recipe, stage.model_path("start")
     if recipe.adapter is not None:
         model = loading.load_scorer(recipe.base, stage.base_path, smoke=stage.smoke, sharded=stage.sharded)
         model.config.pad_token_id = tokenizer.pad_token_id
         return adapters.attach(model, recipe.adapter, task="SEQ_CLS", start=start)
-    if start is not None and adapters.is_adapter(start):
+    if start is not None and adapter_config.is_adapter(start):
         message = "must be a full model, because the recipe has `adapter: null`; found an adapter."
         hint = "Set an adapter in the recipe, or start from base."
         raise RecipeError("recipe.conflicting-keys", message, location="reward.start", hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,28 @@ def test_run_on_other_base_is_reported_if_thorough(preflight: Preflight) -> None
     preflight.check(stages=stages, thorough=False)
     with raises_issue("model.adapter-of-other-base", error=ModelError, location="ppo.reward.0"):
         preflight.check(stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"r": 4}, "model.adapter-mismatch"),
+        ({"init_lora_weights": "pissa"}, "model.unsupported-adapter"),
+        ({"bias": "all"}, "model.unsupported-adapter"),
+        ({"use_rslora": True}, "model.unsupported-adapter"),
+    ],
+)
+def test_adapter_that_cannot_be_loaded_is_reported(
+    preflight: Preflight, tmp_path: Path, config: dict[str, object], code: str
+) -> None:
+    plain = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "use_dora": False, "bias": "none"}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(plain))
+    preflight.check(f"export.of={folder}", "adapter={rank: 16, alpha: 32}", stages=["export"], thorough=False)
+    (folder / "adapter_config.json").write_text(json.dumps({**plain, **config}))
+    issues = preflight.issues(f"export.of={folder}", "adapter={rank: 16, alpha: 32}", stages=["export"], thorough=False)
+    assert [issue.code for issue in issues] == [code]
 
 
 def test_hub_model_is_looked_up_only_if_thorough(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:

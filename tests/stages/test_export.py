@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models import adapters
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.pipeline import cards
 from rlhf_cli.pipeline.resolve import ResolvedStage
@@ -276,9 +277,22 @@ def drop_adapter_in_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
 
 
+def double_scale_of_loaded_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make our own loader of adapters multiply by twice their scale."""
+    original = adapters.lora_config
+
+    def doubled(*args: Any, **kwargs: Any) -> LoraConfig:
+        config = original(*args, **kwargs)
+        config.lora_alpha *= 2
+        return config
+
+    monkeypatch.setattr(adapters, "lora_config", doubled)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (double_scale_of_loaded_adapters, "the exported model differs from the trained one; found a mean KL of "),
         (
             change_weights_on_save,
             "tensors in the exported files differ from the saved ones, such as lm_head.weight (1 in total).",
