@@ -1,23 +1,67 @@
-"""Conversations: read and check their turns, parse transcripts, and find the common beginning of two completions."""
+"""Conversations: read and check their turns, and find the common beginning of two completions."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Collection
 from typing import Any
 
-from rlhf_cli.data.issues import DroppedRowError, RowError, empty_field_error, type_name
+import orjson
+
+from rlhf_cli.data.batches import Fields
+from rlhf_cli.data.issues import RowError, empty_field_error, type_name
 from rlhf_cli.data.rows import Message
 from rlhf_cli.formatting import did_you_mean
 
 ROLES = ("system", "user", "assistant")
-ROLE_SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
+ROLE_SYNONYMS = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "developer": "system",
+}
 MESSAGE_HINT = 'Write each message as {"role": "user", "content": "…"}.'
-TRANSCRIPT_PREFIX = "\n\nHuman:"  # of an HH-RLHF transcript
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+SHAREGPT_HINT = "Set `format: sharegpt` on the source if its conversations are in the column `conversations`."
+UNUSED_KEYS = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+_MESSAGES_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:""")
+_SECOND_KEYS = {"role": "content", "content": "role", "from": "value", "value": "from"}
 
 
-def read_messages(value: Any, field: str) -> list[Message]:
-    """Return `value` as messages with known roles and text in them, without further keys. Raise RowError otherwise."""
+def parse_messages(text: str) -> list[Any] | None:
+    """Return the messages that a text holds as JSON or as a Python literal, as in CSV files; None for other text.
+
+    Raises:
+        RowError: The text has the beginning and the keys of messages, but cannot be parsed.
+    """
+    match = _MESSAGES_AS_TEXT.match(text)
+    if match is None or f"{match[2]}{_SECOND_KEYS[match[3]]}{match[2]}" not in text:
+        return None
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            if match[1] is None:
+                return None
+            message = "text with the beginning of a list of messages that is neither JSON nor a Python literal."
+            raise RowError("data.conversation-as-text", message, "Write the messages as JSON.") from None
+    messages = value if isinstance(value, list) else [value]
+    is_message = messages and isinstance(messages[0], dict) and {match[3], _SECOND_KEYS[match[3]]} <= messages[0].keys()
+    return messages if is_message else None
+
+
+def read_messages(value: Any, field: str, *, may_end_empty: bool = False) -> list[Message]:
+    """Return `value` as messages with known roles and text in them, without further keys. Raise RowError otherwise.
+
+    Args:
+        value: The value of the field.
+        field: Its name.
+        may_end_empty: Whether the last message may be empty.
+    """
     if not isinstance(value, list):
         message = f"{field}: found {type_name(value)}, expected a list of messages."
         raise RowError("data.wrong-type", message, MESSAGE_HINT)
@@ -30,10 +74,25 @@ def read_messages(value: Any, field: str) -> list[Message]:
             turn = _read_turn(turn, f"{field}[{index}]")
         content = turn.get("content")
         if type(content) is not str or not content or content.isspace():
-            _read_turn(turn, f"{field}[{index}]")
-            raise empty_field_error(field, f"{field}[{index}].content: empty text.")
+            turn = _read_turn(turn, f"{field}[{index}]")
+            may_be_empty = may_end_empty and index == len(value) - 1
+            if not turn["content"].strip() and not may_be_empty:
+                raise empty_field_error(field, f"{field}[{index}].content: empty text.")
         messages.append(turn)
     return messages
+
+
+def without_message_keys(fields: Fields, keys: Collection[str]) -> Fields:
+    """Return a row whose messages lack these keys."""
+    return {
+        column: [
+            {key: item for key, item in turn.items() if key not in keys} if isinstance(turn, dict) else turn
+            for turn in value
+        ]
+        if isinstance(value, list)
+        else value
+        for column, value in fields.items()
+    }
 
 
 def _read_turn(turn: Any, name: str) -> Message:
@@ -41,11 +100,21 @@ def _read_turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, dict):
         message = f"{name}: found {type_name(turn)}, expected a message {{role, content}}."
         raise RowError("data.wrong-type", message, MESSAGE_HINT)
+    for key in UNUSED_KEYS:
+        if turn.get(key):
+            message = f"{name}.{key}: not supported; the model would be trained as if it were not there."
+            hint = f"Write it into the content, or set `ignore_columns: [{key}]` on the source."
+            raise RowError("data.unused-column", message, hint)
     for key in ("role", "content"):
         if key not in turn:
-            raise RowError("data.missing-field", f"{name}.{key}: missing field.", MESSAGE_HINT)
-        if not isinstance(turn[key], str):
-            message = f"{name}.{key}: found {type_name(turn[key])}, expected text."
+            hint = SHAREGPT_HINT if {"from", "value"} <= turn.keys() else MESSAGE_HINT
+            raise RowError("data.missing-field", f"{name}.{key}: missing field.", hint)
+    content = turn["content"]
+    if isinstance(content, list):
+        content = _join_parts(content, name)
+    for key, value in (("role", turn["role"]), ("content", content)):
+        if not isinstance(value, str):
+            message = f"{name}.{key}: found {type_name(value)}, expected text."
             raise RowError("data.wrong-type", message, MESSAGE_HINT)
     role = turn["role"]
     if role not in ROLES:
@@ -53,7 +122,17 @@ def _read_turn(turn: Any, name: str) -> Message:
         hint = f"Did you mean {synonym}?" if synonym else did_you_mean(role, ROLES)
         message = f"{name}.role: unknown role {role!r}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]}."
         raise RowError("data.unknown-role", message, hint)
-    return Message(role=role, content=turn["content"])
+    return Message(role=role, content=content)
+
+
+def _join_parts(parts: list[Any], name: str) -> str:
+    """Return the text of a message whose content is a list of parts. Raise RowError if one is no text."""
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            found = part.get("type") if isinstance(part, dict) else type_name(part)
+            message = f"{name}.content: found a part of type {found}, expected text."
+            raise RowError("data.wrong-type", message, "Remove the row; only text can be trained on.")
+    return "".join(part["text"] for part in parts)
 
 
 def check_order(messages: list[Message], field: str) -> None:
@@ -141,27 +220,3 @@ def _is_boundary(chosen: str, rejected: str, position: int) -> bool:
     if not chosen[position:].strip() or not rejected[position:].strip():
         return False
     return chosen[position - 1].isspace() or (chosen[position].isspace() and rejected[position].isspace())
-
-
-def read_transcript(text: str) -> list[Message]:
-    """Return the turns of an HH-RLHF transcript. Consecutive turns of one speaker are joined.
-
-    Raises:
-        DroppedRowError: The transcript has an empty turn or does not end with an assistant turn. Such rows are part of
-            the published dataset, which users cannot fix.
-    """
-    assert text.startswith(TRANSCRIPT_PREFIX)
-    parts = _TURN.split(text)[1:]
-    messages: list[Message] = []
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        content = content.strip()
-        if not content:
-            raise DroppedRowError("transcript with an empty turn")
-        role = "user" if speaker == "Human" else "assistant"
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n\n" + content
-        else:
-            messages.append(Message(role=role, content=content))
-    if messages[-1]["role"] != "assistant":
-        raise DroppedRowError("transcript without a closing assistant turn")
-    return messages

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from rlhf_cli.data.batches import Batch
-from rlhf_cli.data.columns import plan_columns, rename_columns
+from rlhf_cli.data.batches import Batch, Fields
+from rlhf_cli.data.column_hints import is_filled, unused_column
+from rlhf_cli.data.columns import ColumnPlan, plan_columns, rename_columns
+from rlhf_cli.data.conversations import without_message_keys
 from rlhf_cli.data.fields import CONVERSATION, TEXT, format_of
-from rlhf_cli.data.formats import ParseRow, plain_text_columns, row_parser
+from rlhf_cli.data.formats import CONVERSATION_STARTS, ParseRow, plain_text_columns, row_parser
 from rlhf_cli.data.issues import MAX_SHOWN_ISSUES, DroppedRowError, IssueCollector, RowError
 from rlhf_cli.data.rows import PreferenceRow
+from rlhf_cli.recipe.schema import Source
 from rlhf_cli.stages import DatasetKind
 
 
@@ -22,49 +25,54 @@ class RowConverter:
 
     Attributes:
         columns: The columns known beforehand, and those of the rows converted since.
+        empty: Those of the columns known beforehand without a value in any row so far.
         counts: Rows read, and rows dropped by reason.
         text_format: `TEXT` or `CONVERSATION`, of the first row; "" before it.
 
     Args:
         kind: The dataset kind.
-        mapping: Our column names, each with the dataset's.
+        source: The source. If it is a Hub dataset, which users cannot edit, a row that is empty or has its turns out of
+            order is dropped and counted instead of being an issue.
         found: The columns known beforehand, which decide the rows' format and further columns.
-        source: Path or Hub id of the source, the location of issues that concern no single row.
         issues: Where issues are added.
-        editable: Whether the user can edit the data. If not, a row that is empty or has its turns out of order is
-            dropped and counted instead of being an issue.
+        empty: Those of `found` that have no value in any row.
     """
 
     def __init__(
         self,
         kind: DatasetKind,
-        mapping: Mapping[str, str],
+        source: Source,
         found: Sequence[str],
-        *,
-        source: str,
         issues: IssueCollector,
-        editable: bool,
+        *,
+        empty: Collection[str] = (),
     ) -> None:
         self.columns = dict.fromkeys(found)
+        self.empty = set(empty)
         self._found_count = len(self.columns)
+        self._empty_count = len(self.empty)
         self.counts: Counter[str] = Counter()
         self.text_format = ""
         self._first_location = ""
-        self._mapping = mapping
+        self._kind = kind
+        self._source = source
         self._issues = issues
-        self._editable = editable
         self._margins = _MarginCheck()
-        self._parse: ParseRow | None = None  # None if the columns fit no format, or there are none
+        self._plan: ColumnPlan | None = None  # None if the columns fit no format, or there are none
+        self._parse: ParseRow | None = None
         self._plain_columns: tuple[str, ...] = ()  # for the fast path of `prompts`
-        if found and (plan := plan_columns(kind, mapping, found, source, issues)):
-            row_format, columns = plan
-            self._parse = row_parser(kind, row_format, columns)
-            self._plain_columns = () if mapping else plain_text_columns(kind, row_format, columns)
+        self._unused: list[str] = []  # columns in which no value was found yet
+        if found and (plan := plan_columns(kind, source, found, self.empty, issues)):
+            self._plan = plan
+            self._parse = row_parser(kind, plan.row_format, plan.columns)
+            self._unused = plan.unused
+            if not source.columns and not source.ignore_columns and not plan.published:
+                self._plain_columns = plain_text_columns(kind, plan.row_format, plan.columns)
 
     @property
     def has_late_columns(self) -> bool:
-        """Whether rows had columns that were not known beforehand."""
-        return len(self.columns) > self._found_count
+        """Whether rows had columns, or values of columns, that were not known beforehand."""
+        return len(self.columns) > self._found_count or len(self.empty) < self._empty_count
 
     def rows(self, batch: Batch) -> list[Any]:
         """Return the typed rows of a batch. Rows with an issue and dropped rows are left out."""
@@ -74,19 +82,20 @@ class RowConverter:
         rows = []
         for number, fields in zip(batch.numbers, batch.rows, strict=True):
             try:
-                row = self._parse(rename_columns(fields, self._mapping) if self._mapping else fields)
+                parsed = [self._parse(row) for row in self._convert(fields)]
             except DroppedRowError as reason:
                 self.counts[f"dropped: {reason}"] += 1
             except RowError as error:
-                if error.dropped_as and not self._editable:
+                if error.dropped_as and self._source.hub is not None:
                     self.counts[f"dropped: {error.dropped_as}"] += 1
                 else:
                     self._issues.add_row_error(error, f"{batch.prefix}{number}")
             else:
-                rows.append(row)
-                self._check_format(row, batch, number)
-                if type(row) is PreferenceRow:
-                    self._margins.add(row, batch, number)
+                rows += parsed
+                for row in parsed:
+                    self._check_format(row, batch, number)
+                    if type(row) is PreferenceRow:
+                        self._margins.add(row, batch, number)
         return rows
 
     def prompts(self, batch: Batch) -> Sequence[str] | None:
@@ -103,6 +112,8 @@ class RowConverter:
         for texts in columns:
             if set(map(type, texts)) != {str} or not all(map(str.strip, texts)):
                 return None
+            if any(map(str.startswith, map(str.lstrip, texts), itertools.repeat(CONVERSATION_STARTS))):
+                return None
         is_preference = len(columns) == 3
         if is_preference and any(map(operator.eq, columns[1], columns[2])):
             return None
@@ -116,9 +127,38 @@ class RowConverter:
         """Add the issues that are known only after the last batch."""
         self._margins.add_issues(self._issues)
 
+    def _convert(self, fields: Fields) -> Iterator[Fields]:
+        """Yield the rows, under our names, that a raw row stands for."""
+        assert self._plan is not None
+        if self._source.columns:
+            fields = rename_columns(fields, self._source.columns)
+        if self._source.ignore_columns:
+            fields = without_message_keys(fields, self._source.ignore_columns)
+        published = self._plan.published
+        if published is None:
+            yield fields
+            return
+        others = {column: value for column, value in fields.items() if column not in published.columns}
+        for row in published.read(self._kind, fields, self._source.ignore_columns):
+            yield {**others, **row}
+
     def _count(self, batch: Batch) -> None:
+        for column in [column for column in self._unused if column not in self.empty]:
+            self._check_unused(column, batch)
+        if self.empty:
+            self.empty -= {name for name in self.empty if any(is_filled(fields.get(name)) for fields in batch.rows)}
         self.columns.update(dict.fromkeys(itertools.chain.from_iterable(batch.rows)))
         self.counts["read"] += len(batch.rows)
+
+    def _check_unused(self, column: str, batch: Batch) -> None:
+        """Add an issue for the first row with a value in a column that may change its meaning and is not read."""
+        theirs = self._source.columns.get(column, column)
+        for number, fields in zip(batch.numbers, batch.rows, strict=True):
+            if is_filled(fields.get(theirs)):
+                message, hint = unused_column(self._kind, theirs, list(self.columns))
+                self._issues.add("data.unused-column", message, f"{batch.prefix}{number}", hint)
+                self._unused.remove(column)
+                return
 
     def _check_format(self, row: Any, batch: Batch, number: int) -> None:
         """Add an issue if the row's format, of its first field, is not that of the first row."""

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from rlhf_cli.data.batches import Fields
-from rlhf_cli.data.conversations import read_messages
+from rlhf_cli.data.conversations import parse_messages, read_messages
 from rlhf_cli.data.issues import FILL_IN_HINT, RowError, empty_field_error, type_name
-from rlhf_cli.data.rows import Text
+from rlhf_cli.data.rows import Message, Text
 
 TEXT = "text"
 CONVERSATION = "a conversation"
@@ -34,12 +34,30 @@ def get_string(fields: Fields, name: str) -> str:
     return value
 
 
-def get_text(fields: Fields, name: str) -> Text:
-    """Return a field's text or, if its value is a list, its conversation."""
+def get_text(fields: Fields, name: str, *, may_be_empty: bool = False) -> Text:
+    """Return a field's text or, if its value is a list, its conversation, which may also be written as text.
+
+    Args:
+        fields: The row.
+        name: The field.
+        may_be_empty: Whether the text, or the last message, may be empty.
+    """
     value = fields.get(name)
     if type(value) is str and value and not value.isspace():  # almost all values: worth a test of its own
+        if value.lstrip().startswith(("[", "{")) and (messages := parse_messages(value)):
+            return read_messages(messages, name, may_end_empty=may_be_empty)
         return value
-    return read_messages(value, name) if isinstance(value, list) else get_string(fields, name)
+    if isinstance(value, list):
+        return read_messages(value, name, may_end_empty=may_be_empty)
+    return value if may_be_empty and isinstance(value, str) else get_string(fields, name)
+
+
+def get_messages(fields: Fields, name: str) -> list[Message]:
+    """Return a field's messages, which may also be written as text, as in CSV files."""
+    value = get_value(fields, name)
+    if isinstance(value, str):
+        value = parse_messages(value) or value
+    return read_messages(value, name)
 
 
 def get_margin(fields: Fields) -> float | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from rlhf_cli.data.batches import Fields
-from rlhf_cli.data.columns import KINDS, MESSAGES, PAIR, Format
-from rlhf_cli.data.conversations import check_completion, check_prompt, read_messages, split_last_turn
-from rlhf_cli.data.fields import get_margin, get_string, get_text, get_value, mixed_formats_error
+from rlhf_cli.data.conversations import check_completion, check_prompt, parse_messages, split_last_turn
+from rlhf_cli.data.dataset_kinds import KINDS, MESSAGES, PAIR, Format
+from rlhf_cli.data.fields import get_margin, get_messages, get_string, get_text, get_value, mixed_formats_error
 from rlhf_cli.data.issues import DroppedRowError, RowError
 from rlhf_cli.data.preferences import split_preference
 from rlhf_cli.data.rows import Message, PreferenceRow, PromptRow, SftRow, Text, TextRow, TypedRow
+from rlhf_cli.data.transcripts import TRANSCRIPT_STARTS, is_transcript
 from rlhf_cli.stages import DatasetKind
 
+CONVERSATION_STARTS = ("[", "{", *TRANSCRIPT_STARTS)  # of text that may be a conversation, and has to be parsed
 ParseRow = Callable[[Fields], TypedRow]  # raises RowError or DroppedRowError
 
 
@@ -65,11 +67,25 @@ def _parse_demonstration(fields: Fields) -> SftRow:
 
 
 def _parse_sft_messages(fields: Fields) -> SftRow:
-    return SftRow(*split_last_turn(_get_messages(fields), "messages"))
+    return SftRow(*split_last_turn(get_messages(fields, "messages"), "messages"))
 
 
 def _parse_sft_text(fields: Fields) -> SftRow:
-    return SftRow("", get_string(fields, "text"))
+    """Return the row's text as a completion. Raise RowError if it is a conversation in disguise."""
+    text = get_string(fields, "text")
+    if text.lstrip().startswith(("[", "{")) and parse_messages(text):
+        raise RowError(
+            "data.conversation-as-text",
+            "text: found messages written as text; they would be trained on as they are, with their brackets.",
+            "Read them with `columns: {messages: text}` on the source.",
+        )
+    if is_transcript(text):
+        raise RowError(
+            "data.conversation-as-text",
+            "text: found a transcript; its marks would be trained on as text, the questions with the answers.",
+            "Set `format: transcript` on the source.",
+        )
+    return SftRow("", text)
 
 
 def _preference_parser(extra: Sequence[str]) -> ParseRow:
@@ -108,7 +124,7 @@ def _parse_prompt(fields: Fields) -> Text:
 
 
 def _parse_prompt_of_messages(fields: Fields) -> list[Message]:
-    messages = _get_messages(fields)
+    messages = get_messages(fields, "messages")
     prompt = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     check_prompt(prompt, "messages")
     return prompt
@@ -133,14 +149,12 @@ def _require_prompt(parse: ParseRow) -> ParseRow:
     """Return `parse` for a dataset with a column `prompt`: if one row has a prompt, none is guessed for another."""
 
     def parse_with_prompt(fields: Fields) -> TypedRow:
-        get_value(fields, "prompt")
+        prompt = get_value(fields, "prompt")
+        if isinstance(prompt, str) and not prompt.strip():
+            get_string(fields, "prompt")  # raises
         return parse(fields)
 
     return parse_with_prompt
-
-
-def _get_messages(fields: Fields) -> list[Message]:
-    return read_messages(get_value(fields, "messages"), "messages")
 
 
 def _select(fields: Fields, columns: Sequence[str]) -> Fields:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from rlhf_cli.data.batches import Fields
 from rlhf_cli.data.conversations import (
-    TRANSCRIPT_PREFIX,
     check_completion,
     check_prompt,
     common_prefix_length,
     count_common_turns,
-    read_transcript,
 )
 from rlhf_cli.data.fields import get_text, mixed_formats_error
 from rlhf_cli.data.issues import DroppedRowError, RowError
 from rlhf_cli.data.rows import Message, Text
+from rlhf_cli.data.transcripts import is_transcript, read_transcript
 
 Conversation = list[Message]
 
@@ -21,17 +20,17 @@ Conversation = list[Message]
 def split_preference(fields: Fields) -> tuple[Text, Text, Text]:
     """Return prompt, chosen and rejected of a row, without anything that both completions start with.
 
-    The five formats are: text with a prompt, two HH-RLHF transcripts, two texts with a common beginning, conversations
-    with a prompt, and conversations with common first turns. The last one may have the prompt as text, too, as
-    UltraFeedback has.
+    The rejected completion may be empty. The five formats are: text with a prompt, two transcripts, two texts with a
+    common beginning, conversations with a prompt, and conversations with common first turns. The last one may have the
+    prompt as text, too, as UltraFeedback has.
 
     Raises:
         RowError: A field is missing or malformed, or the prompt cannot be found.
         DroppedRowError: A transcript is malformed.
     """
     chosen = get_text(fields, "chosen")
-    rejected = get_text(fields, "rejected")
-    prompt = get_text(fields, "prompt") if "prompt" in fields else None
+    rejected = get_text(fields, "rejected", may_be_empty=True)
+    prompt = get_text(fields, "prompt") if fields.get("prompt") not in (None, "") else None
     if isinstance(chosen, str):
         if isinstance(rejected, str):
             return _split_texts(prompt, chosen, rejected)
@@ -41,17 +40,31 @@ def split_preference(fields: Fields) -> tuple[Text, Text, Text]:
 
 
 def _split_texts(prompt: Text | None, chosen: str, rejected: str) -> tuple[Text, Text, Text]:
-    if isinstance(prompt, str):
-        return prompt, chosen, rejected
-    if prompt is not None:
+    if isinstance(prompt, list):
         raise mixed_formats_error("chosen", chosen, prompt)
-    if chosen.startswith(TRANSCRIPT_PREFIX) and rejected.startswith(TRANSCRIPT_PREFIX):
-        return _split_transcripts(chosen, rejected)
+    if is_transcript(chosen) and is_transcript(rejected):
+        turns, chosen_turn, rejected_turn = _split_transcripts(chosen, rejected)
+        if prompt is not None:
+            _check_prompt_is_in(prompt, turns, chosen)
+        return turns, chosen_turn, rejected_turn
+    if prompt is not None:
+        return prompt, chosen, rejected
     length = common_prefix_length(chosen, rejected)
     return chosen[:length], chosen[length:], rejected[length:]
 
 
-def _split_transcripts(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
+def _check_prompt_is_in(prompt: str, turns: Conversation, transcript: str) -> None:
+    """Raise RowError unless a prompt as text is the beginning of a transcript or one of its turns."""
+    is_turn = any(turn["content"] == prompt.strip() for turn in turns)
+    if not is_turn and not transcript.strip().startswith(prompt.strip()):
+        raise RowError(
+            "data.mixed-formats",
+            "prompt: found text that is not in the transcripts `chosen` and `rejected`.",
+            "Write only the answers to `chosen` and `rejected`, or remove the column `prompt`.",
+        )
+
+
+def _split_transcripts(chosen: str, rejected: str) -> tuple[Conversation, Conversation, Conversation]:
     prompt, chosen_turn = _split_transcript(chosen)
     other_prompt, rejected_turn = _split_transcript(rejected)
     if prompt != other_prompt:

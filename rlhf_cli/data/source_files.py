@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_cli.data.batches import Batch, Fields, number_rows, slice_batches
-from rlhf_cli.data.columns import KINDS
+from rlhf_cli.data.dataset_kinds import KINDS
 from rlhf_cli.data.folders import TEXT_SUFFIX, find_run_files, find_split_files, join_names, unsupported_hint
 from rlhf_cli.data.issues import IssueCollector
 from rlhf_cli.data.parquet_rows import MAX_BATCH_ROWS, slice_rows

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from rlhf_cli.data.batches import Batch, slice_batches
-from rlhf_cli.data.columns import KINDS
+from rlhf_cli.data.column_hints import is_filled
 from rlhf_cli.data.converter import RowConverter
+from rlhf_cli.data.dataset_kinds import KINDS
 from rlhf_cli.data.issues import IssueCollector
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split, TextRow
 from rlhf_cli.data.source_files import FindRun, read_split
@@ -135,7 +136,6 @@ class _Reader:
 
     def read(self, source: Source) -> _SourceRows:
         """Return the rows of a source. Raise DataError if it cannot be read at all; add issues of single rows."""
-        name = _name_of(source)
         text_format, rows, hashes = self._read_split(source, source.split)
         if source.eval_split:
             _, eval_rows, eval_hashes = self._read_split(source, source.eval_split)
@@ -146,38 +146,46 @@ class _Reader:
         else:
             fraction = DEFAULT_EVAL_FRACTION if source.eval_fraction is None else source.eval_fraction
             split = split_by_hash(hashes, fraction)
-        return _SourceRows(name, source.weight or 1.0, text_format, rows, split)
+        return _SourceRows(source.name, source.weight or 1.0, text_format, rows, split)
 
     def _read_split(self, source: Source, split: str) -> _SplitRows:
         issues = IssueCollector()
-        converter, found = self._convert(source, split, (), issues)
+        converter, found = self._convert(source, split, None, issues)
         if converter.has_late_columns:
             # A column that came late may change what the rows before it mean, so all are converted again.
             issues = IssueCollector()
-            converter, found = self._convert(source, split, converter.columns, issues)
+            converter, found = self._convert(source, split, converter, issues)
         if not converter.counts["read"] and not issues.count:
-            issues.add("data.no-rows", "no rows; expected at least one.", _name_of(source))
+            issues.add("data.no-rows", "no rows; expected at least one.", source.name)
         self.issues.merge(issues)
         self.counts.update(converter.counts)
         return found
 
     def _convert(
-        self, source: Source, split: str, known_columns: Iterable[str], issues: IssueCollector
+        self, source: Source, split: str, earlier: RowConverter | None, issues: IssueCollector
     ) -> tuple[RowConverter, _SplitRows]:
-        """Convert a split with the columns of its first batches, or of all batches if the rows are kept."""
+        """Convert a split with the columns of its first batches, or of all batches if the rows are kept.
+
+        Args:
+            source: The source.
+            split: The split.
+            earlier: The converter of an earlier pass, whose columns are known beforehand.
+            issues: Where issues are added.
+        """
         raw = read_split(source, split, self.kind, self._find, issues, row_by_row=self.limit is not None)
         batches = slice_batches(raw, 0, self.limit)
         head = list(batches if self._keep_rows else itertools.islice(batches, HEAD_BATCHES))
-        columns = dict.fromkeys(known_columns)
+        columns = dict.fromkeys(earlier.columns if earlier else ())
         columns |= dict.fromkeys(column for batch in head for fields in batch.rows for column in fields)
-        converter = RowConverter(
-            self.kind,
-            source.columns,
-            list(columns),
-            source=_name_of(source),
-            issues=issues,
-            editable=source.hub is None,
-        )
+        if earlier:
+            empty = earlier.empty
+        else:
+            empty = {
+                column
+                for column in columns
+                if not any(is_filled(fields.get(column)) for batch in head for fields in batch.rows)
+            }
+        converter = RowConverter(self.kind, source, list(columns), issues, empty=empty)
         rows: list[Any] = []
         hashes = bytearray()
         for batch in itertools.chain(head, batches):
@@ -195,12 +203,6 @@ class _Reader:
         if self._keep_rows:
             rows += converted
         return map(prompt_key, converted)
-
-
-def _name_of(source: Source) -> str:
-    name = source.path or source.hub or source.run
-    assert name, "the recipe's validation refuses a source without path, hub and run"
-    return name
 
 
 class _Mixture(NamedTuple):

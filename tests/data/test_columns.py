@@ -79,14 +79,18 @@ def test_convert_unknown_column_in_mapping_adds_issue(
 
 
 MAPPING_HINT = "Map the columns in the recipe: `columns: {%s}`."
+EITHER_HINT = (
+    "Set `format: instruction` on the source to read conversations, or map the columns to use their text unchanged: "
+    "`columns: {%s}`."
+)
 
 
 @pytest.mark.parametrize(
     ("kind", "columns", "hint"),
     [
-        ("sft", ("instruction", "output"), MAPPING_HINT % "prompt: instruction, completion: output"),
+        ("sft", ("instruction", "output"), EITHER_HINT % "prompt: instruction, completion: output"),
         ("preferences", ("question", "chosen", "loser"), MAPPING_HINT % "prompt: question, rejected: loser"),
-        ("prompts", ("query",), MAPPING_HINT % "prompt: query"),
+        ("prompts", ("query",), EITHER_HINT % "prompt: query"),
         ("pretrain", ("id", "story"), MAPPING_HINT % "text: story"),
         ("sft", ("a", "b"), MAPPING_HINT % "prompt: …, completion: …"),
         (

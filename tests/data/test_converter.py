@@ -35,7 +35,7 @@ def test_convert_text_and_conversation_rows_adds_issue() -> None:
 
 def test_convert_empty_rows_of_data_that_is_not_editable_drops_and_counts_them() -> None:
     rows, counts = convert_rows(
-        "preferences", [PAIR, {**PAIR, "rejected": ""}, {**PAIR, "chosen": None}], editable=False
+        "preferences", [PAIR, {**PAIR, "rejected": None}, {**PAIR, "chosen": ""}], editable=False
     )
     assert len(rows) == 1
     assert counts == {"dropped: empty rejected": 1, "dropped: empty chosen": 1}

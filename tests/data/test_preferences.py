@@ -127,3 +127,30 @@ def test_convert_pair_without_prompt_of_its_format_adds_issue(
 def test_convert_pair_with_unfitting_fields_adds_issue(row: dict[str, Any], code: str) -> None:
     (issue,) = conversion_issues("preferences", [row])
     assert (issue.code, issue.location) == (code, "x.jsonl:1")
+
+
+HH = "Human: Hi?\n\nAssistant:"
+OASST = "<|prompter|>Hi?<|endoftext|><|assistant|>"
+
+
+@pytest.mark.parametrize("start", [f"\n\n{HH}", HH, f"\n{HH}", OASST, "### Human: Hi?\n### Assistant:"])
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "Hi?"}, {"prompt": None}])
+def test_convert_transcripts_of_any_style_makes_conversations(start: str, prompt: dict[str, Any]) -> None:
+    row = {**prompt, "chosen": f"{start} Yes.", "rejected": f"{start} No."}
+    assert convert_row("preferences", row) == PreferenceRow([USER], [YES], [NO], None, {})
+
+
+def test_convert_transcripts_beside_other_prompt_adds_issue() -> None:
+    (issue,) = conversion_issues("preferences", [{"prompt": "Bye?", "chosen": f"{HH} Yes.", "rejected": f"{HH} No."}])
+    assert (issue.code, issue.location) == ("data.mixed-formats", "x.jsonl:1")
+
+
+def test_convert_empty_rejected_completion_keeps_row() -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": ""}
+    assert convert_row("preferences", row) == PreferenceRow("a", "b", "", None, {})
+    empty: Message = {"role": "assistant", "content": ""}
+    pair = {"prompt": [USER], "chosen": [YES], "rejected": [empty]}
+    assert convert_row("preferences", pair) == PreferenceRow([USER], [YES], [empty], None, {})
+    for field in ({"chosen": ""}, {"rejected": None}):
+        (issue,) = conversion_issues("preferences", [{**row, **field}])
+        assert issue.code == "data.empty-completion"

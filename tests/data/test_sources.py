@@ -149,12 +149,19 @@ def test_load_column_that_appears_late_applies_to_all_rows(jsonl: Jsonl) -> None
 def test_load_real_preferences_keeps_all_usable_rows(tmp_path: Path) -> None:
     file = require_shared("data", "pandalm", "testset-v1.json")
     columns = {"prompt": "instruction", "chosen": "response1", "rejected": "response2"}
-    issues = file_issues(file, "preferences", columns=columns)
+    unused = [
+        issue for issue in file_issues(file, "preferences", columns=columns) if issue.code == "data.unused-column"
+    ]
+    assert [issue.message.partition(":")[0] for issue in unused] == ["input", "annotator1"]
+    ignored = ["input", "annotator1"]
+    issues = file_issues(file, "preferences", columns=columns, ignore_columns=ignored)
     assert (issues[0].code, issues[0].location) == ("data.empty-completion", f"{file}:218")
     rows = json.loads(file.read_text(encoding="utf-8"))
     rows = [row for row in rows if all(isinstance(row[c], str) and row[c].strip() for c in columns.values())]
     (tmp_path / "clean.json").write_text(json.dumps(rows))
-    split = load_file(tmp_path / "clean.json", "preferences", columns=columns, eval_fraction=0.1)
+    split = load_file(
+        tmp_path / "clean.json", "preferences", columns=columns, ignore_columns=ignored, eval_fraction=0.1
+    )
     equal = sum(row["response1"] == row["response2"] for row in rows)
     assert len(split.train) + len(split.held_out) == len(rows) - equal
     assert split.counts.get("dropped: chosen equals rejected", 0) == equal

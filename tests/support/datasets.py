@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_cli.data import sources
 from rlhf_cli.data.batches import Batch
+from rlhf_cli.data.column_hints import is_filled
 from rlhf_cli.data.converter import RowConverter
 from rlhf_cli.data.issues import IssueCollector
 from rlhf_cli.data.rows import Split
@@ -52,12 +53,28 @@ def file_issues(path: Path, kind: DatasetKind = "sft", **fields: Any) -> list[Is
 
 
 def convert_rows(
-    kind: DatasetKind, rows: Sequence[dict[str, Any]], columns: dict[str, str] | None = None, *, editable: bool = True
+    kind: DatasetKind,
+    rows: Sequence[dict[str, Any]],
+    columns: dict[str, str] | None = None,
+    *,
+    editable: bool = True,
+    **fields: Any,
 ) -> tuple[list[Any], dict[str, int]]:
-    """Return raw rows, of the lines of `x.jsonl`, as typed rows, and the counts of dropped rows."""
+    """Return raw rows, of the lines of `x.jsonl`, as typed rows, and the counts of dropped rows.
+
+    Args:
+        kind: The dataset kind.
+        rows: The raw rows.
+        columns: The source's mapping of columns.
+        editable: Whether the source is a file, not a Hub dataset.
+        fields: Further fields of the source.
+    """
     issues = IssueCollector()
     found = list(dict.fromkeys(column for row in rows for column in row))
-    converter = RowConverter(kind, columns or {}, found, source="x.jsonl", issues=issues, editable=editable)
+    fields["path" if editable else "hub"] = "x.jsonl"
+    source = Source(columns=columns or {}, **fields)
+    empty = [column for column in found if not any(is_filled(row.get(column)) for row in rows)]
+    converter = RowConverter(kind, source, found, issues, empty=empty)
     converted = converter.rows(Batch("x.jsonl:", range(1, len(rows) + 1), list(rows)))
     converter.finish()
     issues.raise_if_any()
@@ -65,19 +82,19 @@ def convert_rows(
     return converted, dict(converter.counts)
 
 
-def convert_row(kind: DatasetKind, row: dict[str, Any]) -> Any:
+def convert_row(kind: DatasetKind, row: dict[str, Any], **fields: Any) -> Any:
     """Return one raw row as a typed row."""
-    (converted,), counts = convert_rows(kind, [row])
+    (converted,), counts = convert_rows(kind, [row], **fields)
     assert counts == {}
     return converted
 
 
 def conversion_issues(
-    kind: DatasetKind, rows: Sequence[dict[str, Any]], columns: dict[str, str] | None = None
+    kind: DatasetKind, rows: Sequence[dict[str, Any]], columns: dict[str, str] | None = None, **fields: Any
 ) -> list[Issue]:
     """Return the issues of raw rows that cannot be converted."""
     with pytest.raises(DataError) as raised:
-        convert_rows(kind, rows, columns)
+        convert_rows(kind, rows, columns, **fields)
     return list(raised.value.issues)
 
 

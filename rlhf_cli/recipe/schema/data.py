@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
 from rlhf_cli.recipe.schema.section import PathKind, PositiveFloat, Section, UnitFloat
+
+SourceFormat = Literal[
+    "auto",
+    "instruction",
+    "sharegpt",
+    "transcript",
+    "oasst",
+    "pandalm",
+    "helpsteer2",
+    "helpsteer3",
+    "arena",
+    "arena-55k",
+    "shp",
+    "webgpt",
+    "pku-better",
+    "pku-safer",
+    "nectar",
+    "summarize-from-feedback",
+    "kto",
+]
 
 
 class Source(Section):
@@ -29,12 +49,28 @@ class Source(Section):
         None,
         description="fraction of the prompts to hold out, independent of the seed; null: 0.05 unless eval_split is set",
     )
+    format: SourceFormat = Field(
+        "auto",
+        description="published format of the rows; auto: rows under the names that rlhf uses, and HH-RLHF transcripts",
+    )
     columns: dict[str, str] = Field(
-        {}, description="column mapping, from the name that rlhf uses to the name in the data"
+        {}, description="column mapping, from the name that rlhf or `format` uses to the name in the data"
+    )
+    ignore_columns: list[str] = Field(
+        [],
+        description="columns, or keys of messages, that may be left out of prompt and completion although their names "
+        "suggest a meaning, such as input or system",
     )
     weight: PositiveFloat | None = Field(
         None, description="relative weight in a mixture; if no source has a weight, all rows of all sources are used"
     )
+
+    @property
+    def name(self) -> str:
+        """The path, Hub id or run reference."""
+        name = self.path or self.hub or self.run
+        assert name, "the recipe's validation refuses a source without path, hub and run"
+        return name
 
 
 def _wrap_single_source(value: object) -> object:
