@@ -93,7 +93,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.invalid-row": "A row is not an object, or has no fields.",
     "data.wrong-columns": "The dataset does not have the columns that its kind needs.",
     "data.unknown-column": "The recipe's `columns` mapping uses an unknown column.",
-    "data.unused-column": "A column or key that may change the meaning of a row would be left out.",
+    "data.unused-column": "A column or key that may change the meaning of a row would be skipped.",
     "data.ambiguous-columns": "A row has several columns for one purpose.",
     "data.wrong-format": "The `format` of a source has no rows of this kind.",
     "data.reserved-column": "A column has a name that is reserved for an argument of reward functions.",

@@ -103,7 +103,7 @@ def find_unused(kind: DatasetKind, columns: Sequence[str], used: Collection[str]
 
 def unused_column(kind: DatasetKind, column: str, columns: Sequence[str]) -> tuple[str, str]:
     """Return message and hint for a column that may change the meaning of a row and is not read."""
-    message = f"{column}: found a value, but neither prompt nor completion is read from this column."
+    message = f"{column}: found a value in a column that would be skipped."
     fitting = [name for name in _fitting_formats(kind, columns) if column in FORMATS[name].columns]
     if fitting:
         read = f"Set {' or '.join(f'`format: {name}`' for name in fitting)} on the source to read it"
@@ -111,7 +111,7 @@ def unused_column(kind: DatasetKind, column: str, columns: Sequence[str]) -> tup
         read = f"Map it with `columns: {{prompt: {column}}}`"
     else:
         read = "Write it into the rows"
-    return message, f"{read}, or set `ignore_columns: [{column}]` if it may be left out."
+    return message, f"{read}, or set `ignore_columns: [{column}]` if it may be skipped."
 
 
 def is_filled(value: Any) -> bool:

@@ -47,7 +47,7 @@ def parse_messages(text: str) -> list[Any] | None:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             if match[1] is None:
                 return None
-            message = "text with the beginning of a list of messages that is neither JSON nor a Python literal."
+            message = "text: found the beginning of a list of messages that cannot be parsed, expected JSON."
             raise RowError("data.conversation-as-text", message, "Write the messages as JSON.") from None
     messages = value if isinstance(value, list) else [value]
     is_message = messages and isinstance(messages[0], dict) and {match[3], _SECOND_KEYS[match[3]]} <= messages[0].keys()

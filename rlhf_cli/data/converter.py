@@ -83,6 +83,8 @@ class RowConverter:
         for number, fields in zip(batch.numbers, batch.rows, strict=True):
             try:
                 parsed = [self._parse(row) for row in self._convert(fields)]
+                for row in parsed:
+                    self._check_format(row, f"{batch.prefix}{number}")
             except DroppedRowError as reason:
                 self.counts[f"dropped: {reason}"] += 1
             except RowError as error:
@@ -93,7 +95,6 @@ class RowConverter:
             else:
                 rows += parsed
                 for row in parsed:
-                    self._check_format(row, batch, number)
                     if type(row) is PreferenceRow:
                         self._margins.add(row, batch, number)
         return rows
@@ -143,7 +144,7 @@ class RowConverter:
             yield {**others, **row}
 
     def _count(self, batch: Batch) -> None:
-        for column in [column for column in self._unused if column not in self.empty]:
+        for column in list(self._unused):
             self._check_unused(column, batch)
         if self.empty:
             self.empty -= {name for name in self.empty if any(is_filled(fields.get(name)) for fields in batch.rows)}
@@ -160,17 +161,15 @@ class RowConverter:
                 self._unused.remove(column)
                 return
 
-    def _check_format(self, row: Any, batch: Batch, number: int) -> None:
-        """Add an issue if the row's format, of its first field, is not that of the first row."""
+    def _check_format(self, row: Any, location: str) -> None:
+        """Raise RowError if the row's format, of its first field, is not that of the first row."""
         text_format = format_of(row[0])
         if not self.text_format:
             self.text_format = text_format
-            self._first_location = f"{batch.prefix}{number}"
+            self._first_location = location
         elif text_format != self.text_format:
             message = f"format: found {text_format}, expected {self.text_format} as in {self._first_location}."
-            self._issues.add(
-                "data.mixed-formats", message, f"{batch.prefix}{number}", "Use the same format for all rows."
-            )
+            raise RowError("data.mixed-formats", message, "Use the same format for all rows.")
 
 
 class _MarginCheck:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_cli.data.columns import KINDS
+from rlhf_cli.data.dataset_kinds import KINDS
 from rlhf_cli.data.issues import IssueCollector
 from rlhf_cli.data.readers import SUFFIXES, file_type
 from rlhf_cli.errors import DataError, Issue

@@ -82,7 +82,7 @@ def _parse_sft_text(fields: Fields) -> SftRow:
     if is_transcript(text):
         raise RowError(
             "data.conversation-as-text",
-            "text: found a transcript; its marks would be trained on as text, the questions with the answers.",
+            "text: found a transcript; its questions and marks of speakers would be trained on.",
             "Set `format: transcript` on the source.",
         )
     return SftRow("", text)

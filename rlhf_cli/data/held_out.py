@@ -46,7 +46,8 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
         if given is None or kind not in evaluated:
             return []
         limit = smoke_recipe.SMOKE_ROWS if smoke else None
-        split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit)
+        skip_invalid = recipe.data.on_invalid == "skip"
+        split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit, skip_invalid=skip_invalid)
         rows = split.held_out
         if smoke and not rows:  # so few rows may leave none held out, and a smoke run's metrics mean nothing
             rows = split.train

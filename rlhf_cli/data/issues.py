@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,11 +47,24 @@ class DroppedRowError(Exception):
 
 
 class IssueCollector:
-    """The first `MAX_SHOWN_ISSUES` issues of a dataset, and the number of all."""
+    """The first `MAX_SHOWN_ISSUES` issues of a dataset, and the number of all.
 
-    def __init__(self) -> None:
+    Attributes:
+        shown: The first issues.
+        count: The number of all issues.
+        skipped: The number of rows that were skipped, by the code of their issue.
+        shown_skipped: The issues of the first of these rows.
+
+    Args:
+        skips_rows: Whether an invalid row is skipped and not an issue.
+    """
+
+    def __init__(self, *, skips_rows: bool = False) -> None:
         self.shown: list[Issue] = []
         self.count = 0
+        self.skipped: Counter[str] = Counter()
+        self.shown_skipped: list[Issue] = []
+        self._skips_rows = skips_rows
 
     def add(self, code: str, message: str, location: str, hint: str = "") -> None:
         """Add an issue."""
@@ -59,8 +73,13 @@ class IssueCollector:
             self.shown.append(Issue(code, message, location, hint))
 
     def add_row_error(self, error: RowError, location: str) -> None:
-        """Add the error of the row at `location`."""
-        self.add(error.code, str(error), location, error.hint)
+        """Add the error of the row at `location`, or count the row as skipped."""
+        if not self._skips_rows:
+            self.add(error.code, str(error), location, error.hint)
+            return
+        if self.skipped.total() < MAX_SHOWN_ISSUES:
+            self.shown_skipped.append(Issue(error.code, str(error), location))
+        self.skipped[error.code] += 1
 
     def extend(self, issues: Iterable[Issue]) -> None:
         """Add the issues of an error that was raised."""

@@ -60,7 +60,7 @@ def _check_prompt_is_in(prompt: str, turns: Conversation, transcript: str) -> No
         raise RowError(
             "data.mixed-formats",
             "prompt: found text that is not in the transcripts `chosen` and `rejected`.",
-            "Write only the answers to `chosen` and `rejected`, or remove the column `prompt`.",
+            "Write only completions to `chosen` and `rejected`, or remove the column `prompt`.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -31,32 +32,70 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.recipe.schema import Source
 from rlhf_cli.stages import DatasetKind
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_EVAL_FRACTION = 0.05  # of the prompts
 HEAD_BATCHES = 10  # whose columns are known before rows are converted
 
 
 @overload
 def load(
-    sources: Sequence[Source], kind: Literal["pretrain"], *, seed: int, find: FindRun, limit: int | None = None
+    sources: Sequence[Source],
+    kind: Literal["pretrain"],
+    *,
+    seed: int,
+    find: FindRun,
+    limit: int | None = None,
+    skip_invalid: bool = False,
 ) -> Split[TextRow]: ...
 @overload
 def load(
-    sources: Sequence[Source], kind: Literal["sft"], *, seed: int, find: FindRun, limit: int | None = None
+    sources: Sequence[Source],
+    kind: Literal["sft"],
+    *,
+    seed: int,
+    find: FindRun,
+    limit: int | None = None,
+    skip_invalid: bool = False,
 ) -> Split[SftRow]: ...
 @overload
 def load(
-    sources: Sequence[Source], kind: Literal["preferences"], *, seed: int, find: FindRun, limit: int | None = None
+    sources: Sequence[Source],
+    kind: Literal["preferences"],
+    *,
+    seed: int,
+    find: FindRun,
+    limit: int | None = None,
+    skip_invalid: bool = False,
 ) -> Split[PreferenceRow]: ...
 @overload
 def load(
-    sources: Sequence[Source], kind: Literal["prompts"], *, seed: int, find: FindRun, limit: int | None = None
+    sources: Sequence[Source],
+    kind: Literal["prompts"],
+    *,
+    seed: int,
+    find: FindRun,
+    limit: int | None = None,
+    skip_invalid: bool = False,
 ) -> Split[PromptRow]: ...
 @overload
 def load(
-    sources: Sequence[Source], kind: DatasetKind, *, seed: int, find: FindRun, limit: int | None = None
+    sources: Sequence[Source],
+    kind: DatasetKind,
+    *,
+    seed: int,
+    find: FindRun,
+    limit: int | None = None,
+    skip_invalid: bool = False,
 ) -> Split[Any]: ...
 def load(
-    sources: Sequence[Source], kind: DatasetKind, *, seed: int, find: FindRun, limit: int | None = None
+    sources: Sequence[Source],
+    kind: DatasetKind,
+    *,
+    seed: int,
+    find: FindRun,
+    limit: int | None = None,
+    skip_invalid: bool = False,
 ) -> Split[Any]:
     """Load the rows of all sources, some of them held out.
 
@@ -67,11 +106,12 @@ def load(
             does not change which rows are held out.
         find: Function from a run reference to the run's directory.
         limit: Number of rows, the first ones, to read of each source and to return for training; all if None.
+        skip_invalid: Whether to leave out invalid rows, which are logged and counted, instead of raising.
 
     Raises:
         DataError: With all issues of all sources.
     """
-    mixture = _mix(sources, _Reader(kind, find, limit, keep_rows=True))
+    mixture = _mix(sources, _Reader(kind, find, limit, keep_rows=True, skip_invalid=skip_invalid))
     rng = random.Random(seed)
     train: list[Any] = []
     for part, row_count in zip(mixture.parts, mixture.row_counts, strict=True):
@@ -81,9 +121,9 @@ def load(
     return Split(train[:limit], held_out, mixture.counts)
 
 
-def count(sources: Sequence[Source], kind: DatasetKind, *, find: FindRun) -> dict[str, int]:
+def count(sources: Sequence[Source], kind: DatasetKind, *, find: FindRun, skip_invalid: bool = False) -> dict[str, int]:
     """Return the counts of `load`, or raise its issues, in one pass that keeps 8 bytes per row."""
-    return _mix(sources, _Reader(kind, find, limit=None, keep_rows=False)).counts
+    return _mix(sources, _Reader(kind, find, limit=None, keep_rows=False, skip_invalid=skip_invalid)).counts
 
 
 class _SourceRows(NamedTuple):
@@ -124,15 +164,19 @@ class _Reader:
         find: Function from a run reference to the run's directory.
         limit: Number of rows to read of each split; all if None.
         keep_rows: Whether to keep the rows, not only their prompts' hashes.
+        skip_invalid: Whether to log and count invalid rows instead of adding issues.
     """
 
-    def __init__(self, kind: DatasetKind, find: FindRun, limit: int | None, *, keep_rows: bool) -> None:
+    def __init__(
+        self, kind: DatasetKind, find: FindRun, limit: int | None, *, keep_rows: bool, skip_invalid: bool
+    ) -> None:
         self.kind = kind
         self.limit = limit
         self.issues = IssueCollector()
         self.counts: Counter[str] = Counter()
         self._find = find
         self._keep_rows = keep_rows
+        self.skip_invalid = skip_invalid
 
     def read(self, source: Source) -> _SourceRows:
         """Return the rows of a source. Raise DataError if it cannot be read at all; add issues of single rows."""
@@ -149,16 +193,19 @@ class _Reader:
         return _SourceRows(source.name, source.weight or 1.0, text_format, rows, split)
 
     def _read_split(self, source: Source, split: str) -> _SplitRows:
-        issues = IssueCollector()
+        issues = IssueCollector(skips_rows=self.skip_invalid)
         converter, found = self._convert(source, split, None, issues)
         if converter.has_late_columns:
             # A column that came late may change what the rows before it mean, so all are converted again.
-            issues = IssueCollector()
+            issues = IssueCollector(skips_rows=self.skip_invalid)
             converter, found = self._convert(source, split, converter, issues)
         if not converter.counts["read"] and not issues.count:
             issues.add("data.no-rows", "no rows; expected at least one.", source.name)
         self.issues.merge(issues)
         self.counts.update(converter.counts)
+        self.counts.update({f"dropped: invalid ({code})": count for code, count in issues.skipped.items()})
+        for issue in issues.shown_skipped:
+            logger.warning(f"skipped row: {issue}")
         return found
 
     def _convert(
@@ -180,9 +227,10 @@ class _Reader:
         if earlier:
             empty = earlier.empty
         else:
+            known = {source.columns.get(column, column) for column in KINDS[self.kind].known}
             empty = {
                 column
-                for column in columns
+                for column in known.intersection(columns)
                 if not any(is_filled(fields.get(column)) for batch in head for fields in batch.rows)
             }
         converter = RowConverter(self.kind, source, list(columns), issues, empty=empty)

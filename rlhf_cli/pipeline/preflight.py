@@ -148,7 +148,7 @@ def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) ->
         if kind is None or not local:
             continue
         try:
-            counts[kind] = sources.count(local, kind, find=Path)
+            counts[kind] = sources.count(local, kind, find=Path, skip_invalid=recipe.data.on_invalid == "skip")
         except DataError as error:
             issues += error.issues
             continue

@@ -89,7 +89,14 @@ def load_rows(stage: ResolvedStage, kind: str, limit: int | None = None) -> Spli
     assert given, "the recipe was validated for this stage"
     limit = stage.row_limit if limit is None else limit
     any_kind: Any = kind
-    split: Split[Any] = sources.load(given, any_kind, seed=stage.recipe.seed, find=stage.dataset_path, limit=limit)
+    split: Split[Any] = sources.load(
+        given,
+        any_kind,
+        seed=stage.recipe.seed,
+        find=stage.dataset_path,
+        limit=limit,
+        skip_invalid=stage.recipe.data.on_invalid == "skip",
+    )
     return split
 
 

@@ -47,9 +47,9 @@ def test_convert_column_that_would_get_lost_adds_one_issue(kind: DatasetKind, ro
 
 
 def test_convert_column_that_would_get_lost_names_format_that_reads_it() -> None:
-    message = "question: found a value, but neither prompt nor completion is read from this column."
+    message = "question: found a value in a column that would be skipped."
     hint = (
-        "Set `format: instruction` on the source to read it, or set `ignore_columns: [question]` if it may be left out."
+        "Set `format: instruction` on the source to read it, or set `ignore_columns: [question]` if it may be skipped."
     )
     issue = Issue("data.unused-column", message, "x.jsonl:1", hint)
     assert conversion_issues("preferences", [{"question": "a", **PAIR}]) == [issue]

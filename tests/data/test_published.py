@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from rlhf_cli.data import sources
 from rlhf_cli.data.published import FORMATS
 from rlhf_cli.data.rows import Message, PreferenceRow, PromptRow, SftRow
+from rlhf_cli.errors import DataError
+from rlhf_cli.recipe.schema import Source
 from rlhf_cli.recipe.schema.data import SourceFormat
 from rlhf_cli.stages import DatasetKind
-from tests.support.datasets import conversion_issues, convert_rows, load_file
+from tests.support.datasets import conversion_issues, convert_rows, load_sources
 from tests.support.shared_data import require_shared
 
 GOOD, BAD = "Paris.", "Rome."
@@ -196,7 +200,7 @@ def test_convert_summaries_returns_text_with_tldr(choice: int, chosen: str, reje
         ("arena", {**ARENA, **conversations(GOOD, BAD), "winner": "tie (bothbad)"}, "tie"),
         ("arena-55k", kaggle(GOOD, BAD, "tie"), "tie"),
         ("webgpt", {**WEBGPT, **ANSWER_0, "score_0": 0, "score_1": 0}, "tie"),
-        ("nectar", nectar((GOOD, 1.0), (BAD, 1.0)), "no answer is ranked above another"),
+        ("nectar", nectar((GOOD, 1.0), (BAD, 1.0)), "no completion is ranked above another"),
     ],
 )
 def test_convert_pair_without_preference_drops_and_counts_it(name: str, row: dict[str, Any], reason: str) -> None:
@@ -357,18 +361,26 @@ def test_load_real_pairs_follows_the_majority_of_annotators() -> None:
     reasons: Counter[str] = Counter()
     for row in given:
         votes = sorted(row[f"annotator{number}"] for number in (1, 2, 3))
+        better_first = votes[1] == 1  # the median of three votes is their majority
+        answers = [row["response1"], row["response2"]] if better_first else [row["response2"], row["response1"]]
         if len(set(votes)) == 3:
             reasons["dropped: no majority"] += 1
-        elif votes[1] == 0:  # the median of three votes is their majority
+        elif votes[1] == 0:
             reasons["dropped: tie"] += 1
-        elif row["response1"] == row["response2"]:
+        elif not all(isinstance(answer, str) for answer in answers):
+            reasons["dropped: invalid (data.wrong-type)"] += 1  # true instead of text
+        elif not answers[0].strip():
+            reasons["dropped: invalid (data.empty-completion)"] += 1
+        elif answers[0] == answers[1]:
             reasons["dropped: chosen equals rejected"] += 1
         else:
-            pair = (row["response1"], row["response2"])
-            chosen, rejected = pair if votes[1] == 1 else pair[::-1]
             question = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
-            better[question, chosen, rejected] += 1
-    split = load_file(file, "preferences", format="pandalm", eval_fraction=0.1)
+            better[question, answers[0], answers[1]] += 1
+    source = Source(path=str(file), format="pandalm", eval_fraction=0.1)
+    with pytest.raises(DataError):
+        load_sources([source], "preferences")
+    split = load_sources([source], "preferences", skip_invalid=True)
+    assert split.counts == {**split.counts, **sources.count([source], "preferences", find=Path, skip_invalid=True)}
     read = Counter(
         (row.prompt[0]["content"], row.chosen[0]["content"], row.rejected[0]["content"])
         for row in split.train + split.held_out

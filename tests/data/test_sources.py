@@ -180,3 +180,23 @@ def test_load_imports_neither_torch_nor_datasets(jsonl: Jsonl) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_load_invalid_rows_are_skipped_listed_and_counted(jsonl: Jsonl, caplog: pytest.LogCaptureFixture) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    invalid = ["{", {"prompt": "a"}, {"prompt": chat[:1], "completion": chat[1:]}, {"prompt": "", "completion": "b"}]
+    path = jsonl(*make_demonstrations(3), *invalid)
+    source = Source(path=str(path), eval_fraction=0)
+    split = load_sources([source], skip_invalid=True)
+    assert split.counts == {
+        "read": 6,
+        "dropped: invalid (data.invalid-json)": 1,
+        "dropped: invalid (data.missing-field)": 1,
+        "dropped: invalid (data.mixed-formats)": 1,
+        "dropped: invalid (data.empty-field)": 1,
+        "train": 3,
+        "held out": 0,
+    }
+    listed = [record.getMessage() for record in caplog.records]
+    assert all(any(f"{path}:{line} " in message for message in listed) for line in (4, 5, 6, 7))
+    assert sources.count([source], "sft", find=find_no_run, skip_invalid=True) == split.counts

@@ -1,7 +1,7 @@
 """Formats of published datasets: the columns that identify each one, and its conversion to our columns.
 
 A source names its format, because a guess could train on the worse answer: many formats have a column that says which
-of two answers is better.
+of two completions is better.
 """
 
 from __future__ import annotations

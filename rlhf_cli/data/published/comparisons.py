@@ -1,4 +1,4 @@
-"""Comparisons: two or more answers to a prompt, and a label that says which one is better."""
+"""Comparisons: two or more completions of a prompt, and a label that says which one is better."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BOOLEANS = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "1": 1.0, "0": 0.
 
 
 def _pandalm(fields: Fields) -> list[Fields]:
-    """Decide by the majority of the annotators: 1 or 2 for the better answer, 0 for a tie."""
+    """Decide by the majority of the annotators: 1 or 2 for the better completion, 0 for a tie."""
     values = [fields[name] for name in _ANNOTATORS if fields.get(name) not in (None, "")]
     votes = Counter(int(read_number({"annotator": value}, "annotator")) for value in values)
     if not votes:
@@ -78,7 +78,7 @@ def _arena(fields: Fields) -> list[Fields]:
     if preference < 0:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     if max(len(row["chosen"]), len(row["rejected"])) > 1:
-        raise DroppedRowError("answers differ before the last turn")
+        raise DroppedRowError("completions differ before the last turn")
     return [row]
 
 
@@ -91,7 +91,7 @@ def _arena_55k(fields: Fields) -> list[Fields]:
     first, second = (read_choice(fields, f"winner_model_{side}", _BOOLEANS) for side in "ab")
     texts = [_arena_texts(fields[name]) for name in ("prompt", "response_a", "response_b")]
     if any(len(turns) > 1 for turns in texts):
-        raise DroppedRowError("answers differ before the last turn")
+        raise DroppedRowError("completions differ before the last turn")
     return [ordered_pair(texts[0][0], texts[1][0], texts[2][0], first - second)]
 
 
@@ -135,7 +135,7 @@ def _nectar(fields: Fields) -> list[Fields]:
     ranked = [(read_number(answer, "rank"), answer.get("answer", "")) for answer in answers]
     pairs = ranked_pairs(read_prompt(fields["prompt"]), ranked)
     if not pairs:
-        raise DroppedRowError("no answer is ranked above another")
+        raise DroppedRowError("no completion is ranked above another")
     return pairs
 
 
@@ -147,7 +147,7 @@ def _summaries(fields: Fields) -> list[Fields]:
     elif info.get("article"):
         prompt = f"{info['article']}\n\nTL;DR:"
     else:
-        raise RowError("data.empty-field", "info: neither post nor article.", "Fill one in, or remove the row.")
+        raise RowError("data.empty-field", "info: post and article are empty.", "Fill one in, or remove the row.")
     summaries = read_list(fields, "summaries")
     choice = read_choice(fields, "choice", {0: 0, 1: 1, "0": 0, "1": 1})
     if len(summaries) != 2:
@@ -224,21 +224,21 @@ FORMATS = (
     _format(
         "pku-better",
         "PKU-SafeRLHF, BeaverTails pairs",
-        "`better_response_id` decides, the more helpful answer.",
+        "`better_response_id` decides, the more helpful completion.",
         "prompt response_0 response_1 better_response_id",
         _pku_better,
     ),
     _format(
         "pku-safer",
         "PKU-SafeRLHF, BeaverTails pairs",
-        "`safer_response_id` decides, the safer answer.",
+        "`safer_response_id` decides, the safer completion.",
         "prompt response_0 response_1 safer_response_id",
         _pku_safer,
     ),
     _format(
         "nectar",
         "Nectar",
-        "Each answer is paired with the next lower-ranked one, so that a row with 7 answers becomes 6 pairs.",
+        "Each completion is paired with the next lower-ranked one, so that a row of 7 completions becomes 6 pairs.",
         "prompt answers",
         _nectar,
     ),

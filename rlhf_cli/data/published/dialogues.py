@@ -53,15 +53,15 @@ def _transcript(fields: Fields) -> list[Fields]:
 
 
 def _oasst(fields: Fields) -> list[Fields]:
-    """Return the pairs of a tree, and the best answers as demonstrations: rows of all kinds have a prompt."""
+    """Return the pairs of a tree of messages."""
     rows = list(_oasst_rows(read_object(fields.get("prompt"), "prompt"), []))
     if not rows:
-        raise DroppedRowError("no answer is ranked above another")
+        raise DroppedRowError("no completion is ranked above another")
     return rows
 
 
 def _oasst_rows(node: Fields, before: list[Fields]) -> Iterator[Fields]:
-    """Yield the pairs among the answers to each question."""
+    """Yield the pairs among the completions of each question."""
     turns = [*before, {"role": _OASST_ROLES.get(node.get("role", ""), "?"), "content": node.get("text")}]
     replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
     if node.get("role") == "prompter":
@@ -94,7 +94,7 @@ FORMATS = (
     PublishedFormat(
         name="oasst",
         datasets="OASST1 and OASST2, files of trees (`…_ready.trees.jsonl.gz`)",
-        reading="Each answer is paired with the next lower-ranked one to the same question.",
+        reading="Each completion is paired with the next lower-ranked one of the same question.",
         required={
             "preferences": one_name("message_tree_id", "prompt"),
             "prompts": one_name("message_tree_id", "prompt"),

@@ -90,8 +90,8 @@ def ordered_pair(prompt: Any, first: Any, second: Any, preference: float) -> Fie
 
     Args:
         prompt: The prompt: text, or a list of turns.
-        first: One answer.
-        second: The other answer.
+        first: One completion.
+        second: The other completion.
         preference: Positive if `first` is better, negative if `second` is.
 
     Raises:
@@ -103,13 +103,13 @@ def ordered_pair(prompt: Any, first: Any, second: Any, preference: float) -> Fie
 
 
 def ranked_pairs(prompt: list[Fields], answers: Iterable[tuple[float, str]]) -> list[Fields]:
-    """Return each answer with the next lower one as a pair, so that each is in at most two pairs.
+    """Return each completion with the next lower one as a pair: each is in at most two pairs.
 
-    Training on all pairs of a prompt overfits, because each answer then counts many times (InstructGPT, section 3.5).
+    Training on all pairs of a prompt overfits: each completion then counts many times (InstructGPT, section 3.5).
 
     Args:
-        prompt: The turns before the answers.
-        answers: Rank, 1 or 0 for the best, and text of each answer. Equal ranks form no pair.
+        prompt: The turns before the completions.
+        answers: Rank, 1 or 0 for the best, and text of each completion. Equal ranks form no pair.
     """
     ordered = sorted(answers, key=lambda answer: answer[0])
     return [
@@ -137,7 +137,7 @@ def read_choice(fields: Fields, name: str, choices: Mapping[Any, float]) -> floa
     Args:
         fields: The row.
         name: The column of the label.
-        choices: For each label, lower-case if it is text, 1 if the first answer is better, -1 if the second is, or 0.
+        choices: Labels, in lower case if they are text: 1 if the first completion is better, -1 if the second is, or 0.
     """
     value = fields.get(name)
     key = value.strip().lower() if isinstance(value, str) else value

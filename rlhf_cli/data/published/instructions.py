@@ -1,4 +1,4 @@
-"""Instructions in columns: a question, perhaps with a context and a system prompt, and one answer or two."""
+"""Instructions in columns: a question, perhaps with a context and a system prompt, and one completion or two."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ class Source(Section):
     )
     ignore_columns: list[str] = Field(
         [],
-        description="columns, or keys of messages, that may be left out of prompt and completion although their names "
-        "suggest a meaning, such as input or system",
+        description="columns, or keys of messages, that may be skipped although their names suggest that they belong "
+        "to the prompt or the completion, such as input or system",
     )
     weight: PositiveFloat | None = Field(
         None, description="relative weight in a mixture; if no source has a weight, all rows of all sources are used"
@@ -95,6 +95,9 @@ class Data(Section):
     preferences: Sources | None = Field(None, description="rows with prompt, chosen and rejected")
     prompts: Sources | None = Field(
         None, description="rows with prompt; reward functions receive the other columns as well"
+    )
+    on_invalid: Literal["error", "skip"] = Field(
+        "error", description="what to do about an invalid row; skip: do not use it, but list and count it"
     )
     max_overlong: UnitFloat = Field(
         1.0, description="maximum fraction of a dataset's rows that may exceed the stage's token limit"
