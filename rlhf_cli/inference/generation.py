@@ -10,12 +10,21 @@ it. transformers' continuous batching, which fills their places, was 10 to 30 ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.inference.stopping import StoppingRules
@@ -38,12 +47,13 @@ def generate(
 
     Args:
         model: The model.
-        prompts: Token ids, none empty.
+        prompts: Token ids, at least one prompt, none empty.
         pad_id: The id to pad with.
         stops: Where a response ends.
         max_new_tokens: Tokens after which a response is cut off.
         temperature: Divides the logits.
-        batch_size: Rows of a batch. Prompts of similar length share a batch, so that little of it is padding.
+        batch_size: Rows of the largest batch. Prompts of similar length share a batch, so that little of it is
+            padding, and all batches have about the same size: a small one takes as many steps as a large one.
         synced_gpus: Run the same number of forward passes on every process (required by FSDP). All processes must have
             the same number of prompts and the same `batch_size`.
 
@@ -53,12 +63,14 @@ def generate(
     Raises:
         DivergedError: The model's logits are not finite.
     """
+    assert prompts, "no prompts"
     assert all(prompts), "empty prompt"
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     responses: list[list[int]] = [[] for _ in prompts]
     with neutral_generation_config(model):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        batches = math.ceil(len(order) / batch_size)
+        for first, end in pairwise(len(order) * i // batches for i in range(batches + 1)):
+            rows = order[first:end]
             batch = [prompts[i] for i in rows]
             sampled = _sample_batch(model, batch, pad_id, stops, max_new_tokens, temperature, synced_gpus=synced_gpus)
             for row, response in zip(rows, sampled, strict=True):
@@ -101,9 +113,11 @@ def _sample_batch(
     cache = None
     while active:
         can_shrink = len(active) >= MIN_ROWS_TO_SHRINK and not synced_gpus
+        finite_logits = _FiniteLogits(ids.device)
         criteria = _BatchStoppingCriteria(
             stops,
             prompt_width,
+            finite_logits,
             ended=torch.zeros(len(active), dtype=torch.bool, device=ids.device),
             stop_count=len(active) // 2 if can_shrink else len(active),
         )
@@ -118,15 +132,16 @@ def _sample_batch(
             use_cache=True,
             return_dict_in_generate=True,
         )
-        with _convert_sampling_errors():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,  # `generate` derives position ids from it
-                past_key_values=cache,
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList([criteria]),
-                synced_gpus=synced_gpus,
-            )
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,  # `generate` derives position ids from it
+            past_key_values=cache,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([finite_logits]),
+            stopping_criteria=StoppingCriteriaList([criteria]),
+            synced_gpus=synced_gpus,
+        )
+        finite_logits.check()
         ids, cache = output.sequences, output.past_key_values  # (b, P + R)
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
         reached_limit = ids.shape[1] == prompt_width + max_new_tokens
@@ -152,38 +167,64 @@ def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tu
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-@contextmanager
-def _convert_sampling_errors() -> Iterator[None]:
-    """Convert torch's error about an invalid probability tensor to a DivergedError."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "probability tensor" not in str(error):
-            raise
-        raise DivergedError(
-            "training.non-finite",
-            "sampling: the model's logits are not finite.",
-            hint="Lower the learning rate, or start from an earlier checkpoint.",
-        ) from error
+class _FiniteLogits(LogitsProcessor):
+    """Replace logits that have no distribution, and remember that there were any.
+
+    On CUDA, `multinomial` checks its probabilities in the kernel: the process loses its device, and with it the last
+    valid policy. A token may have a logit of -inf, which is a probability of 0.
+
+    Attributes:
+        failed: () True as soon as a row had such logits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.failed = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the logits, with zeros in rows that have no distribution: (b, V) -> (b, V)."""
+        is_valid = scores.amax(dim=-1, keepdim=True).isfinite()  # (b, 1); NaN is above all numbers
+        self.failed |= ~is_valid.all()
+        return torch.where(is_valid, scores, 0.0)
+
+    def check(self) -> None:
+        """Raise DivergedError if a row had no distribution."""
+        if self.failed:
+            raise DivergedError(
+                "training.non-finite",
+                "sampling: the model's logits are not finite.",
+                hint="Lower the learning rate, or start from an earlier checkpoint.",
+            )
 
 
 class _BatchStoppingCriteria(StoppingCriteria):
-    """Stop the rows that have ended, and all rows as soon as `stop_count` of them have.
+    """Stop the rows that have ended, and all rows as soon as `stop_count` of them have or the logits are not finite.
 
     Attributes:
         ended: (b,) True for rows that have ended.
     """
 
-    def __init__(self, stops: StoppingRules, prompt_width: int, *, ended: Tensor, stop_count: int) -> None:
+    def __init__(
+        self, stops: StoppingRules, prompt_width: int, finite_logits: _FiniteLogits, *, ended: Tensor, stop_count: int
+    ) -> None:
         self.ended = ended
         self._stops, self._prompt_width, self._stop_count = stops, prompt_width, stop_count
+        self._finite_logits = finite_logits
+        self._stopped = torch.zeros((), dtype=torch.bool, device=ended.device)  # all rows were told to stop
         self._end_ids = torch.tensor(stops.ids, device=ended.device)
 
     def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
         """Return which rows to stop: (b, T) -> (b,)."""
-        if self._stops.strings:
-            complete = [self._stops.is_complete(row) for row in input_ids[:, self._prompt_width :].tolist()]
-            self.ended |= torch.tensor(complete, device=input_ids.device)
-        else:
-            self.ended |= torch.isin(input_ids[:, -1], self._end_ids)
-        return self.ended | (self.ended.sum() >= self._stop_count)
+        # On some devices `generate` notices a stop one step late, and undoes that step. Its tokens are padding, which
+        # may be the end token.
+        self.ended |= self._end_here(input_ids) & ~self._stopped
+        self._stopped |= self._finite_logits.failed | (self.ended.sum() >= self._stop_count)
+        return self.ended | self._stopped
+
+    def _end_here(self, input_ids: Tensor) -> Tensor:
+        """Return the rows whose last token ends them: (b, T) -> (b,). For rows that ended before it is arbitrary."""
+        if not self._stops.strings:
+            return torch.isin(input_ids[:, -1], self._end_ids)
+        start = max(self._prompt_width, input_ids.shape[1] - self._stops.window)
+        rows, ended = input_ids[:, start:].tolist(), self.ended.tolist()
+        found = [not over and self._stops.is_complete(row) for row, over in zip(rows, ended, strict=True)]
+        return torch.tensor(found, device=input_ids.device)

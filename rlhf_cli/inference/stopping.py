@@ -17,20 +17,21 @@ class StoppingRules:
     Attributes:
         ids: Ids of the end tokens.
         strings: Stop strings.
+        window: How many last tokens decide whether a response is complete.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str] = ()) -> None:
         self.ids = chat_template.stop_ids(tokenizer)
         self.strings = tuple(strings)
         self._tokenizer = tokenizer
-        # The number of last tokens that can contain the longest string: a token has at least one byte.
-        self._window = max((len(string.encode()) for string in strings), default=0) + EXTRA_WINDOW
+        # The longest string fits into so many tokens: a token has at least one byte.
+        self.window = max((len(string.encode()) for string in strings), default=0) + EXTRA_WINDOW
 
     def is_complete(self, tokens: Sequence[int]) -> bool:
         """Return whether the last token of an unfinished response ends it."""
         if not tokens:
             return False
-        return tokens[-1] in self.ids or (bool(self.strings) and self._contains_string(tokens[-self._window :]))
+        return tokens[-1] in self.ids or (bool(self.strings) and self._contains_string(tokens[-self.window :]))
 
     def trim(self, tokens: list[int]) -> list[int]:
         """Return the tokens up to and including the first one that ends the response.

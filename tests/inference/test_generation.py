@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.generation import utils as generation_utils
 
 from rlhf_cli.data import chat_template
 from rlhf_cli.errors import DivergedError
@@ -174,6 +177,106 @@ def test_generate_turns_dropout_off_and_restores_the_mode(base_folder: Path, rag
     prompts, _ = ragged
     assert generate(model, prompts) == generate(plain, prompts)
     assert model.training
+
+
+@pytest.mark.parametrize("pad_is_end", [False, True])
+def test_generate_stop_that_is_noticed_one_step_late_cuts_nothing_off(
+    model: PreTrainedModel, ragged: Ragged, monkeypatch: pytest.MonkeyPatch, pad_is_end: bool
+) -> None:
+    """As on MPS: `generate` runs one step more and undoes it. Half of the batch ends first, and its pads follow."""
+    prompts = ragged[0] * 2
+    free = [generate_single(model, prompt, [], 12) for prompt in prompts]
+    stops = StopIds(*{free[0][1], free[1][4], free[2][8]})  # responses of many lengths
+    options: dict[str, Any] = {"stops": stops, "max_new_tokens": 12, "batch_size": 16}
+    options["pad_id"] = free[1][4] if pad_is_end else PAD
+    expected = [generate_single(model, prompt, stops.ids, 12) for prompt in prompts]
+    assert len({len(response) for response in expected}) > 2
+    late: list[int] = []
+
+    class LateStop(generation_utils.DeferredStopCheck):
+        def finish(self) -> int:
+            late.append(super().finish())
+            return late[-1]
+
+    monkeypatch.setattr(torch, "Event", mock.MagicMock())  # a CPU has none
+    monkeypatch.setattr(LateStop, "is_supported", staticmethod(lambda *_, **__: True))
+    monkeypatch.setattr(generation_utils, "DeferredStopCheck", LateStop)
+    assert generate(model, prompts, **options) == expected
+    assert late[0] == 1
+
+
+@pytest.mark.parametrize(("count", "batch_size", "sizes"), [(8, 3, [2, 3, 3]), (8, 8, [8]), (8, 5, [4, 4])])
+def test_generate_batches_have_about_the_same_size(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, count: int, batch_size: int, sizes: list[int]
+) -> None:
+    found: list[int] = []
+    library_generate = model.generate
+
+    def count_rows(**options: Any) -> object:
+        found.append(len(options["input_ids"]))
+        return library_generate(**options)
+
+    monkeypatch.setattr(model, "generate", count_rows)
+    generate(model, [[5, 6]] * count, batch_size=batch_size, max_new_tokens=1)
+    assert found == sizes
+
+
+def test_generate_stop_strings_decode_a_window_of_unended_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ragged: Ragged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step decodes at most the window of each row that still runs: linear in the tokens, not quadratic."""
+    steps = 40
+    stops = StoppingRules(tokenizer, ["w99"])  # never sampled
+    decoded: list[int] = []
+    decode = stops.is_complete
+
+    def count_tokens(tokens: Sequence[int]) -> bool:
+        decoded.append(len(tokens))
+        return decode(tokens)
+
+    monkeypatch.setattr(stops, "is_complete", count_tokens)
+    monkeypatch.setattr(stops, "trim", list)
+    prompts = ragged[0]
+    expected = [generate_single(model, prompt, [EOS], steps) for prompt in prompts]
+    found = generate(model, prompts, stops=stops, max_new_tokens=steps, batch_size=8)
+    assert [ids[: len(own)] for ids, own in zip(found, expected, strict=True)] == expected
+    assert len(decoded) == sum(map(len, expected))  # once per sampled token
+    assert max(decoded) == stops.window < steps
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_generate_logits_not_finite_in_one_row_never_reach_multinomial(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    """On CUDA, `multinomial` would end the process with a device-side assert."""
+    calls: list[int] = []
+    library_multinomial = torch.multinomial
+
+    def multinomial(probabilities: Tensor, **options: Any) -> Tensor:
+        assert (probabilities >= 0).all()  # False for NaN
+        assert probabilities.isfinite().all()
+        calls.append(1)
+        return library_multinomial(probabilities, **options)
+
+    def damage(_module: object, _args: object, output: Any) -> Any:
+        if len(calls) == 2:
+            output.logits[1, -1, 7] = bad
+        return output
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    model.register_forward_hook(damage)
+    with raises_issue("training.non-finite", error=DivergedError):
+        generate(model, [[5], [6], [7]], stops=StopIds(), max_new_tokens=50, temperature=1.0)
+    assert len(calls) == 3  # it stops with the step that failed
+
+
+def test_generate_token_with_logit_of_minus_infinity_is_never_sampled(model: PreTrainedModel) -> None:
+    def forbid(_module: object, _args: object, output: Any) -> Any:
+        output.logits[..., : VOCABULARY - 1] = -torch.inf
+        return output
+
+    model.register_forward_hook(forbid)
+    assert generate(model, [[5]], stops=StopIds(), temperature=1.0) == [[VOCABULARY - 1] * 6]
 
 
 def test_generate_non_finite_logits_raises_issue(model: PreTrainedModel) -> None:

@@ -102,7 +102,7 @@ def test_ranking_of_bfloat16_scorer_with_large_scores_equals_eval(base_folder: P
         states = [model.hidden_states("reward", torch.tensor([ids]))[0, -1].float() for ids in sequences]
         targets = 12 + 0.02 * torch.randn(len(sequences), generator=draw)
         head = torch.linalg.lstsq(torch.stack(states), targets[:, None], driver="gelsd").solution[:, 0]  # (H,)
-        model.heads["reward"].weight.copy_(head)
+        next(model.heads["reward"].parameters()).copy_(head)
     scorer = adapters.attach(
         loading.load_scorer(base, str(base_folder)), ADAPTER, task="SEQ_CLS", start=reward_folder, trainable=True
     )
