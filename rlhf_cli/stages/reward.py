@@ -31,12 +31,16 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     data.log("preferences")
     memory_check.check(stage, data.train.lengths(), data.held_out.lengths())
     max_tokens = 2 * stage.section.micro_batch_size * max(data.train.lengths())
+    config = {
+        "max_length": None,  # pairs that are too long are already dropped
+        # TRL's default, True, would also turn off `adapter.dropout`.
+        "disable_dropout": stage.section.trainer.get("disable_dropout", False),
+    }
     return supervised.train_with_trl(
         stage,
         run,
         data,
-        # Pairs that are too long are already dropped.
-        trl_trainer=supervised.TrlTrainer(RewardTrainer, RewardConfig, {"max_length": None}),
+        trl_trainer=supervised.TrlTrainer(RewardTrainer, RewardConfig, config),
         model=load_model(stage, data.tokenizer),
         dtype=loading.compute_dtype(stage.recipe.base, loading.default_device()),
         evaluate=partial(held_out_metrics.ranking, columns=data.held_out, max_tokens=max_tokens),

@@ -43,6 +43,23 @@ def test_adapter_on_base_of_few_bits_stays_float32(training_project: TrainingPro
     assert all(math.isfinite(step["loss"]) for step in logged_steps(result.path))
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_adapter_dropout_changes_what_is_trained(training_project: TrainingProject, stage: str) -> None:
+    def loss_and_weights(dropout: float, *overrides: str) -> tuple[float, torch.Tensor]:
+        result = training_project.train(stage, f"adapter.dropout={dropout}", *overrides)
+        stored = load_file(result.path / "model" / "adapter_model.safetensors")
+        weights = torch.cat([stored[name].flatten() for name in sorted(stored) if "lora_B" in name])
+        return logged_steps(result.path)[1]["loss"], weights
+
+    without, dropped = loss_and_weights(0.0), loss_and_weights(0.5)
+    assert dropped[0] != without[0]  # in the first step, the adapter's B is zero
+    assert not torch.equal(dropped[1], without[1])
+    if stage == "reward":
+        disabled = loss_and_weights(0.5, "reward.trainer={disable_dropout: true}")
+        assert disabled[0] == without[0]
+        assert torch.equal(disabled[1], without[1])
+
+
 def test_reward_learns_which_completion_is_chosen(training_project: TrainingProject) -> None:
     result = training_project.train("reward", "reward.max_steps=30", "reward.learning_rate=5e-3")
     first, *_, last = logged_steps(result.path)
