@@ -25,6 +25,8 @@ from rlhf_cli.pipeline.references import (
 )
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Source
+from rlhf_cli.recipe.trackers import missing_packages
+from rlhf_cli.recipe.trainer_options import supported_trackers
 from rlhf_cli.recipe.user_functions import check_loads_in_subprocess, split_spec
 from rlhf_cli.stages import STAGES
 
@@ -48,6 +50,7 @@ def check(
         RlhfError: With all issues of the first part that has any.
     """
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
+    check_trackers(recipe, stages)
     counts = check_rows(recipe, stages, smoke=smoke)
     if thorough:
         check_functions(recipe, stages)
@@ -112,6 +115,26 @@ def _check_models(stage: str, found: Sequence[ResolvedReference], errors: ErrorC
     if any(item.role == "base" for item in inputs):
         with errors.collect():
             check_base(stage, inputs)
+
+
+def check_trackers(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Check that the experiment trackers of `stages` are installed.
+
+    Raises:
+        RecipeError: With one issue for each stage that lacks packages.
+    """
+    issues = []
+    for stage in stages:
+        section = STAGES[stage].section
+        trainer = getattr(getattr(recipe, section), "trainer", {})
+        missing = missing_packages(trainer.get("report_to"), supported_trackers(stage))
+        if missing:
+            message = f"not installed: {', '.join(missing)}."
+            hint = f"Run `pip install {' '.join(missing)}`, or change report_to."
+            location = f"{section}.trainer.report_to"
+            issues.append(Issue("recipe.missing-package", message, location=location, hint=hint))
+    if issues:
+        raise RecipeError(issues)
 
 
 def check_functions(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -151,6 +151,7 @@ def run_stage(
         found = find_all(stage, recipe, runs_dir, smoke=smoke)
         if check_rows and not smoke:
             check_adapters(stage, recipe, found)
+            preflight.check_trackers(recipe, [stage])
             preflight.check_rows(recipe, [stage])
         resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
         done = _up_to_date(resolved) if skip_if_done else None

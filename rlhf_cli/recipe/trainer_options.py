@@ -19,6 +19,7 @@ from rlhf_cli.errors import Issue
 from rlhf_cli.formatting import did_you_mean
 from rlhf_cli.recipe.foreign_keys import foreign_key_hint
 from rlhf_cli.recipe.schema import Key
+from rlhf_cli.recipe.trackers import OWN_LOOP_TRACKERS, TRL_TRACKERS, Trackers, tracker_issue
 from rlhf_cli.recipe.yaml_document import dotted, format_value
 from rlhf_cli.stages import STAGES
 
@@ -109,8 +110,15 @@ def trainer_issues(stage: str, trainer: Mapping[str, Any]) -> Iterator[tuple[Key
         issue = _name_issue(key, spec.trl_config)
         if issue is None:
             issue = _value_issue(key, value, config_fields(spec.trl_config or TRANSFORMERS_CONFIG)[name])
+        if issue is None and name == "report_to":
+            issue = tracker_issue(dotted(key), value, supported_trackers(stage))
         if issue is not None:
             yield key, issue
+
+
+def supported_trackers(stage: str) -> Trackers:
+    """Return the experiment trackers that a stage can report to, each with its packages."""
+    return OWN_LOOP_TRACKERS if STAGES[stage].trl_config is None else TRL_TRACKERS
 
 
 def accepts_trainer_option(section: str, name: str) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from rlhf_cli.errors import Issue, ModelError, RecipeError, RlhfError
-from rlhf_cli.pipeline.preflight import check_references
+from rlhf_cli.pipeline.preflight import check_references, check_trackers
 from tests.support.chain_project import CHAIN
 from tests.support.issues import raises_issue
 from tests.support.made_runs import make_run
@@ -139,3 +140,12 @@ def test_smoke_run_needs_no_runs(preflight: Preflight) -> None:
 def test_smoke_reference_to_wrong_stage_is_refused(preflight: Preflight) -> None:
     with raises_issue("recipe.wrong-stage", error=RecipeError, location="eval.reward"):
         preflight.check("eval.reward=sft", stages=["eval"], smoke=True)
+
+
+@pytest.mark.parametrize("stage", CHAIN[:3])
+def test_tracker_that_is_not_installed_is_reported(preflight: Preflight, stage: str) -> None:
+    assert find_spec("comet_ml") is None
+    recipe = load_recipe(preflight.recipe_file, [f"{stage}.trainer={{report_to: [comet_ml, none]}}"], CHAIN)
+    with raises_issue("recipe.missing-package", error=RecipeError, location=f"{stage}.trainer.report_to"):
+        check_trackers(recipe, CHAIN)
+    check_trackers(recipe, ["eval", "export"])

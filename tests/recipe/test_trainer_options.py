@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from rlhf_cli.recipe import trackers
 from rlhf_cli.recipe.trainer_options import (
     MANAGED_OPTIONS,
     OPTIONS_WITHOUT_EFFECT,
@@ -76,6 +77,27 @@ def test_trainer_values_of_every_kind_are_accepted(write_recipe: WriteRecipe) ->
     load_recipe(write_recipe(f"sft: {{trainer: {values}}}\nppo: {{trainer: {values}}}"), stages=())
     text = "reward: {trainer: {eval_strategy: 'no', run_name: null, lr_scheduler_kwargs: '{}'}}"
     load_recipe(write_recipe(text), stages=())
+
+
+@pytest.mark.parametrize(("stage", "name"), [("sft", "aim"), ("ppo", "azure_ml"), ("reward", "wandbb"), ("ppo", "7")])
+def test_trainer_unknown_tracker_is_refused(find_issues: FindIssues, stage: str, name: str) -> None:
+    (issue,) = find_issues(f"{stage}: {{trainer: {{report_to: [tensorboard, {name}]}}}}")
+    assert issue.code == "recipe.invalid-value"
+    assert issue.message.startswith(f"{stage}.trainer.report_to: unknown tracker; found {name}, expected one of ")
+
+
+def test_trackers_are_those_of_transformers_and_accelerate() -> None:
+    from accelerate.utils import LoggerType
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert trackers.TRL_TRACKERS.keys() == INTEGRATION_TO_CALLBACK.keys()
+    assert trackers.OWN_LOOP_TRACKERS.keys() == {str(logger) for logger in LoggerType} - {"all"}
+
+
+def test_missing_packages_are_those_that_cannot_be_imported() -> None:
+    assert trackers.missing_packages("none", trackers.TRL_TRACKERS) == []
+    assert trackers.missing_packages(["flyte", "kubeflow"], trackers.TRL_TRACKERS) == ["flytekit"]
+    assert trackers.missing_packages("wandb", {"wandb": ("no_such_package", "yaml")}) == []
 
 
 def test_trainer_option_without_effect_is_refused(find_issues: FindIssues) -> None:
