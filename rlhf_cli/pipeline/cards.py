@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from rlhf_cli.evaluation.gates import summarize
 from rlhf_cli.formatting import format_metric, format_number, markdown_table
+from rlhf_cli.models.ensemble import read_members
 from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import is_run_reference
@@ -38,15 +39,18 @@ def write_run_card(run: Run, stage: ResolvedStage, metrics: Mapping[str, float])
     library, prefix = ("peft", "AutoPeftModelFor") if is_adapter else ("transformers", "AutoModelFor")
     loader = prefix + CLASS_SUFFIX[stage.spec.model_class]
     options = ", num_labels=1" if is_adapter and stage.spec.model_class == "scorer" else ""
-    smoke_note = " This is a smoke run: its weights are random." if run.smoke else ""
+    note = " This is a smoke run: its weights are random." if run.smoke else ""
     inputs = [
         (item.role, _input_name(item._asdict()), item.version or "", f"`{item.sha256 or 'unknown'}`")
         for item in stage.inputs
     ]
+    members = len(read_members(folder)) if stage.spec.model_class == "scorer" else 1
+    if members > 1:
+        note += f" It is the first of {members} reward models, whose scores rlhf combines; see `ensemble.json`."
     values = [(f"`{name}`", format_metric(name, value)) for name, value in metrics.items()]
     sections = [
         f"# {run.name}/{run.stage}@{run.version}",
-        f"Written by `rlhf {run.stage}` with seed {stage.recipe.seed}.{smoke_note}",
+        f"Written by `rlhf {run.stage}` with seed {stage.recipe.seed}.{note}",
         markdown_table(("input", "name", "version", "SHA-256 or commit"), inputs),
         markdown_table(("metric", "value"), values),
         f'```python\nfrom {library} import {loader}\n\nmodel = {loader}.from_pretrained("."{options})\n```',

@@ -37,18 +37,17 @@ class ActorCritic(NamedTuple):
         return values if self.reward_moments is None else self.reward_moments.normalize(values)
 
 
-def role_folders(
-    start: Path | None, reward_functions: Sequence[RewardFunction], reward_models: Sequence[Path]
-) -> dict[str, Path | None]:
+def role_folders(start: Path | None, reward_functions: Sequence[RewardFunction]) -> dict[str, Path | None]:
     """Return the directory of each role to load; None is the bare base. The reference starts like the policy.
 
     Args:
         start: The directory that the policy starts from, or None for the base.
-        reward_functions: All reward functions.
-        reward_models: The directories of those that are reward runs, in their order.
+        reward_functions: The reward functions; the members of reward runs are roles.
     """
-    roles = [function.role for function in reward_functions if function.role is not None]
-    return {POLICY: start, REFERENCE: start, **dict(zip(roles, reward_models, strict=True))}
+    folders: dict[str, Path | None] = {POLICY: start, REFERENCE: start}
+    for function in reward_functions:
+        folders |= {} if function.ensemble is None else function.ensemble.folders
+    return folders
 
 
 def build_actor_critic(
@@ -57,9 +56,9 @@ def build_actor_critic(
     """Add the critic to the model, and make only policy and critic trainable.
 
     A critic of kind adapter is a copy of a reward run's adapter and head, which already predicts the reward: of the run
-    with the largest weight, by which the head is scaled. If rewards are normalized, its values are, too. Without a
-    reward run the critic is a copy of the policy's adapter with a head of zeros. A critic of kind shared is a head of
-    zeros on the policy's hidden states.
+    with the largest weight, by which the head is scaled; of an ensemble, those of its first member. If rewards are
+    normalized, its values are, too. Without a reward run the critic is a copy of the policy's adapter with a head of
+    zeros. A critic of kind shared is a head of zeros on the policy's hidden states.
 
     Args:
         model: The model with the policy, the reference and the reward runs.
@@ -69,7 +68,7 @@ def build_actor_critic(
     Raises:
         ModelError: A reward run does not have a score head.
     """
-    reward_weights = {function.role: function.weight for function in reward_functions if function.role is not None}
+    reward_weights = {role: function.weight for function in reward_functions for role in function.roles}
     for role in reward_weights:
         if role not in model.heads:
             raise ModelError(

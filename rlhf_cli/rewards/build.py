@@ -21,10 +21,11 @@ from torch import Tensor
 
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
-from rlhf_cli.inference import scoring
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.recipe.schema import Base, RewardSource
+from rlhf_cli.rewards import ensemble
 from rlhf_cli.rewards.base import Completions, RewardScorer, completion_text, quote
+from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.http import HttpScorer
 from rlhf_cli.rewards.model import ModelScorer
 from rlhf_cli.rewards.python import PythonScorer
@@ -40,43 +41,57 @@ RESERVED_NAMES = ("std",)  # `reward.std` is the standard deviation of the weigh
 
 
 class RewardFunction(NamedTuple):
-    """One reward source: a role of the policy's model that has a score head, or a scorer.
+    """One reward source: roles of the policy's model that have a score head, or a scorer.
 
     Attributes:
         name: Its score is logged as `reward.<name>`.
         weight: Factor in the sum.
-        role: The role of a reward run, or None.
+        ensemble: The members of a reward run, or None.
         scorer: The scorer, or None for a reward run.
     """
 
     name: str
     weight: float
-    role: str | None
+    ensemble: RewardEnsemble | None
     scorer: RewardScorer | None
 
+    @property
+    def roles(self) -> list[str]:
+        """The roles of a reward run's members; empty for a scorer."""
+        return [] if self.ensemble is None else list(self.ensemble.folders)
 
-def build_reward_functions(sources: Sequence[RewardSource]) -> list[RewardFunction]:
+
+def build_reward_functions(
+    sources: Sequence[RewardSource], find: Callable[[int], Path | None] = lambda _: None
+) -> list[RewardFunction]:
     """Build the recipe's reward functions. Loads functions, configs and tokenizers, but no weights.
 
-    Reward runs get the roles `reward`, `reward_2`, …
+    Reward runs get the roles `reward`, `reward_2`, …, and further members of the first one `reward_member_2`, …
+
+    Args:
+        sources: The reward sources.
+        find: Returns the folder of the reward model of a source that is a run, by the index of the source.
 
     Raises:
         RecipeError: A Python function cannot be loaded.
         ModelError: A model was not found, or is not a reward model.
     """
     found: list[RewardFunction] = []
-    for source in sources:
-        role, scorer = None, None
+    for index, source in enumerate(sources):
+        members, scorer = None, None
         if source.run is not None:
-            runs = sum(1 for function in found if function.role is not None)
+            folder = find(index)
+            assert folder is not None, f"the folder of {source.run} is needed"
+            runs = sum(1 for function in found if function.ensemble is not None)
             role = f"reward_{runs + 1}" if runs else "reward"
+            members = ensemble.find_ensemble(role, folder, source.combine or "mean")
             name = Path(source.run).name.partition("@")[0]
         else:
             kind = next((kind for kind in SCORERS if getattr(source, kind) is not None), None)
             assert kind is not None, f"a field of RewardSource has no row in SCORERS: {source!r}"
             scorer = SCORERS[kind](source)
             name = scorer.name
-        found.append(RewardFunction(_unique_name(name, found), source.weight, role, scorer))
+        found.append(RewardFunction(_unique_name(name, found), source.weight, members, scorer))
     return found
 
 
@@ -111,8 +126,9 @@ def score_completions(
 ) -> dict[str, Tensor]:
     """Return the unweighted scores of each source, and its details as `<name>.<detail>`: (B,) float32.
 
-    A reward run reads the policy's token ids: the prompt, then the response with its end token if it has one. A score
-    is NaN if the source does not score the completion.
+    A reward run reads the policy's token ids: the prompt, then the response with its end token if it has one. The
+    detail `disagreement` of an ensemble is the standard deviation over its members. A score is NaN if the source does
+    not score the completion.
 
     Args:
         functions: The reward functions.
@@ -127,10 +143,14 @@ def score_completions(
     scores: dict[str, Tensor] = {}
     sequences = [p + r for p, r in zip(completions.prompt_ids, completions.responses, strict=True)]
     for function in functions:
-        if function.role is not None:
-            values = scoring.final_scores(model, function.role, sequences, pad_id=pad_id, max_tokens=max_tokens)
-            _check_finite(function, values, completions)
-            scores[function.name] = values
+        if function.ensemble is not None:
+            found_scores = ensemble.score_sequences(
+                model, function.ensemble, sequences, pad_id=pad_id, max_tokens=max_tokens
+            )
+            _check_finite(function, found_scores.combined, completions)
+            scores[function.name] = found_scores.combined
+            if function.ensemble.size > 1:
+                scores[f"{function.name}.disagreement"] = found_scores.disagreement
             continue
         assert function.scorer is not None
         found = function.scorer.score(completions, max_tokens=max_tokens)

@@ -34,6 +34,7 @@ from rlhf_cli.pipeline.inputs import Input
 from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.rewards.base import Completions, as_completion
+from rlhf_cli.rewards.ensemble import RewardEnsemble, find_ensemble, score_sequences
 from rlhf_cli.rewards.python import PythonScorer
 from rlhf_cli.rewards.tokenizer_check import check_tokenizer
 from rlhf_cli.runs import layout, lineage
@@ -56,6 +57,7 @@ class EvalContext(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     metrics: Sequence[Metric]
     scorers: Mapping[str, PythonScorer]  # the functions of eval.python, by name
+    reward: RewardEnsemble | None  # the members of eval.reward, combined by their mean
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -157,16 +159,19 @@ def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping
         if getattr(stage.section, role) is not None
     }
     reward_model = roles.get(REWARD)
+    reward: RewardEnsemble | None = None
     if reward_model is not None:
+        reward = find_ensemble(REWARD, reward_model, "mean")
+        roles |= reward.folders
         prompts = [*(row.prompt for row in rows.prompts), *(row.prompt for row in rows.preferences)]
         check_tokenizer(tokenizer, reward_model, prompts, location="eval.reward")
     recipe = stage.recipe
     model = MultiAdapterModel.load(recipe.base, recipe.adapter, stage.base_path, roles, smoke=stage.smoke)
-    if REWARD in roles and REWARD not in model.heads:
+    if reward is not None and not set(reward.folders) <= set(model.heads):
         message = f"{stage.section.reward} is not a reward model; expected a run of the reward stage."
         hint = "Use a run of the reward stage, or null."
         raise ModelError("model.not-a-reward-model", message, location="eval.reward", hint=hint)
-    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers)
+    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers, reward)
 
 
 def _evaluate_demonstrations(context: EvalContext, rows: Sequence[SftRow]) -> dict[str, float]:
@@ -294,10 +299,10 @@ def _function_scores(context: EvalContext, completions: Completions) -> dict[str
 
 
 def _reward_scores(context: EvalContext, sequences: list[list[int]]) -> list[float]:
+    assert context.reward is not None
     max_tokens = context.stage.recipe.ppo.micro_batch_tokens
-    scores: list[float] = scoring.final_scores(
-        context.model, REWARD, sequences, pad_id=context.pad_id, max_tokens=max_tokens
-    ).tolist()
+    found = score_sequences(context.model, context.reward, sequences, pad_id=context.pad_id, max_tokens=max_tokens)
+    scores: list[float] = found.combined.tolist()
     _check_finite({"the reward model's score": sum(scores)})
     return scores
 

@@ -38,7 +38,9 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     settings = stage.section
     _check_minibatches(stage)
     arguments = optimization.training_arguments(settings.trainer, run.path)
-    reward_functions = build.build_reward_functions(settings.reward)
+    reward_functions = build.build_reward_functions(
+        settings.reward, lambda index: stage.model_path(f"{stage.spec.section}.reward.{index}")
+    )
     trackers = optimization.Trackers(arguments, settings.model_dump(mode="json"))
     data = prepare(stage)
     data.log("prompts")
@@ -104,13 +106,11 @@ def _load_models(stage: ResolvedStage, reward_functions: list[Any]) -> ActorCrit
     from rlhf_cli.ppo import actor_critic
 
     recipe = stage.recipe
-    runs = [stage.model_path(f"ppo.reward.{i}") for i, source in enumerate(stage.section.reward) if source.run]
-    reward_runs = [folder for folder in runs if folder is not None]
     model = MultiAdapterModel.load(
         recipe.base,
         recipe.adapter,
         stage.base_path,
-        actor_critic.role_folders(stage.model_path("start"), reward_functions, reward_runs),
+        actor_critic.role_folders(stage.model_path("start"), reward_functions),
         smoke=stage.smoke,
         sharded=stage.sharded,
     )

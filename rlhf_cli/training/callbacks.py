@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,23 @@ MAX_SHOWN_CHARACTERS = 60  # of a row in an error message
 MAX_SHOWN_ROWS = 3
 
 
+@dataclass(frozen=True)
+class Position:
+    """Which of a run's trainings a trainer does. All have the same number of steps, and most runs have only one.
+
+    Attributes:
+        index: Number of trainings before this one.
+        count: Number of trainings.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def step(self, state: TrainerState) -> int:
+        """Return the step of the run."""
+        return self.index * state.max_steps + state.global_step
+
+
 class TrainingMetrics:
     """Logs a trainer's metrics to the run, with tokens per second. Raises an error if the loss is not finite."""
 
@@ -30,9 +48,9 @@ class TrainingMetrics:
         self.tokens = 0.0  # trained on so far
         self.tokens_before = 0.0  # before a resume; the trainer does not know of them
         self.losses = 0.0  # sum over the steps
-        self.seconds = 0.0  # of training, before a resume
+        self.seconds = 0.0  # of training, before a resume and in earlier trainings
         self.since = time.perf_counter()
-        self.started = self.since
+        self.started: float | None = None  # None while nothing is trained
         self.batch: list[Tensor] = []  # (b, T) token ids of each forward pass of the step
 
     def watch(self, trainer: Trainer) -> None:
@@ -55,8 +73,13 @@ class TrainingMetrics:
         self.losses, self.seconds = state["losses"], state["seconds"]
 
     def start(self) -> None:
-        """Start the clock."""
+        """Start the clock. The trainer counts tokens from zero."""
+        self.tokens_before = self.tokens
         self.started = self.since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        self.seconds, self.started = self.elapsed(), None
 
     def log(self, step: int, logs: Mapping[str, float], *, fp16: bool) -> None:
         """Append one line to metrics.jsonl.
@@ -108,14 +131,14 @@ class TrainingMetrics:
 
     def elapsed(self) -> float:
         """Return the seconds of training so far, including those before a resume."""
-        return self.seconds + time.perf_counter() - self.started
+        return self.seconds + (0.0 if self.started is None else time.perf_counter() - self.started)
 
 
 class RunCallback(TrainerCallback):
     """Logs each step to the run, and saves a checkpoint when one is due or a signal came."""
 
-    def __init__(self, run: Run, metrics: TrainingMetrics, checkpoints: TrainerCheckpoints) -> None:
-        self.run, self.metrics, self.checkpoints = run, metrics, checkpoints
+    def __init__(self, run: Run, metrics: TrainingMetrics, checkpoints: TrainerCheckpoints, position: Position) -> None:
+        self.run, self.metrics, self.checkpoints, self.position = run, metrics, checkpoints, position
 
     def on_train_begin(
         self,
@@ -127,7 +150,8 @@ class RunCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Restore the optimizer of a resumed run. The trainer has loaded the weights and created a new optimizer."""
-        self.run.begin(state.max_steps, "steps", handles_signals=True)
+        if not self.run.started_training:
+            self.run.begin(self.position.count * state.max_steps, "steps", handles_signals=True)
         self.checkpoints.restore_optimizer(optimizer, lr_scheduler)
         self.metrics.start()
 
@@ -162,14 +186,15 @@ class RunCallback(TrainerCallback):
         """
         if not logs or "loss" not in logs:
             return  # an evaluation, or the summary at the end
-        step = state.global_step
-        self.metrics.log(step, logs, fp16=args.fp16)
-        if step >= state.max_steps:
+        step = self.position.step(state)
+        member = {"member": self.position.index + 1} if self.position.count > 1 else {}
+        self.metrics.log(step, {**logs, **member}, fp16=args.fp16)
+        if state.global_step >= state.max_steps:
             return
         is_stopped = any(distributed.all_gather_object(self.run.stop_requested))
         if step % self.checkpoints.save_every == 0 or is_stopped:
             objects = {name: kwargs[name] for name in ("model", "optimizer", "lr_scheduler")}
-            self.checkpoints.save(state, self.metrics.state(), **objects)
+            self.checkpoints.save(step, state, self.metrics.state(), **objects)
         if is_stopped:
             raise self.run.stopped(step)
 

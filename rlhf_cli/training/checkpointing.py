@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerState
@@ -26,22 +27,37 @@ class TrainerCheckpoints:
 
     Attributes:
         save_every: Optimizer steps between checkpoints.
-        metrics_state: State of the metrics at the checkpoint that the run resumes from, or None if it is new.
+        metrics_state: State of the metrics at the checkpoint to resume from, or None.
     """
 
-    def __init__(self, run: Run, trainer: Trainer, save_every: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        trainer: Trainer,
+        save_every: int,
+        source: Path | None,
+        save_more: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Prepare checkpoints.
+
+        Args:
+            run: The run that they belong to.
+            trainer: The trainer.
+            save_every: Optimizer steps between checkpoints.
+            source: The checkpoint to resume from, or None to start anew.
+            save_more: Writes further files into a checkpoint.
+        """
         self.run, self.save_every = run, save_every
+        self._source, self._save_more = source, save_more
         self.scaler = trainer.accelerator.scaler  # of float16 on a GPU; otherwise None
         self.epoch_start: dict[str, Any] = {}  # generators then: some samplers draw their order from them
-        self.restored: dict[str, Any] | None = (
-            None if run.resumed_from is None else load_state(run.resumed_from / STATE)
-        )
+        self.restored: dict[str, Any] | None = None if source is None else load_state(source / STATE)
         self.metrics_state: Mapping[str, float] | None = None if self.restored is None else self.restored["metrics"]
 
     @property
     def resume_from(self) -> str | None:
         """The value of `resume_from_checkpoint` for `Trainer.train`."""
-        return None if self.run.resumed_from is None else str(self.run.resumed_from / MODEL)
+        return None if self._source is None else str(self._source / MODEL)
 
     def restore_optimizer(self, optimizer: Any, schedule: Any) -> None:
         """Restore the optimizer, the schedule and the scaler of a resumed run. No-op for a new run."""
@@ -67,6 +83,7 @@ class TrainerCheckpoints:
 
     def save(
         self,
+        step: int,
         state: TrainerState,
         metrics: Mapping[str, float],
         *,
@@ -74,7 +91,7 @@ class TrainerCheckpoints:
         optimizer: Any,
         lr_scheduler: Any,
     ) -> None:
-        """Commit a checkpoint of the current step. Every process must call this."""
+        """Commit the checkpoint of the run's step `step`. Every process must call this."""
         tree = {
             "optimizer": optimizer.state_dict(),
             "schedule": lr_scheduler.state_dict(),
@@ -85,10 +102,12 @@ class TrainerCheckpoints:
             "metrics": metrics,
         }
         weights = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        with self.run.checkpoint(state.global_step, size=3 * weights) as folder:  # Adam keeps two moments of that size
+        with self.run.checkpoint(step, size=3 * weights) as folder:  # Adam keeps two moments of that size
             model.save_pretrained(folder / MODEL)
             dataclasses.replace(state, log_history=[]).save_to_json(str(folder / MODEL / TRAINER_STATE))
             save_state(folder / STATE, tree)
+            if self._save_more is not None:
+                self._save_more(folder)
         distributed.all_gather_object(None)  # no process may exit before the checkpoint is committed
 
     def _restore_generators(self, name: str) -> None:

@@ -42,16 +42,27 @@ def loss(trainer: Trainer, stage: str, columns: TokenColumns, max_tokens: int) -
     return {f"{stage}.nll": total / count} if count else {}
 
 
-def ranking(trainer: Trainer, columns: TokenColumns, max_tokens: int) -> dict[str, float]:
-    """Return `reward.accuracy` and the other metrics of preferences; empty if there are no pairs."""
-    chosen = [ids for part in columns.parts for ids in part["chosen_ids"]]
-    rejected = [ids for part in columns.parts for ids in part["rejected_ids"]]
+def pair_scores(trainer: Trainer, columns: TokenColumns, max_tokens: int, limit: int | None = None) -> list[float]:
+    """Return the scores of all chosen completions, then those of all rejected ones; of the first `limit` pairs."""
+    chosen, rejected = _pairs(columns)
+    return _scores(trainer, chosen[:limit] + rejected[:limit], max_tokens) if chosen else []
+
+
+def ranking(scores: Sequence[float], columns: TokenColumns) -> dict[str, float]:
+    """Return `reward.accuracy` and the other metrics of preferences from `pair_scores`; empty if there are no pairs."""
+    chosen, rejected = _pairs(columns)
     if not chosen:
         return {}
-    scores = _scores(trainer, chosen + rejected, max_tokens)
     margins = [scores[i] - scores[len(chosen) + i] for i in range(len(chosen))]
     longer = [float(len(better) - len(worse)) for better, worse in zip(chosen, rejected, strict=True)]
     return metrics.compute(metrics.PREFERENCE_METRICS, "preferences", PreferenceMargins(margins, longer))
+
+
+def _pairs(columns: TokenColumns) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of the chosen and of the rejected completions, each with its prompt."""
+    chosen = [ids for part in columns.parts for ids in part["chosen_ids"]]
+    rejected = [ids for part in columns.parts for ids in part["rejected_ids"]]
+    return chosen, rejected
 
 
 def _batches(trainer: Trainer, sequences: Sequence[list[int]], max_tokens: int) -> Iterator[PaddedBatch]:

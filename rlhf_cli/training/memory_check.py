@@ -9,7 +9,9 @@ from rlhf_cli import distributed
 from rlhf_cli.errors import HardwareError
 from rlhf_cli.formatting import format_bytes
 from rlhf_cli.models import device_memory
+from rlhf_cli.models.ensemble import read_members
 from rlhf_cli.models.loading import default_device
+from rlhf_cli.pipeline.references import reward_sources
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
@@ -53,7 +55,8 @@ def check(stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int])
 
 def estimate(stage: ResolvedStage, longest: int, held_out: int) -> Estimate | None:
     """Return the peak memory of a stage, or None if it cannot be estimated. Lengths are in tokens; 0: none."""
-    return memory_estimate.estimate(stage.spec, stage.recipe, stage.base_path, longest, held_out)
+    members = _further_members(stage)
+    return memory_estimate.estimate(stage.spec, stage.recipe, stage.base_path, longest, held_out, members)
 
 
 def trainable_parameters(stage: ResolvedStage) -> dict[str, int]:
@@ -95,7 +98,8 @@ def _hint_after_failure(stage: ResolvedStage) -> str:
 def _hint(stage: ResolvedStage, longest: int, held_out: int, capacity: float) -> str:
     """Name one setting: the smallest reduction of the batch that fits, or otherwise the next setting to try."""
     for value, recipe in _smaller_batches(stage, longest):
-        found = memory_estimate.estimate(stage.spec, recipe, stage.base_path, longest, held_out)
+        members = _further_members(stage)
+        found = memory_estimate.estimate(stage.spec, recipe, stage.base_path, longest, held_out, members)
         if found is not None and found.parts.needed <= capacity:
             return f"Set {stage.spec.memory_key}: {value} ({format_bytes(found.parts.needed)})."
     if stage.recipe.adapter is None:
@@ -103,6 +107,13 @@ def _hint(stage: ResolvedStage, longest: int, held_out: int, capacity: float) ->
     if stage.recipe.base.quantize == "none":
         return "Set base.quantize: nf4."
     return "Use a smaller base model or shorter rows."
+
+
+def _further_members(stage: ResolvedStage) -> int:
+    """Return the number of adapters in the stage's reward runs beyond one for each."""
+    sources = reward_sources(stage.section, (stage.spec.section,))
+    folders = [stage.model_path(".".join(map(str, key))) for key, source in sources if source.run is not None]
+    return sum(len(read_members(folder)) - 1 for folder in folders if folder is not None)
 
 
 def _smaller_batches(stage: ResolvedStage, longest: int) -> Iterator[tuple[int, Recipe]]:

@@ -75,9 +75,12 @@ class _Models(NamedTuple):
 
     base: ModelFootprint
     reward_models: float  # bytes of reward models with weights of their own
+    further_members: int = 0  # adapters of reward runs beyond one for each
 
 
-def estimate(spec: StageSpec, recipe: Recipe, base_path: str, longest: int, held_out: int) -> Estimate | None:
+def estimate(
+    spec: StageSpec, recipe: Recipe, base_path: str, longest: int, held_out: int, further_members: int = 0
+) -> Estimate | None:
     """Return the peak memory of a stage, or None if it cannot be estimated for this base model.
 
     Args:
@@ -86,10 +89,12 @@ def estimate(spec: StageSpec, recipe: Recipe, base_path: str, longest: int, held
         base_path: Folder or Hub id of the base model.
         longest: Tokens of the longest row or prompt.
         held_out: Tokens of the longest held-out row; 0: none.
+        further_members: Number of reward adapters beyond one for each reward run.
     """
     models = _load_footprints(spec, recipe, base_path)
     if models is None:
         return None
+    models = models._replace(further_members=further_members)
     device = default_device()
     processes = max(recipe.launch.processes, distributed.world_size())
     base = models.base
@@ -219,7 +224,7 @@ def _ppo_weights(recipe: Recipe, models: _Models, trained: float) -> MemoryBreak
         reference = FLOAT32 / base.itemsize
         weights, adapters = trained + base.weights * (reference + reward_runs) - base.output_head * scorers, 0.0
     else:
-        roles = 1 + reward_runs  # the policy and the reward runs
+        roles = 1 + reward_runs + models.further_members  # the policy, and the reward runs with their members
         roles += 1 if has_own_critic else 0
         roles += 1 if settings.start != "base" else 0  # the reference
         weights, adapters = base.weights, base.trainable * roles

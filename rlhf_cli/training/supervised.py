@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, Trainer
 
 from rlhf_cli import distributed
@@ -16,10 +17,11 @@ from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import TrainerSection
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training import trl
-from rlhf_cli.training.callbacks import RunCallback, TrainingMetrics
+from rlhf_cli.training.callbacks import Position, RunCallback, TrainingMetrics
 from rlhf_cli.training.checkpointing import TrainerCheckpoints, silence_tied_weights_warning
 from rlhf_cli.training.prepared_data import PreparedData
 
+SINGLE = Position()
 Evaluate = Callable[[Trainer], Mapping[str, float]]
 
 
@@ -52,24 +54,65 @@ def train_with_trl(
         dtype: Data type of the computation.
         evaluate: Computes metrics on held-out rows after training. With a sharded base, every process calls it.
     """
+    rows = trl.dataset(data.train.parts)
+    trainer = build_trainer(
+        stage, run, data, trl_trainer=trl_trainer, model=model, dtype=dtype, rows=rows, seed=stage.recipe.seed
+    )
+    metrics = TrainingMetrics(run)
+    train(trainer, run, metrics, TrainerCheckpoints(run, trainer, stage.section.save_every, run.resumed_from))
+    trl.save(trainer, data.tokenizer, run)
+    found = metrics.summary(run.stage, trainer.state.global_step)
+    if evaluates(stage):
+        found |= evaluate(trainer)
+    return StageMetrics(found)
+
+
+def evaluates(stage: ResolvedStage) -> bool:
+    """Return whether this process evaluates: the forward pass of a sharded base needs every process."""
+    return distributed.is_main() or stage.sharded
+
+
+def build_trainer(
+    stage: ResolvedStage,
+    run: Run,
+    data: PreparedData,
+    *,
+    trl_trainer: TrlTrainer,
+    model: Any,
+    dtype: torch.dtype,
+    rows: Dataset,
+    seed: int,
+) -> Trainer:
+    """Return a TRL trainer of `model`. Arguments: `train_with_trl`, the rows to train on, and the seed."""
     if stage.sharded:
         fsdp.ignore_in_ddp(model)
     section: TrainerSection = stage.section
-    arguments = {**trl.arguments(section, run, stage.recipe.seed, dtype=dtype), **trl_trainer.config}
-    trainer = trl_trainer.trainer_class(
+    arguments = {**trl.arguments(section, run, seed, dtype=dtype), **trl_trainer.config}
+    trainer: Trainer = trl_trainer.trainer_class(
         model=model,
         args=trl.config(trl_trainer.config_class, stage.name, arguments),
-        train_dataset=trl.dataset(data.train.parts),
+        train_dataset=rows,
         processing_class=data.tokenizer,
     )
-    metrics = _train(trainer, run, section.save_every)
-    trl.save(trainer, data.tokenizer, run)
-    if distributed.is_main() or stage.sharded:  # the forward pass of a sharded base needs every process
-        metrics |= evaluate(trainer)
-    return StageMetrics(metrics)
+    return trainer
 
 
-def _train(trainer: Trainer, run: Run, save_every: int) -> dict[str, float]:
+def train(
+    trainer: Trainer,
+    run: Run,
+    metrics: TrainingMetrics,
+    checkpoints: TrainerCheckpoints,
+    position: Position = SINGLE,
+) -> None:
+    """Train from the start, or from the checkpoint that `checkpoints` resumes from.
+
+    Args:
+        trainer: The trainer.
+        run: The run to write to.
+        metrics: Logs the metrics of every step.
+        checkpoints: Saves the trainer's state.
+        position: Which of the run's trainings this is.
+    """
     trainer.remove_callback(PrinterCallback)  # prints TRL's log
     # Keep trainable parameters in float32 even on a 16-bit base: in bfloat16 most Adam updates round to zero. TRL
     # casts them to bfloat16 on a quantized base. The optimizer is created after this.
@@ -77,12 +120,10 @@ def _train(trainer: Trainer, run: Run, save_every: int) -> dict[str, float]:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     repair_generation_config(trainer.model)  # save_pretrained refuses an invalid one, after the training
-    metrics = TrainingMetrics(run)
-    checkpoints = TrainerCheckpoints(run, trainer, save_every)
     if checkpoints.metrics_state is not None:
         metrics.restore(checkpoints.metrics_state)
-    trainer.add_callback(RunCallback(run, metrics, checkpoints))
+    trainer.add_callback(RunCallback(run, metrics, checkpoints, position))
     metrics.watch(trainer)
-    with silence_tied_weights_warning() if run.resumed_from is not None else contextlib.nullcontext():
+    with silence_tied_weights_warning() if checkpoints.resume_from is not None else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=checkpoints.resume_from)
-    return metrics.summary(run.stage, trainer.state.global_step)
+    metrics.stop()

@@ -19,14 +19,13 @@ from rlhf_cli.inference import generation
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.ppo import optimization
-from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE, build_actor_critic
+from rlhf_cli.ppo.actor_critic import POLICY, VALUE, build_actor_critic, role_folders
 from rlhf_cli.ppo.trainer import PPOTrainer
 from rlhf_cli.ppo.types import Demonstrations, PPOData, Prompts
 from rlhf_cli.recipe.schema import Base, Critic, Kl
-from rlhf_cli.rewards.build import RewardFunction
 from rlhf_cli.runs.run import Run
 from tests.support.reporters import RecordingReporter
-from tests.support.tiny_policy import ADAPTER, EOS, VOCABULARY, encode_prompts, small_settings
+from tests.support.tiny_policy import ADAPTER, EOS, VOCABULARY, encode_prompts, reward_run, small_settings
 
 PROMPTS = 24
 DEMONSTRATIONS = Demonstrations([[5, 6], [7], [8, 9]], [[10, 11, EOS], [12, EOS], [13, EOS]])
@@ -66,9 +65,9 @@ def main(base: str, sft: str, reward: str, kind: str, strategy: str, folder: str
         ptx_coef=0.1,
         save_every=100,
     )
-    roles = {POLICY: Path(sft), REFERENCE: Path(sft), "reward": Path(reward)}
+    reward_functions = [reward_run(Path(reward))]
+    roles = role_folders(Path(sft), reward_functions)
     model = MultiAdapterModel.load(Base(model=base), ADAPTER, base, roles, sharded=strategy == "fsdp")
-    reward_functions = [RewardFunction("reward", 1.0, "reward", None)]
     actor_critic = build_actor_critic(model, settings, reward_functions)
     tokenizer, prompts = encode_prompts(Path(base), PROMPTS)
     arguments = optimization.training_arguments({}, Path(folder))

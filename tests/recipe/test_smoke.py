@@ -17,6 +17,7 @@ TRAINER_SECTIONS = TrainerSection.__subclasses__()
 TRAINER_SIZES = {"epochs", "max_steps", "batch_size", "micro_batch_size", "max_length", "save_every"}
 SIZES = {  # section: the fields that may change, besides references to runs
     **{name: TRAINER_SIZES for name, value in Recipe.model_fields.items() if value.annotation in TRAINER_SECTIONS},
+    "reward": {*TRAINER_SIZES, "members"},
     "data": {"max_overlong"},
     "launch": {"processes"},
     "pretrain.architecture": {"hidden_size", "intermediate_size", "layers", "heads", "kv_heads"},
@@ -36,7 +37,7 @@ launch: {processes: 2}
 pretrain: {epochs: 3, batch_size: 64, learning_rate: 0.5, max_length: 2000, trainer: {optim: sgd},
   architecture: {vocab_size: 999, hidden_size: 1024, layers: 12, heads: 16, kv_heads: 8, context: 4096}}
 sft: {start: other/sft@v0003, max_steps: 900, learning_rate: 0.6, max_length: 77, trainer: {optim: sgd}}
-reward: {start: sft@v0009, epochs: 2.5, learning_rate: 0.7, trainer: {center_rewards_coefficient: 0.1}}
+reward: {start: sft@v0009, members: 4, epochs: 2.5, learning_rate: 0.7, trainer: {center_rewards_coefficient: 0.1}}
 ppo: {start: sft@latest, reward: [{run: other/reward@v0004, weight: 0.3}, {run: FOLDER, weight: -1}], iterations: 99,
   rollout_batch_size: 120, minibatches: 5, max_prompt_length: 3000, temperature: 0.7, epochs: 3, learning_rate: 0.8,
   micro_batch_tokens: 99,
@@ -84,6 +85,7 @@ def test_shrink_makes_sizes_small(recipe: Recipe) -> None:
         assert section.max_length <= 512
         assert section.batch_size <= 2
     assert small.pretrain.architecture.layers == 2
+    assert small.reward.members == 2
     assert (small.ppo.iterations, small.ppo.critic.warmup_iterations) == (2, 1)
     assert small.ppo.rollout_batch_size <= 4
     assert small.ppo.max_new_tokens <= 8

@@ -392,6 +392,19 @@ def test_null_adapter_with_quantized_base_and_adapter_export_has_issues(find_iss
     ]
 
 
+def test_members_without_adapter_have_an_issue(find_issues: FindIssues) -> None:
+    (issue,) = find_issues("adapter: null\nreward: {members: 3}")
+    assert (issue.code, issue.location) == ("recipe.conflicting-keys", "r.yaml:4:10")
+
+
+def test_combine_with_one_member_has_no_effect(find_issues: FindIssues, write_recipe: WriteRecipe) -> None:
+    source = "ppo: {reward: [{run: reward, combine: min}]}"
+    (issue,) = find_issues(f"reward: {{epochs: 1}}\n{source}")
+    assert (issue.code, issue.location) == ("recipe.no-effect", "r.yaml:4:30")
+    load_recipe(write_recipe(f"reward: {{members: 2}}\n{source}"), stages=())
+    load_recipe(write_recipe(source), stages=())  # the run may be of an earlier version of the recipe
+
+
 def test_fsdp_with_null_adapter_or_quantized_base_has_issues(find_issues: FindIssues) -> None:
     (full,) = find_issues("adapter: null\nlaunch: {strategy: fsdp}")
     assert (full.code, full.location) == ("recipe.conflicting-keys", "r.yaml:4:10")

@@ -17,7 +17,7 @@ from rlhf_cli.rewards.base import Completions, as_completion
 from rlhf_cli.rewards.build import RewardFunction, build_reward_functions, score_completions, weighted_sum
 from tests.support.issues import raises_issue
 from tests.support.reward_functions import write_function
-from tests.support.tiny_policy import PAD, FakeScorer, MakeActorCritic, Ragged
+from tests.support.tiny_policy import PAD, FakeScorer, MakeActorCritic, Ragged, reward_run
 
 BASE = Base(model="unused")
 
@@ -25,6 +25,11 @@ BASE = Base(model="unused")
 def make_completions(rows: list[PromptRow], completions: list[str]) -> Completions:
     """Return completions with fixed token ids."""
     return Completions(rows, [[4]] * len(rows), [[5, 2]] * len(rows), list(completions))
+
+
+def unused_folder(_index: int) -> Path:
+    """Return a folder that is no ensemble."""
+    return Path("reward")
 
 
 def test_every_kind_of_source_has_a_scorer() -> None:
@@ -43,7 +48,7 @@ def test_prepare_checks_all_scorers_before_loading_any(monkeypatch: pytest.Monke
     monkeypatch.setattr(FakeScorer, "check", lambda _self, rows: calls.append(f"check {len(rows)}"))
     monkeypatch.setattr(FakeScorer, "load", lambda _self, base, *, smoke: calls.append(f"load {base.model} {smoke}"))
     functions = [RewardFunction("a", 1.0, None, FakeScorer(list)), RewardFunction("b", 1.0, None, FakeScorer(list))]
-    functions.append(RewardFunction("reward", 1.0, "reward", None))
+    functions.append(reward_run(Path("reward")))
     build.prepare_reward_functions(functions, [PromptRow("p", {})], BASE, smoke=True)
     assert calls == ["check 1", "check 1", "load unused True", "load unused True"]
 
@@ -53,9 +58,9 @@ def test_sources_are_scored_separately_and_summed_with_weights(
 ) -> None:
     length = write_function(tmp_path, "def score(completion_ids): return [float(len(ids)) for ids in completion_ids]")
     functions = build_reward_functions(
-        [RewardSource(run="reward", weight=2.0), RewardSource(python=length, weight=-0.5)]
+        [RewardSource(run="reward", weight=2.0), RewardSource(python=length, weight=-0.5)], lambda _: reward_folder
     )
-    assert [(function.name, function.role) for function in functions] == [("reward", "reward"), ("score", None)]
+    assert [(function.name, function.roles) for function in functions] == [("reward", ["reward"]), ("score", [])]
     prompts, responses = ragged
     model = make_actor_critic(sft_folder, reward_folder).model
     completions = Completions([PromptRow("p", {})] * len(prompts), prompts, responses, ["x"] * len(prompts))
@@ -71,20 +76,23 @@ def test_sources_are_scored_separately_and_summed_with_weights(
 def test_sources_of_one_name_get_numbers(tmp_path: Path) -> None:
     spec = write_function(tmp_path, "def score(completions): return [0.0]")
     sources = [RewardSource(python=spec), RewardSource(python=spec), RewardSource(run="reward")]
-    functions = build_reward_functions([*sources, RewardSource(run="other/reward@v0002")])
+    functions = build_reward_functions([*sources, RewardSource(run="other/reward@v0002")], unused_folder)
     assert [function.name for function in functions] == ["score", "score_2", "reward", "reward_2"]
-    assert [function.role for function in functions] == [None, None, "reward", "reward_2"]
+    assert [function.roles for function in functions] == [[], [], ["reward"], ["reward_2"]]
 
 
 def test_source_does_not_get_a_reserved_name(tmp_path: Path) -> None:
     """`reward.std` is the standard deviation of the weighted sum."""
     (tmp_path / "scores.py").write_text("def std(completions): return [0.0]")
-    functions = build_reward_functions([RewardSource(python=f"{tmp_path}/scores.py:std"), RewardSource(run="runs/std")])
+    sources = [RewardSource(python=f"{tmp_path}/scores.py:std"), RewardSource(run="runs/std")]
+    functions = build_reward_functions(sources, unused_folder)
     assert [function.name for function in functions] == ["std_2", "std_3"]
 
 
 def test_reward_run_is_named_by_its_stage() -> None:
-    functions = build_reward_functions([RewardSource(run="demo/reward@v0003"), RewardSource(run="reward")])
+    functions = build_reward_functions(
+        [RewardSource(run="demo/reward@v0003"), RewardSource(run="reward")], unused_folder
+    )
     assert [function.name for function in functions] == ["reward", "reward_2"]
 
 

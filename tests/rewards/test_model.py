@@ -270,7 +270,7 @@ def test_context_length_is_the_lower_of_positions_and_tokenizer(make_scorer: Mak
 def test_models_are_named_by_folder_and_log_details(make_scorer: MakeModel, make_actor_critic: MakeActorCritic) -> None:
     folder = make_scorer(positions=40)
     functions = build_reward_functions([RewardSource(model=str(folder), weight=2.0), RewardSource(model=str(folder))])
-    assert [(function.name, function.role) for function in functions] == [("scorer", None), ("scorer_2", None)]
+    assert [(function.name, function.ensemble) for function in functions] == [("scorer", None), ("scorer_2", None)]
     completions = make_completions(["?", PROMPTS[2] * 2], COMPLETIONS[:2])
     prepare_reward_functions(functions, completions.rows, RECIPE, smoke=False)
     scores = score_completions(functions, make_actor_critic().model, completions, pad_id=0, max_tokens=50)

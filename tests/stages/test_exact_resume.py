@@ -41,6 +41,7 @@ SETTINGS = {
     "sft, order from the global generator": ("sft", "sft.trainer={train_sampling_strategy: group_by_length}"),
     "sft, 4 bits": ("sft", "base.quantize=nf4", "adapter.dora=true"),
     "reward, whole model": ("reward", "adapter=null"),
+    "reward, two members": ("reward", "reward.members=2"),
     "sft, with a worker": ("sft", "sft.trainer={dataloader_num_workers: 1}"),
 }
 
@@ -162,6 +163,22 @@ def test_checkpoint_of_signal_is_that_of_a_run_never_killed(
         assert len({(side / "model" / file).read_bytes() for side in sides}) == 1
     assert {path.suffix for path in sides[0].rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}
     assert_bit_identical(harness.run(resumed, resume=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        (12, ["step-000008", "step-000012"]),  # between the members
+        (18, ["step-000012", "step-000016"]),  # in the second one
+    ],
+)
+def test_ensemble_killed_after_first_member_resumes_exactly(project: Path, steps: int, kept: list[str]) -> None:
+    harness = StageHarness(project, "reward", "reward.members=2")
+    expected = harness.run(f"whole ensemble {steps}")
+    runs = f"ensemble {steps}"
+    harness.run_killed(runs, die_before_forward_pass(steps * PASSES_PER_STEP + 1))
+    assert harness.checkpoint_names(runs) == kept
+    assert_bit_identical(harness.run(runs, resume=True), expected)
 
 
 def test_signal_in_last_step_lets_the_run_complete(sft: Unbroken, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,13 @@ from rlhf_cli.data.rows import PromptRow, Text
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.ppo import optimization
-from rlhf_cli.ppo.actor_critic import POLICY, REFERENCE, VALUE, ActorCritic, build_actor_critic
+from rlhf_cli.ppo.actor_critic import POLICY, VALUE, ActorCritic, build_actor_critic, role_folders
 from rlhf_cli.ppo.trainer import PPOTrainer
 from rlhf_cli.ppo.types import Demonstrations, PPOData, Prompts
 from rlhf_cli.recipe.schema import Adapter, Base, Ppo
 from rlhf_cli.rewards.base import Completions, SourceScores
 from rlhf_cli.rewards.build import RewardFunction
+from rlhf_cli.rewards.ensemble import Combine, find_ensemble
 from rlhf_cli.runs.run import Run
 from tests.support.reporters import RecordingReporter
 
@@ -128,9 +129,9 @@ def make_actor_critic(base_folder: Path) -> MakeActorCritic:
         settings: Ppo | None = None,
         weight: float = 1.0,
     ) -> ActorCritic:
-        roles = {POLICY: start, REFERENCE: start} | ({"reward": reward} if reward else {})
+        reward_functions = [reward_run(reward, weight=weight)] if reward else []
+        roles = role_folders(start, reward_functions)
         model = MultiAdapterModel.load(Base(model=str(base_folder)), ADAPTER, str(base_folder), roles)
-        reward_functions = [RewardFunction("reward", weight, "reward", None)] if reward else []
         return build_actor_critic(model, settings or Ppo.model_validate({"critic": {"kind": kind}}), reward_functions)
 
     return make
@@ -158,6 +159,11 @@ def ragged() -> Ragged:
     prompts = [ids(n) for n in (5, 1, 9, 3, 7, 2, 4, 6)]
     responses = [[*ids(n), EOS] for n in (3, 6, 0, 9, 1, 4, 5)]
     return prompts, [*responses, ids(10)]
+
+
+def reward_run(folder: Path, combine: Combine = "mean", *, weight: float = 1.0) -> RewardFunction:
+    """Return the reward function of a reward run in the role `reward`."""
+    return RewardFunction("reward", weight, find_ensemble("reward", folder, combine), None)
 
 
 def share_of_w5(completions: Sequence[str]) -> list[float]:
@@ -229,7 +235,7 @@ def make_trainer(make_actor_critic: MakeActorCritic, make_run: MakeRun, base_fol
         weight: float = 1.0,
     ) -> PPOTrainer:
         actor_critic = make_actor_critic(start, reward, settings=settings, weight=weight)
-        reward_functions = [RewardFunction("reward", weight, "reward", None)] if reward else []
+        reward_functions = [reward_run(reward, weight=weight)] if reward else []
         if function is not None:
             reward_functions += [RewardFunction(FakeScorer.name, 1.0, None, scorer or FakeScorer(function))]
         tokenizer, prompts = encode_prompts(base_folder, PROMPT_ROWS)

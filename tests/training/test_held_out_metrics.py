@@ -113,7 +113,8 @@ def test_ranking_of_bfloat16_scorer_with_large_scores_equals_eval(base_folder: P
         accelerator=SimpleNamespace(autocast=lambda: torch.autocast("cpu", torch.bfloat16)),
     )
     columns = TokenColumns([{"chosen_ids": chosen, "rejected_ids": rejected}], {})
-    found = held_out_metrics.ranking(cast(Trainer, trainer), columns, max_tokens=600)
+    by_trainer = held_out_metrics.pair_scores(cast(Trainer, trainer), columns, max_tokens=600)
+    found = held_out_metrics.ranking(by_trainer, columns)
     scores = scoring.final_scores(model, "reward", chosen + rejected, pad_id=PAD, max_tokens=600)
     assert scores.mean() == pytest.approx(12, abs=0.5)
     better, worse = scores.split(20)

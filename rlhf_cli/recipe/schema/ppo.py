@@ -60,6 +60,11 @@ class RewardSource(Section):
         None, description="retries of a failed `http` request, after 1, 2, 4, … seconds; null: 4"
     )
     rule: Rule | None = Field(None, description="a built-in rule: {length: {min, max}}, {pattern} or {forbidden}")
+    combine: Literal["mean", "min", "uncertainty"] | None = Field(
+        None,
+        description="how the scores of the members of a `run` with several are combined: mean; min: the lowest; "
+        "uncertainty: the mean minus a tenth of their variance; null: mean",
+    )
     weight: float = Field(1.0, description="weight of this source in the sum")
 
     def smoke(self) -> Self:

@@ -97,9 +97,19 @@ class Reward(TrainerSection):
     start: Annotated[str, PathKind("run", ("base",))] = Field(
         "sft", description="base, an sft or reward run, or the directory of an adapter"
     )
+    members: PositiveInt = Field(
+        1,
+        description="number of reward models to train on the base model, one after another, each with its own seed and "
+        "its own sample of the pairs; with more than one, ppo and eval combine their scores",
+    )
     batch_size: PositiveInt = Field(32, description="pairs per optimizer step, over all devices")
     micro_batch_size: PositiveInt = Field(8, description="pairs per forward pass, per device")
     learning_rate: PositiveFloat = Field(1e-4, description="peak learning rate of AdamW")
     max_length: PositiveInt = Field(
         1024, description="maximum length of a prompt with either completion, in tokens; longer pairs are dropped"
     )
+
+    def smoke(self) -> Self:
+        """Train at most two members."""
+        shrunk = super().smoke()
+        return shrunk.replace(members=min(shrunk.members, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf_cli.recipe.schema import Export, Recipe
+from rlhf_cli.recipe.schema import Export, Recipe, Reward
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, keyed_issue
 from rlhf_cli.stages import STAGES
 
@@ -25,6 +25,10 @@ def _full_training_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
         yield keyed_issue("recipe.conflicting-keys", ("base", "quantize"), problem, hint)
     for spec in STAGES.values():
         section = getattr(recipe, spec.section)
+        if isinstance(section, Reward) and section.members > 1:
+            problem = "several members must be adapters on one base model, but the recipe sets adapter: null."
+            key = (spec.section, "members")
+            yield keyed_issue("recipe.conflicting-keys", key, problem, "Set members to 1, or set an adapter.")
         if isinstance(section, Export) and section.format == "adapter":
             problem = "no adapter to export, because the recipe sets adapter: null."
             key = (spec.section, "format")

@@ -10,9 +10,15 @@ from rlhf_cli.formatting import format_path
 from rlhf_cli.recipe.schema import Key, Launch, Length, Ppo, Recipe, RewardSource, Rule, is_run_reference
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, dependent_issues, exactly_one_issues, keyed_issue
 from rlhf_cli.recipe.validation.secrets import url_issues
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import REWARD_STAGES, STAGES
 
-REWARD_OWNERS = (("revision", "model"), ("timeout", "http"), ("batch_size", "http"), ("retries", "http"))
+REWARD_OWNERS = (
+    ("combine", "run"),
+    ("revision", "model"),
+    ("timeout", "http"),
+    ("batch_size", "http"),
+    ("retries", "http"),
+)
 # A reward source has exactly one of these keys.
 REWARD_KEYS = tuple(name for name in RewardSource.model_fields if name not in {"weight", *dict(REWARD_OWNERS)})
 
@@ -33,6 +39,7 @@ def ppo_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
                 yield keyed_issue("recipe.invalid-value", ("base", "dtype"), problem, "Set it to auto.")
             for index, source in enumerate(section.reward):
                 yield from _reward_issues(source, (spec.section, "reward", index))
+                yield from _combine_issues(source, recipe, (spec.section, "reward", index, "combine"))
             yield from _size_issues(section, spec.section, recipe.launch)
             yield from _optimization_issues(section, spec.section)
             if recipe.launch.strategy == "fsdp" and spec.section in recipe.model_fields_set:
@@ -91,6 +98,16 @@ def _reward_issues(source: RewardSource, key: Key) -> Iterator[KeyedIssue]:
         yield from url_issues(source.http, (*key, "http"))
     if source.rule is not None:
         yield from _rule_issues(source.rule, (*key, "rule"))
+
+
+def _combine_issues(source: RewardSource, recipe: Recipe, key: Key) -> Iterator[KeyedIssue]:
+    """Yield an issue if the latest reward run of this recipe has a single member."""
+    if source.combine is None or source.run not in REWARD_STAGES:
+        return
+    section = STAGES[source.run].section
+    if section in recipe.model_fields_set and getattr(recipe, section).members == 1:
+        problem = f"no effect with one member; found {section}.members: 1."
+        yield keyed_issue("recipe.no-effect", key, problem, f"Raise {section}.members, or remove combine.")
 
 
 def _is_run(model: str) -> bool:
