@@ -20,12 +20,13 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import ModelError, RecipeError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.models import adapter_config
 from rlhf_cli.models.heads import STORED_HEAD
@@ -58,6 +59,7 @@ def attach(
     Raises:
         ModelError: The stored adapter is damaged or differs from the recipe or the base; PEFT would load the tensors
             that fit and leave the others random. Or the base lacks the target modules.
+        RecipeError: The target modules select embeddings or an output head.
     """
     stored = None if start is None else read_adapter(start)
     if start is not None:
@@ -76,12 +78,30 @@ def attach(
             location="adapter.target_modules",
             hint="Use names of modules in the base model, or `all-linear`.",
         ) from error
+    _check_targets(model)
     if start is not None:
         assert stored is not None
         adapter_config.check_derived(start, model.peft_config[name])
         _copy_weights(model, name, stored, start)
     model.set_requires_grad(name, trainable)
     return model
+
+
+def _check_targets(model: PeftModel) -> None:
+    """Raise RecipeError if an embedding or output head is adapted.
+
+    They may be tied to each other, so that merging would change both, and PEFT stores whole copies of them.
+    """
+    head = model.get_base_model().get_output_embeddings()
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and (layer is head or isinstance(layer.get_base_layer(), nn.Embedding)):
+            raise RecipeError(
+                "recipe.invalid-value",
+                "adapters of embeddings and output heads are not supported; "
+                f"found {name.removeprefix('base_model.model.')}.",
+                location="adapter.target_modules",
+                hint="Use names of linear layers inside the transformer blocks, or all-linear.",
+            )
 
 
 def load_policy(

@@ -173,9 +173,18 @@ def verify(stage: ResolvedStage, folder: Path, digests: Digests, expected: Expec
             "the exported model differs from the trained one; "
             f"found a mean KL of {kl:.2e} nats per token, expected at most {limit:.0e}."
         )
-        hint = "Set export.dtype: float32, or export.format: adapter."
-        raise ModelError("model.export-differs", message, location="export", hint=hint)
+        raise ModelError("model.export-differs", message, location="export", hint=_difference_hint(stage))
     return kl
+
+
+def _difference_hint(stage: ResolvedStage) -> str:
+    """Return the settings that keep more of the trained model than those of the recipe."""
+    if stage.section.format == "adapter":
+        return f"Use the adapter in {stage.model_path('of')} with PEFT."
+    higher = "" if stage.section.dtype == "float32" else "export.dtype: float32"
+    whole = "" if stage.recipe.adapter is None else "export.format: adapter"
+    settings = " or ".join(setting for setting in (higher, whole) if setting)
+    return f"Set {settings}." if settings else f"Use the model in {stage.model_path('of')}."
 
 
 def _describe(stage: ResolvedStage) -> str:
@@ -233,7 +242,8 @@ def _check_finite(model: PreTrainedModel, dtype: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             message = f"{name} has values outside the range of {dtype}."
-            hint = "Set export.dtype to bfloat16 or float32."
+            # bfloat16 has the range of float32.
+            hint = "Set export.dtype to bfloat16 or float32." if dtype == "float16" else "Train the model again."
             raise ModelError("model.non-finite", message, location="export.dtype", hint=hint)
 
 

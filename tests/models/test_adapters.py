@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import ModelError, RecipeError
 from rlhf_cli.models import adapters
 from rlhf_cli.models.loading import load_causal_lm, load_scorer
 from rlhf_cli.recipe.schema import Adapter
@@ -181,6 +181,14 @@ def test_load_policy_unknown_target_modules_raises_issue(base_folder: Path) -> N
     with raises_issue("model.unknown-target-modules", error=ModelError, location=location) as issues:
         load_policy(base_folder, adapter, None)
     assert issues[0].message.startswith("target_modules ['no_such_module']: not found in this base model: ")
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_load_policy_target_is_embedding_or_head_raises_issue(base_folder: Path, target: str) -> None:
+    """The recipe's validation knows common names only."""
+    adapter = Adapter(target_modules=["q_proj", target])
+    with raises_issue("recipe.invalid-value", error=RecipeError, location="adapter.target_modules"):
+        load_policy(base_folder, adapter, None)
 
 
 def test_load_policy_adapter_for_whole_models_raises_issue(base_folder: Path, make_adapter: MakeAdapter) -> None:

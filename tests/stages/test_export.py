@@ -316,6 +316,28 @@ def test_differing_export_is_refused_and_leaves_no_model(
     assert_no_model(run_export.runs_dir)
 
 
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"dtype": "bfloat16"}, "Set export.dtype: float32 or export.format: adapter."),
+        ({"dtype": "float32"}, "Set export.format: adapter."),
+    ],
+)
+def test_differing_export_hint_names_no_setting_of_the_recipe(
+    run_export: Exporter,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    hint: str,
+) -> None:
+    of = save_adapter(tmp_path / "sft", base_folder)
+    drop_adapter_in_merge(monkeypatch)
+    with raises_issue("model.export-differs") as issues:
+        run_export(of, export=settings)
+    assert issues[0].hint == hint
+
+
 def test_interrupted_export_leaves_no_model(
     run_export: Exporter, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

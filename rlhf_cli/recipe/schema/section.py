@@ -65,7 +65,7 @@ class PathKind:
             return text
         path = _join(folder, text)
         is_path = text.startswith((".", "/", "~")) or text.count("/") > 1  # a Hub id is owner/name
-        return path if is_path or Path(path).is_dir() else text
+        return path if is_path or Path(path).exists() else text
 
 
 def _join(folder: Path, text: str) -> str:

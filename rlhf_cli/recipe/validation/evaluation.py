@@ -10,7 +10,7 @@ from rlhf_cli.stages import STAGES
 
 
 def gate_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
-    """Yield an issue for each gate without a bound."""
+    """Yield an issue for each gate without a limit, or with limits that nothing can meet."""
     for spec in STAGES.values():
         section = getattr(recipe, spec.section)
         for index, gate in enumerate(section.gates if isinstance(section, Eval) else ()):
@@ -18,3 +18,7 @@ def gate_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
                 key = (spec.section, "gates", index)
                 problem = "missing key; expected min, max or both."
                 yield keyed_issue("recipe.missing-key", key, problem, "Add `min:` or `max:`.")
+            elif gate.min is not None and gate.max is not None and gate.min > gate.max:
+                key = (spec.section, "gates", index, "min")
+                problem = f"above max; found {gate.min}, expected at most {gate.max}."
+                yield keyed_issue("recipe.invalid-value", key, problem, "Swap min and max, or remove one of them.")

@@ -72,7 +72,11 @@ def _model_issues(key: Key, kind: PathKind, text: str) -> Iterator[KeyedIssue]:
     if is_run_reference(text):
         return
     if text.startswith("/"):
-        if not Path(text).is_dir():
+        if Path(text).is_file():
+            problem = f"found a file, expected the directory of a model: {format_path(Path(text))}."
+            hint = f"Use the directory {format_path(Path(text).parent)} if it holds a model in transformers' format."
+            yield keyed_issue("recipe.invalid-value", key, problem, hint)
+        elif not Path(text).is_dir():
             yield not_found_issue("directory", Path(text), key)
     elif kind.kind == "run" and text not in kind.words:
         hint = did_you_mean(text.partition("@")[0], (*STAGES, *kind.words), otherwise=RUN_HINT)
