@@ -94,7 +94,7 @@ def find_unused(kind: DatasetKind, columns: Sequence[str], used: Collection[str]
     if kind == "sft":
         names = (*_CONTEXT, *_QUESTION, *UNUSED_KEYS, "label", "labels")
     elif kind == "preferences":
-        names = (*_CONTEXT, *_QUESTION, *UNUSED_KEYS, *(_LABELS if "chosen" in source.columns else ()))
+        names = (*_CONTEXT, *_QUESTION, "conversations", *UNUSED_KEYS, *(_LABELS if "chosen" in source.columns else ()))
     elif kind == "prompts":  # rewards may need the others, such as the question that a prompt was made from
         names = _CONTEXT
     ignored = {*used, *source.ignore_columns}

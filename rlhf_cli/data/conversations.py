@@ -24,7 +24,7 @@ ROLE_SYNONYMS = {
     "developer": "system",
 }
 MESSAGE_HINT = 'Write each message as {"role": "user", "content": "…"}.'
-SHAREGPT_HINT = "Set `format: sharegpt` on the source if its conversations are in the column `conversations`."
+SHAREGPT_HINT = "Set `format: sharegpt` on the source, and map its column: `columns: {conversations: …}`."
 UNUSED_KEYS = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _MESSAGES_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|content|from|value)\2\s*:""")
 _SECOND_KEYS = {"role": "content", "content": "role", "from": "value", "value": "from"}
@@ -100,15 +100,7 @@ def _read_turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, dict):
         message = f"{name}: found {type_name(turn)}, expected a message {{role, content}}."
         raise RowError("data.wrong-type", message, MESSAGE_HINT)
-    for key in UNUSED_KEYS:
-        if turn.get(key):
-            message = f"{name}.{key}: not supported; the model would be trained as if it were not there."
-            hint = f"Write it into the content, or set `ignore_columns: [{key}]` on the source."
-            raise RowError("data.unused-column", message, hint)
-    for key in ("role", "content"):
-        if key not in turn:
-            hint = SHAREGPT_HINT if {"from", "value"} <= turn.keys() else MESSAGE_HINT
-            raise RowError("data.missing-field", f"{name}.{key}: missing field.", hint)
+    _check_keys(turn, name)
     content = turn["content"]
     if isinstance(content, list):
         content = _join_parts(content, name)
@@ -123,6 +115,20 @@ def _read_turn(turn: Any, name: str) -> Message:
         message = f"{name}.role: unknown role {role!r}; expected {', '.join(ROLES[:-1])} or {ROLES[-1]}."
         raise RowError("data.unknown-role", message, hint)
     return Message(role=role, content=content)
+
+
+def _check_keys(turn: dict[str, Any], name: str) -> None:
+    """Raise RowError unless a turn has role and content, and no other value that would change what it means."""
+    for key in UNUSED_KEYS:
+        if turn.get(key):
+            message = f"{name}.{key}: not supported; the model would be trained as if it were not there."
+            hint = f"Write it into the content, or set `ignore_columns: [{key}]` on the source."
+            raise RowError("data.unused-column", message, hint)
+    if turn.keys() >= {"from", "value"}:
+        raise RowError("data.missing-field", f"{name}: found from and value, expected role and content.", SHAREGPT_HINT)
+    for key in ("role", "content"):
+        if key not in turn:
+            raise RowError("data.missing-field", f"{name}.{key}: missing field.", MESSAGE_HINT)
 
 
 def _join_parts(parts: list[Any], name: str) -> str:

@@ -35,7 +35,7 @@ def get_string(fields: Fields, name: str) -> str:
 
 
 def get_text(fields: Fields, name: str, *, may_be_empty: bool = False) -> Text:
-    """Return a field's text or, if its value is a list, its conversation, which may also be written as text.
+    """Return a field's text or its conversation: a list of messages, one message, or these written as text.
 
     Args:
         fields: The row.
@@ -47,8 +47,8 @@ def get_text(fields: Fields, name: str, *, may_be_empty: bool = False) -> Text:
         if value.lstrip().startswith(("[", "{")) and (messages := parse_messages(value)):
             return read_messages(messages, name, may_end_empty=may_be_empty)
         return value
-    if isinstance(value, list):
-        return read_messages(value, name, may_end_empty=may_be_empty)
+    if isinstance(value, list | dict):
+        return read_messages(value if isinstance(value, list) else [value], name, may_end_empty=may_be_empty)
     return value if may_be_empty and isinstance(value, str) else get_string(fields, name)
 
 

@@ -33,12 +33,13 @@ CHAT = {"messages": [USER, YES]}
         ("preferences", {"question": "x", **PAIR}, "question"),  # orca_dpo_pairs
         ("preferences", {"instruction": "x", "input": "", **PAIR}, "instruction"),  # LLaMA-Factory
         ("preferences", {"question": "x", "chosen": [USER, YES], "rejected": [USER, NO]}, "question"),
+        ("preferences", {"conversations": [{"from": "human", "value": "x"}], **PAIR}, "conversations"),  # LLaMA-Factory
         ("prompts", {"prompt": "a", "system": "x"}, "system"),
         ("prompts", {"messages": [USER], "tools": [{}]}, "tools"),
     ],
 )
 def test_convert_column_that_would_get_lost_adds_one_issue(kind: DatasetKind, row: dict[str, Any], column: str) -> None:
-    empty = {**row, column: [] if column == "tools" else ""}
+    empty = {**row, column: [] if isinstance(row[column], list) else ""}
     (issue,) = conversion_issues(kind, [empty, row, row])
     assert (issue.code, issue.location) == ("data.unused-column", "x.jsonl:2")
     assert f"`ignore_columns: [{column}]`" in issue.hint

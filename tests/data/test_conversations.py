@@ -27,7 +27,13 @@ LAST_TURN_HINT = "Remove the turns after it, or the row."
         ("Hi?", "wrong-type", "messages: found text, expected a list of messages.", MESSAGE_HINT),
         ([], "empty-field", "messages: found an empty list, expected messages.", FILL_IN_HINT),
         (["Hi?"], "wrong-type", "messages[0]: found text, expected a message {role, content}.", MESSAGE_HINT),
-        ([{"from": "human", "value": "Hi?"}], "missing-field", "messages[0].role: missing field.", SHAREGPT_HINT),
+        (
+            [{"from": "human", "value": "Hi?"}],
+            "missing-field",
+            "messages[0]: found from and value, expected role and content.",
+            SHAREGPT_HINT,
+        ),
+        ([{"content": "Hi?"}], "missing-field", "messages[0].role: missing field.", MESSAGE_HINT),
         (
             [USER, {"role": "assistant", "content": None}],
             "wrong-type",

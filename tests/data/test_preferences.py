@@ -26,6 +26,7 @@ def test_convert_text_pair_uses_text_verbatim() -> None:
     "row",
     [
         {"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": [NO]},
+        {"prompt": [SYSTEM, USER], "chosen": YES, "rejected": NO},
         {"chosen": [SYSTEM, USER, YES], "rejected": [SYSTEM, USER, NO]},
         {"prompt": "Hi?", "chosen": [SYSTEM, USER, YES], "rejected": [SYSTEM, USER, NO]},  # as in UltraFeedback
     ],

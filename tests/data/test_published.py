@@ -326,10 +326,10 @@ def test_convert_two_columns_for_one_purpose_adds_issue() -> None:
     assert rows == [SftRow([user("a")], [assistant("c")])]
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, rows[0]) for name, rows in PAIRS if name != "sharegpt"])
+@pytest.mark.parametrize(("name", "row"), [(name, rows[0]) for name, rows in PAIRS])
 def test_convert_published_pair_without_format_names_it(name: str, row: dict[str, Any]) -> None:
     issues = conversion_issues("preferences", [row, row])
-    assert all(f"`format: {name}`" in issue.hint for issue in issues)
+    assert any(f"`format: {name}`" in issue.hint for issue in issues)
     assert not any("chosen: response" in issue.hint for issue in issues)
 
 
