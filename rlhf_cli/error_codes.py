@@ -102,6 +102,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.empty-field": "A field of a row, other than a completion, is empty.",
     "data.wrong-type": "A field of a row has a value of the wrong type.",
     "data.unknown-role": "A message has an unknown role.",
+    "data.unsupported-role": "The chat template of the base model refuses a turn of the conversation.",
     "data.roles-out-of-order": "The turns of a conversation are not in the required order.",
     "data.multi-turn-completion": "A completion of a preference row has more than one turn.",
     "data.mixed-formats": "Text and conversations are mixed in a row or a dataset.",

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {*SMALL, *TENSORS},
     "data": {
         *(*SMALL, "rlhf_cli.recipe", "rlhf_cli.stages", "rlhf_cli.evaluation.metrics"),
-        *("transformers", "datasets", "pyarrow", "jinja2", "numpy", "orjson"),
+        *("transformers", "datasets", "pyarrow", "jinja2", "numpy", "orjson", "huggingface_hub"),
     },
     "models": {*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.distributed", *(ML - {"trl"}), "safetensors", "psutil"},
     "inference": {*SMALL, "rlhf_cli.models", "rlhf_cli.data", "rlhf_cli.distributed", "torch", "transformers"},

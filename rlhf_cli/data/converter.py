@@ -6,6 +6,7 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from rlhf_cli.data.batches import Batch, Fields
@@ -16,7 +17,8 @@ from rlhf_cli.data.fields import CONVERSATION, TEXT, format_of
 from rlhf_cli.data.formats import CONVERSATION_STARTS, ParseRow, plain_text_columns, row_parser
 from rlhf_cli.data.issues import MAX_SHOWN_ISSUES, DroppedRowError, IssueCollector, RowError
 from rlhf_cli.data.rows import PreferenceRow
-from rlhf_cli.recipe.schema import Source
+from rlhf_cli.data.system_turns import refuses_system_turns
+from rlhf_cli.recipe.schema import Base, Source
 from rlhf_cli.stages import DatasetKind
 
 
@@ -36,6 +38,7 @@ class RowConverter:
         found: The columns known beforehand, which decide the rows' format and further columns.
         issues: Where issues are added.
         empty: Those of `found` that have no value in any row.
+        base: The base model, whose chat template must render the rows. None: not checked.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RowConverter:
         issues: IssueCollector,
         *,
         empty: Collection[str] = (),
+        base: Base | None = None,
     ) -> None:
         self.columns = dict.fromkeys(found)
         self.empty = set(empty)
@@ -57,6 +61,7 @@ class RowConverter:
         self._kind = kind
         self._source = source
         self._issues = issues
+        self._base = base
         self._margins = _MarginCheck()
         self._plan: ColumnPlan | None = None  # None if the columns fit no format, or there are none
         self._parse: ParseRow | None = None
@@ -85,6 +90,7 @@ class RowConverter:
                 parsed = [self._parse(row) for row in self._convert(fields)]
                 for row in parsed:
                     self._check_format(row, f"{batch.prefix}{number}")
+                    self._check_system_turn(row)
             except DroppedRowError as reason:
                 self.counts[f"dropped: {reason}"] += 1
             except RowError as error:
@@ -170,6 +176,19 @@ class RowConverter:
         elif text_format != self.text_format:
             message = f"format: found {text_format}, expected {self.text_format} as in {self._first_location}."
             raise RowError("data.mixed-formats", message, "Use the same format for all rows.")
+
+    def _check_system_turn(self, row: Any) -> None:
+        """Raise RowError if the row starts with a system turn and the chat template refuses it."""
+        if self._base is None or type(row[0]) is not list or row[0][0]["role"] != "system":
+            return
+        if self._refuses_system_turns:
+            message = "system: the chat template of the base model refuses system turns."
+            hint = "Set base.chat_template to a .jinja file that renders them, or move the text into the user turn."
+            raise RowError("data.unsupported-role", message, hint)
+
+    @cached_property
+    def _refuses_system_turns(self) -> bool:
+        return self._base is not None and refuses_system_turns(self._base)
 
 
 class _MarginCheck:

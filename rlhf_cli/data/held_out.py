@@ -6,6 +6,7 @@ import random
 from typing import Any, NamedTuple
 
 from rlhf_cli.data import sources
+from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.data.source_files import FindRun
 from rlhf_cli.errors import DataError, Issue
@@ -46,8 +47,8 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
         if given is None or kind not in evaluated:
             return []
         limit = smoke_recipe.SMOKE_ROWS if smoke else None
-        skip_invalid = recipe.data.on_invalid == "skip"
-        split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit, skip_invalid=skip_invalid)
+        policy = RowPolicy.of(recipe)
+        split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit, policy=policy)
         rows = split.held_out
         if smoke and not rows:  # so few rows may leave none held out, and a smoke run's metrics mean nothing
             rows = split.train

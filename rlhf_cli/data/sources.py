@@ -17,6 +17,7 @@ from rlhf_cli.data.column_hints import is_filled
 from rlhf_cli.data.converter import RowConverter
 from rlhf_cli.data.dataset_kinds import KINDS
 from rlhf_cli.data.issues import IssueCollector
+from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split, TextRow
 from rlhf_cli.data.source_files import FindRun, read_split
 from rlhf_cli.data.splits import (
@@ -34,6 +35,7 @@ from rlhf_cli.stages import DatasetKind
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_POLICY = RowPolicy()
 DEFAULT_EVAL_FRACTION = 0.05  # of the prompts
 HEAD_BATCHES = 10  # whose columns are known before rows are converted
 
@@ -46,7 +48,7 @@ def load(
     seed: int,
     find: FindRun,
     limit: int | None = None,
-    skip_invalid: bool = False,
+    policy: RowPolicy = DEFAULT_POLICY,
 ) -> Split[TextRow]: ...
 @overload
 def load(
@@ -56,7 +58,7 @@ def load(
     seed: int,
     find: FindRun,
     limit: int | None = None,
-    skip_invalid: bool = False,
+    policy: RowPolicy = DEFAULT_POLICY,
 ) -> Split[SftRow]: ...
 @overload
 def load(
@@ -66,7 +68,7 @@ def load(
     seed: int,
     find: FindRun,
     limit: int | None = None,
-    skip_invalid: bool = False,
+    policy: RowPolicy = DEFAULT_POLICY,
 ) -> Split[PreferenceRow]: ...
 @overload
 def load(
@@ -76,7 +78,7 @@ def load(
     seed: int,
     find: FindRun,
     limit: int | None = None,
-    skip_invalid: bool = False,
+    policy: RowPolicy = DEFAULT_POLICY,
 ) -> Split[PromptRow]: ...
 @overload
 def load(
@@ -86,7 +88,7 @@ def load(
     seed: int,
     find: FindRun,
     limit: int | None = None,
-    skip_invalid: bool = False,
+    policy: RowPolicy = DEFAULT_POLICY,
 ) -> Split[Any]: ...
 def load(
     sources: Sequence[Source],
@@ -95,7 +97,7 @@ def load(
     seed: int,
     find: FindRun,
     limit: int | None = None,
-    skip_invalid: bool = False,
+    policy: RowPolicy = DEFAULT_POLICY,
 ) -> Split[Any]:
     """Load the rows of all sources, some of them held out.
 
@@ -106,12 +108,12 @@ def load(
             does not change which rows are held out.
         find: Function from a run reference to the run's directory.
         limit: Number of rows, the first ones, to read of each source and to return for training; all if None.
-        skip_invalid: Whether to leave out invalid rows, which are logged and counted, instead of raising.
+        policy: Which rows are invalid apart from their content, and what to do about them.
 
     Raises:
         DataError: With all issues of all sources.
     """
-    mixture = _mix(sources, _Reader(kind, find, limit, keep_rows=True, skip_invalid=skip_invalid))
+    mixture = _mix(sources, _Reader(kind, find, limit, keep_rows=True, policy=policy))
     rng = random.Random(seed)
     train: list[Any] = []
     for part, row_count in zip(mixture.parts, mixture.row_counts, strict=True):
@@ -121,9 +123,11 @@ def load(
     return Split(train[:limit], held_out, mixture.counts)
 
 
-def count(sources: Sequence[Source], kind: DatasetKind, *, find: FindRun, skip_invalid: bool = False) -> dict[str, int]:
+def count(
+    sources: Sequence[Source], kind: DatasetKind, *, find: FindRun, policy: RowPolicy = DEFAULT_POLICY
+) -> dict[str, int]:
     """Return the counts of `load`, or raise its issues, in one pass that keeps 8 bytes per row."""
-    return _mix(sources, _Reader(kind, find, limit=None, keep_rows=False, skip_invalid=skip_invalid)).counts
+    return _mix(sources, _Reader(kind, find, limit=None, keep_rows=False, policy=policy)).counts
 
 
 class _SourceRows(NamedTuple):
@@ -164,11 +168,11 @@ class _Reader:
         find: Function from a run reference to the run's directory.
         limit: Number of rows to read of each split; all if None.
         keep_rows: Whether to keep the rows, not only their prompts' hashes.
-        skip_invalid: Whether to log and count invalid rows instead of adding issues.
+        policy: Which rows are invalid apart from their content, and what to do about them.
     """
 
     def __init__(
-        self, kind: DatasetKind, find: FindRun, limit: int | None, *, keep_rows: bool, skip_invalid: bool
+        self, kind: DatasetKind, find: FindRun, limit: int | None, *, keep_rows: bool, policy: RowPolicy
     ) -> None:
         self.kind = kind
         self.limit = limit
@@ -176,7 +180,7 @@ class _Reader:
         self.counts: Counter[str] = Counter()
         self._find = find
         self._keep_rows = keep_rows
-        self.skip_invalid = skip_invalid
+        self._policy = policy
 
     def read(self, source: Source) -> _SourceRows:
         """Return the rows of a source. Raise DataError if it cannot be read at all; add issues of single rows."""
@@ -193,11 +197,11 @@ class _Reader:
         return _SourceRows(source.name, source.weight or 1.0, text_format, rows, split)
 
     def _read_split(self, source: Source, split: str) -> _SplitRows:
-        issues = IssueCollector(skips_rows=self.skip_invalid)
+        issues = IssueCollector(skips_rows=self._policy.skip_invalid)
         converter, found = self._convert(source, split, None, issues)
         if converter.has_late_columns:
             # A column that came late may change what the rows before it mean, so all are converted again.
-            issues = IssueCollector(skips_rows=self.skip_invalid)
+            issues = IssueCollector(skips_rows=self._policy.skip_invalid)
             converter, found = self._convert(source, split, converter, issues)
         if not converter.counts["read"] and not issues.count:
             issues.add("data.no-rows", "no rows; expected at least one.", source.name)
@@ -233,7 +237,7 @@ class _Reader:
                 for column in known.intersection(columns)
                 if not any(is_filled(fields.get(column)) for batch in head for fields in batch.rows)
             }
-        converter = RowConverter(self.kind, source, list(columns), issues, empty=empty)
+        converter = RowConverter(self.kind, source, list(columns), issues, empty=empty, base=self._policy.base)
         rows: list[Any] = []
         hashes = bytearray()
         for batch in itertools.chain(head, batches):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_cli.data import held_out, sources
+from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.errors import DataError, ErrorCollector, Issue, RecipeError
 from rlhf_cli.evaluation import gates, metrics
 from rlhf_cli.pipeline.inputs import check_base, hash_model
@@ -171,7 +172,7 @@ def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) ->
         if kind is None or not local:
             continue
         try:
-            counts[kind] = sources.count(local, kind, find=Path, skip_invalid=recipe.data.on_invalid == "skip")
+            counts[kind] = sources.count(local, kind, find=Path, policy=RowPolicy.of(recipe))
         except DataError as error:
             issues += error.issues
             continue

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhf_cli.data import chat_template, sources
 from rlhf_cli.data.chat_template import Encoded
+from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import Split
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.training import length_checks
@@ -95,7 +96,7 @@ def load_rows(stage: ResolvedStage, kind: str, limit: int | None = None) -> Spli
         seed=stage.recipe.seed,
         find=stage.dataset_path,
         limit=limit,
-        skip_invalid=stage.recipe.data.on_invalid == "skip",
+        policy=RowPolicy.of(stage.recipe),
     )
     return split
 

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_cli.data import sources
 from rlhf_cli.data.published import FORMATS
+from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import Message, PreferenceRow, PromptRow, SftRow
 from rlhf_cli.errors import DataError
 from rlhf_cli.recipe.schema import Source
@@ -379,8 +380,11 @@ def test_load_real_pairs_follows_the_majority_of_annotators() -> None:
     source = Source(path=str(file), format="pandalm", eval_fraction=0.1)
     with pytest.raises(DataError):
         load_sources([source], "preferences")
-    split = load_sources([source], "preferences", skip_invalid=True)
-    assert split.counts == {**split.counts, **sources.count([source], "preferences", find=Path, skip_invalid=True)}
+    split = load_sources([source], "preferences", policy=RowPolicy(skip_invalid=True))
+    assert split.counts == {
+        **split.counts,
+        **sources.count([source], "preferences", find=Path, policy=RowPolicy(skip_invalid=True)),
+    }
     read = Counter(
         (row.prompt[0]["content"], row.chosen[0]["content"], row.rejected[0]["content"])
         for row in split.train + split.held_out

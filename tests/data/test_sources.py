@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.data import sources
+from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import PreferenceRow
 from rlhf_cli.errors import DataError, Issue
 from rlhf_cli.recipe.schema import Source
@@ -187,7 +188,7 @@ def test_load_invalid_rows_are_skipped_listed_and_counted(jsonl: Jsonl, caplog: 
     invalid = ["{", {"prompt": "a"}, {"prompt": chat[:1], "completion": chat[1:]}, {"prompt": "", "completion": "b"}]
     path = jsonl(*make_demonstrations(3), *invalid)
     source = Source(path=str(path), eval_fraction=0)
-    split = load_sources([source], skip_invalid=True)
+    split = load_sources([source], policy=RowPolicy(skip_invalid=True))
     assert split.counts == {
         "read": 6,
         "dropped: invalid (data.invalid-json)": 1,
@@ -199,4 +200,4 @@ def test_load_invalid_rows_are_skipped_listed_and_counted(jsonl: Jsonl, caplog: 
     }
     listed = [record.getMessage() for record in caplog.records]
     assert all(any(f"{path}:{line} " in message for message in listed) for line in (4, 5, 6, 7))
-    assert sources.count([source], "sft", find=find_no_run, skip_invalid=True) == split.counts
+    assert sources.count([source], "sft", find=find_no_run, policy=RowPolicy(skip_invalid=True)) == split.counts
