@@ -98,6 +98,11 @@ class MultiAdapterModel:
         return [*self._adapter_params, *sorted(self._base_roles), *self._full_models]
 
     @property
+    def has_full_models(self) -> bool:
+        """Whether each role is a whole model of its own."""
+        return bool(self._full_models)
+
+    @property
     def device(self) -> torch.device:
         """The device of this process."""
         return self._base.device
@@ -135,7 +140,8 @@ class MultiAdapterModel:
 
         A role that is the bare base gets a new adapter, which does not change its output: the base is shared and never
         trained. The weights of a whole model become float32, like those of an adapter: in 16 bits most Adam updates
-        round to zero. The whole models of the roles `in_float32` become float32, too, but stay frozen.
+        round to zero. The whole models of the roles `in_float32` become float32, too, but stay frozen. Frozen adapters
+        on a bfloat16 base become bfloat16: autocast would cast them at every call, to the same numbers.
         """
         names = list(names)
         for name in [*names, *in_float32]:
@@ -148,6 +154,8 @@ class MultiAdapterModel:
         for name in {*self.roles, *self.heads}:
             for parameter in self.parameters(name):
                 parameter.requires_grad_(name in names)
+        for name in self._adapter_params.keys() - set(names):
+            self._cast_adapter(name)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """Return the parameters of a role's adapter (or whole model) and head. The bare base does not have any."""
@@ -218,6 +226,13 @@ class MultiAdapterModel:
         assert self._peft is not None, f"cannot save {name}: it is the bare base"
         assert name in self._adapter_params, f"cannot save {name}: it is the bare base"
         adapters.write(self._peft, folder, name=_peft_name(name), head=head)
+
+    def _cast_adapter(self, name: str) -> None:
+        """Cast an adapter to the dtype that `use` computes in. Not one of DoRA, whose norms are not autocast."""
+        assert self._adapter is not None
+        if self._dtype == torch.bfloat16 and not self._adapter.dora:
+            for parameter in self._adapter_params[name]:
+                parameter.data = parameter.data.bfloat16()
 
     def _attach(self, name: str, folder: Path | None) -> None:
         """Add a role with an adapter: a copy of the one in `folder`, or a new one if it is None."""

@@ -120,31 +120,36 @@ class RolloutScorer:
                 self._model, self._actor_critic.trunk, VALUE, prompts, responses, **self._batch_options
             )
         rewards = self.score_completions(completions)
-        logprobs, ref_logprobs = pad_tensors([score.logprobs for score in policy]), pad_tensors(reference)  # (B, R)
-        values = self._actor_critic.scale_values(pad_tensors(critic))  # (B, R), with the moments of these rewards
+        # In main memory from here on, each with one copy: GAE has a few operators per column, and rows are sent apart.
+        logprobs, ref_logprobs = pad_tensors([score.logprobs for score in policy]).cpu(), pad_tensors(reference).cpu()
+        entropy = pad_tensors([score.entropy for score in policy]).cpu()  # (B, R) each
+        values = self._actor_critic.scale_values(pad_tensors(critic).cpu())  # (B, R), with the moments of these rewards
+        raw, shaped = rewards.raw.cpu(), rewards.shaped.cpu()  # (B,) each
         lengths = [len(response) for response in responses]
-        is_scored = length_mask(lengths, logprobs.device) & ~rewards.raw.isnan()[:, None]  # (B, R)
+        is_scored = length_mask(lengths) & ~raw.isnan()[:, None]  # (B, R)
         kl = algorithm.kl_estimate(logprobs, ref_logprobs, settings.kl.estimator)
         reward_kl_coef = kl_coef if settings.kl.apply_to == "reward" else 0.0
-        token_rewards = algorithm.shape_rewards(kl, rewards.shaped, is_scored, reward_kl_coef)
+        token_rewards = algorithm.shape_rewards(kl, shaped, is_scored, reward_kl_coef)
         advantages, returns = algorithm.gae(token_rewards, values, is_scored, settings.gamma, settings.gae_lambda)
         returns = torch.where(is_scored, returns, values)
-        whitened = algorithm.whiten(advantages, is_scored)
+        device = self._model.device  # where processes exchange tensors
+        whitened = algorithm.whiten(advantages.to(device), is_scored.to(device)).cpu()
         return [
             Trajectory(
                 prompt=prompts[i],
                 response=responses[i],
                 reward=reward,
                 by_source={name: scores[i] for name, scores in rewards.by_source.items()},
-                entropy=_to_cpu(policy[i].entropy),
-                logprobs=_to_cpu(policy[i].logprobs),
-                ref_logprobs=_to_cpu(reference[i]),
-                values=_to_cpu(values[i, : lengths[i]]),
-                advantages=_to_cpu(advantages[i, : lengths[i]]),
-                whitened=_to_cpu(whitened[i, : lengths[i]]),
-                returns=_to_cpu(returns[i, : lengths[i]]),
+                # A slice would be sent to other processes with the whole tensor that it is a view of.
+                entropy=entropy[i, : lengths[i]].clone(),
+                logprobs=logprobs[i, : lengths[i]].clone(),
+                ref_logprobs=ref_logprobs[i, : lengths[i]].clone(),
+                values=values[i, : lengths[i]].clone(),
+                advantages=advantages[i, : lengths[i]].clone(),
+                whitened=whitened[i, : lengths[i]].clone(),
+                returns=returns[i, : lengths[i]].clone(),
             )
-            for i, reward in enumerate(rewards.raw.tolist())
+            for i, reward in enumerate(raw.tolist())
         ]
 
     def _metrics(self, trajectories: Sequence[Trajectory], kl_coef: float) -> dict[str, float]:
@@ -226,8 +231,3 @@ def _to_experience(trajectories: Sequence[Trajectory], device: torch.device) -> 
         advantages=padded([t.whitened for t in trajectories]),
         returns=padded([t.returns for t in trajectories]),
     )
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    """Copy to main memory. A slice would be sent to other processes with the whole tensor that it is a view of."""
-    return tensor.to("cpu", copy=True)

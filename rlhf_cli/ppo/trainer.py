@@ -55,7 +55,13 @@ from rlhf_cli.recipe.schema import Ppo
 from rlhf_cli.rewards.base import Completions, as_completion, completion_text
 from rlhf_cli.rewards.build import RewardFunction
 from rlhf_cli.runs.run import Run
-from rlhf_cli.runs.training_state import generator_states, load_state, restore_generators, save_state
+from rlhf_cli.runs.training_state import (
+    forked_generators,
+    generator_states,
+    load_state,
+    restore_generators,
+    save_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +182,7 @@ class PPOTrainer:
         scoring_end = time.perf_counter()
         try:
             self._check_rollout(rollout_metrics)
-            self._snapshot = None  # freed first, so that only one copy is in memory
-            self._snapshot = PolicySnapshot(iteration - 1, snapshot_weights(self._actor_critic))
+            self._take_snapshot(iteration - 1)
             update_metrics = self._update(experience, iteration)
         except DivergedError:
             self._log(iteration, rollout_metrics)  # show the metrics of the failed iteration, too
@@ -196,6 +201,16 @@ class PPOTrainer:
             "memory_peak_bytes": peak_memory(self.model.device),
             "episodes": float(self._order.served * settings.samples_per_prompt),
         }
+
+    def _take_snapshot(self, iteration: int) -> None:
+        """Keep a copy of the policy of `iteration`, which has just passed validation.
+
+        Of whole models (tens of GB) only every `save_every` iterations, as often as they are written to disk.
+        """
+        is_due = not self.model.has_full_models or iteration % self._settings.save_every == 0
+        if is_due or self._snapshot is None:
+            self._snapshot = None  # freed first, so that only one copy is in memory
+            self._snapshot = PolicySnapshot(iteration, snapshot_weights(self._actor_critic))
 
     def _complete(self, prompts: Prompts) -> Completions:
         """Sample a completion of each prompt from the policy."""
@@ -231,7 +246,8 @@ class PPOTrainer:
                     hint="Lower the learning rate, or raise kl.coef.",
                 )
         for role in (POLICY, VALUE):  # attention may hide them: on some devices, a softmax over NaN only returns zeros
-            if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters(role)):
+            finite = [parameter.isfinite().all() for parameter in self.model.parameters(role)]
+            if not torch.stack(finite).all():
                 raise DivergedError(
                     "training.non-finite",
                     f"weights of role {role}: not finite.",
@@ -307,12 +323,10 @@ class PPOTrainer:
 
     def _log_samples(self, iteration: int) -> None:
         """Log completions of the sample prompts, with the same seed each time, without changing training's draws."""
-        device = self.model.device
-        devices = [] if device.type == "cpu" else [device]
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        with forked_generators():  # a reward function may draw, too
             torch.manual_seed(self._seed)
             completions = self._complete(self._data.sample_prompts)
-        rewards = self.scorer.score_completions(completions, update_moments=False).raw.tolist()
+            rewards = self.scorer.score_completions(completions, update_moments=False).raw.tolist()
         samples = [
             {
                 "prompt": prompt,

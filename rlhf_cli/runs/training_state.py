@@ -9,6 +9,8 @@ import base64
 import json
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,16 @@ def restore_generators(states: dict[str, Any]) -> None:
                 module.set_rng_state(state, device)
             else:
                 module.set_rng_state(state)
+
+
+@contextmanager
+def forked_generators() -> Iterator[None]:
+    """Leave all random generators behind as they were before the block."""
+    states = generator_states()
+    try:
+        yield
+    finally:
+        restore_generators(states)
 
 
 def _device_states() -> list[Tensor]:

@@ -167,6 +167,7 @@ def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping
         check_tokenizer(tokenizer, reward_model, prompts, location="eval.reward")
     recipe = stage.recipe
     model = MultiAdapterModel.load(recipe.base, recipe.adapter, stage.base_path, roles, smoke=stage.smoke)
+    model.set_trainable([])
     if reward is not None and not set(reward.folders) <= set(model.heads):
         message = f"{stage.section.reward} is not a reward model; expected a run of the reward stage."
         hint = "Use a run of the reward stage, or null."

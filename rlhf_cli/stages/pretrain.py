@@ -80,7 +80,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         data,
         trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
         model=model,
-        dtype=model.dtype,
+        dtype=loading.compute_dtype(stage.recipe.base, loading.default_device()),
         evaluate=partial(
             held_out_metrics.loss,
             stage=stage.name,

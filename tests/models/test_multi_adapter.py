@@ -314,6 +314,39 @@ def test_use_16_bit_base_computes_in_16_bits_and_trains_float32_weights(
     assert any(moved)
 
 
+def test_set_trainable_frozen_adapter_on_16_bit_base_becomes_16_bit_and_computes_the_same(
+    base_folder: Path, adapter: Adapter, folders: Folders, padded: Padded
+) -> None:
+    model = load_with_value(base_folder, adapter, folders, base_of(base_folder, dtype="bfloat16"))
+    batch = padded["right"]
+    before = {role: logits_of(model, role, batch) for role in ("policy", "reference")}
+    model.set_trainable(["policy", "value"])
+    for role, expected in before.items():
+        assert torch.equal(logits_of(model, role, batch), expected)
+    assert torch.equal(before["policy"], before["reference"])  # so the first ratio of PPO is 1
+    dtypes = {role: {p.dtype for p in model._adapter_params[role]} for role in model.roles}
+    expected_dtypes = {"policy": torch.float32, "value": torch.float32}
+    expected_dtypes |= {"reference": torch.bfloat16, "reward": torch.bfloat16}
+    assert dtypes == {role: {dtype} for role, dtype in expected_dtypes.items()}
+
+
+def test_set_trainable_frozen_adapter_on_16_bit_base_is_not_cast_again(
+    base_folder: Path, adapter: Adapter, folders: Folders, padded: Padded
+) -> None:
+    model = MultiAdapterModel.load(base_of(base_folder, dtype="bfloat16"), adapter, str(base_folder), folders)
+
+    def count_casts() -> int:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            logits_of(model, "policy", padded["right"])
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
+
+    adapted_layers = len(model._adapter_params["policy"]) // 2
+    before = count_casts()
+    model.set_trainable([])
+    # Of each layer: A and B, and its input to the dtype of A.
+    assert before - count_casts() >= 3 * adapted_layers
+
+
 def test_set_trainable_whole_model_on_16_bit_base_policy_equals_its_float32_reference(
     base_folder: Path, padded: Padded
 ) -> None:

@@ -176,6 +176,26 @@ def test_score_rollout_returns_are_score_minus_remaining_kl(make_trainer: MakeTr
         torch.testing.assert_close(experience.returns[row, : len(kl)], expected, atol=1e-5, rtol=0)
 
 
+def test_score_rollout_copies_to_main_memory_do_not_grow_with_rows(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(small_settings(), function=lambda texts: [1.0] * len(texts))
+    copies: list[int] = []
+    library_cpu = torch.Tensor.cpu
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        copies.append(1)
+        return library_cpu(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", count)
+    found = []
+    for rows in (2, 16):
+        copies.clear()
+        trainer.scorer.score_rollout(completions_of([[6, 7, EOS]] * rows), trainer.kl_coef)
+        found.append(len(copies))
+    assert found[0] == found[1] < 10
+
+
 def test_score_rollout_kl_in_loss_is_not_charged_in_reward(make_trainer: MakeTrainer, sft_folder: Path) -> None:
     settings = small_settings(gae_lambda=1.0, kl=Kl(coef=0.5, apply_to="loss", estimator="k3"))
     trainer = make_trainer(settings, sft_folder, function=lambda _: [2.0, 7.0])

@@ -254,6 +254,25 @@ def test_train_diverging_update_is_undone_for_policy_and_critic(
     assert [line["step"] for line in read_log(trainer.run, "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("is_whole", "expected"), [(False, [0, 1, 2, 3, 4]), (True, [0, 0, 2, 2, 4])])
+def test_train_whole_models_are_copied_as_often_as_they_are_saved(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, is_whole: bool, expected: list[int]
+) -> None:
+    monkeypatch.setattr(MultiAdapterModel, "has_full_models", is_whole)
+    trainer = make_trainer(small_settings(iterations=5, save_every=2, epochs=1))
+    copied: list[int] = []
+    log = trainer.run.log
+
+    def log_and_record(step: int, metrics: dict[str, float]) -> None:
+        log(step, metrics)
+        assert trainer._snapshot is not None
+        copied.append(trainer._snapshot.iteration)
+
+    monkeypatch.setattr(trainer.run, "log", log_and_record)
+    trainer.train()
+    assert copied == expected
+
+
 def test_train_nan_reward_raises_issue_and_saves_last_valid_policy(make_trainer: MakeTrainer, sft_folder: Path) -> None:
     calls: list[int] = []
 

@@ -6,13 +6,20 @@ import math
 import random
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf_cli.runs.training_state import generator_states, load_state, restore_generators, save_state
+from rlhf_cli.runs.training_state import (
+    forked_generators,
+    generator_states,
+    load_state,
+    restore_generators,
+    save_state,
+)
 from tests.support.equality import bit_equal
 
 VALUES = [
@@ -106,6 +113,37 @@ def test_generator_states_restore_every_generator(tmp_path: Path) -> None:
     draw()
     restore_generators(load_state(tmp_path))
     assert bit_equal(expected, draw())
+
+
+def test_forked_generators_leave_all_generators_as_they_were() -> None:
+    def draw() -> list[Any]:
+        return [random.random(), np.random.rand(), torch.randn(3)]
+
+    before = generator_states()
+    expected = draw()
+    restore_generators(before)
+    with forked_generators():
+        torch.manual_seed(5)
+        draw()
+    assert bit_equal(expected, draw())
+
+
+@pytest.mark.parametrize("has_list", [True, False])
+def test_generator_states_hold_those_of_any_accelerator(monkeypatch: pytest.MonkeyPatch, has_list: bool) -> None:
+    """XPU has a list of states, MPS only one; neither is CUDA."""
+    state = {"now": torch.tensor([1], dtype=torch.uint8)}
+    device: dict[str, Any] = {
+        "get_rng_state": lambda: state["now"],
+        "set_rng_state": lambda value: state.update(now=value),
+    }
+    if has_list:
+        device["get_rng_state_all"] = lambda: [state["now"]]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "get_device_module", lambda: SimpleNamespace(**device))
+    with forked_generators():
+        state["now"] = torch.tensor([2], dtype=torch.uint8)
+    assert state["now"].tolist() == [1]
 
 
 def test_state_is_exactly_two_files(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from rlhf_cli.models import loading
 from rlhf_cli.pipeline import dry_run
 from rlhf_cli.stages.pretrain import END, pack, train_tokenizer
+from rlhf_cli.training import trl
 from tests.support.training_project import TrainingProject
 
 
@@ -45,6 +50,24 @@ def base_without_pad(training_project: TrainingProject, tiny_base: Path) -> Path
     tokenizer.save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).pad_token is None
     return folder
+
+
+def test_pretraining_from_scratch_computes_in_dtype_of_the_recipe(
+    training_project: TrainingProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new model has float32 weights, on a GPU too; `auto` is bfloat16 there."""
+    used: list[torch.dtype] = []
+    library_arguments = trl.arguments
+
+    def record(*args: Any, dtype: torch.dtype) -> dict[str, Any]:
+        used.append(dtype)
+        return library_arguments(*args, dtype=dtype)
+
+    monkeypatch.setattr(trl, "arguments", record)
+    monkeypatch.setattr(loading, "compute_dtype", lambda _base, _device: torch.bfloat16)
+    result = training_project.train("pretrain", "pretrain.max_steps=1")
+    assert used == [torch.bfloat16]
+    assert {tensor.dtype for tensor in load_file(result.path / "model/model.safetensors").values()} == {torch.float32}
 
 
 def test_pretraining_continues_an_existing_base(training_project: TrainingProject, base_without_pad: Path) -> None:
