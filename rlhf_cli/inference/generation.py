@@ -155,7 +155,7 @@ def _sample_batch(
         if active:
             kept_rows = torch.tensor(unfinished, device=ids.device)
             ids, mask = ids[kept_rows], mask[kept_rows]
-            cache.batch_select_indices(kept_rows)
+            cache.reorder_cache(kept_rows)  # unlike batch_select_indices, it also selects states of linear attention
     return responses
 
 

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from rlhf_cli.errors import ModelError, RecipeError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.models import adapter_config
+from rlhf_cli.models.adapter_targets import excluded_modules
 from rlhf_cli.models.heads import STORED_HEAD
 from rlhf_cli.models.loading import load_causal_lm
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -64,7 +65,7 @@ def attach(
     stored = None if start is None else read_adapter(start)
     if start is not None:
         adapter_config.check_settings(start, adapter)
-    config = lora_config(adapter, task)
+    config = lora_config(adapter, task, model.get_base_model() if isinstance(model, PeftModel) else model)
     try:
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
@@ -202,8 +203,8 @@ def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:
     return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
-def lora_config(adapter: Adapter, task: str) -> LoraConfig:
-    """Return PEFT's config for the adapter settings of a recipe."""
+def lora_config(adapter: Adapter, task: str, model: PreTrainedModel) -> LoraConfig:
+    """Return PEFT's config for the adapter settings of a recipe on `model`."""
     targets = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
     return LoraConfig(
         task_type=task,
@@ -211,6 +212,7 @@ def lora_config(adapter: Adapter, task: str) -> LoraConfig:
         lora_alpha=adapter_config.as_int_if_whole(adapter.alpha),
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        exclude_modules=excluded_modules(model),
         use_dora=adapter.dora,
     )
 

@@ -190,7 +190,7 @@ def _measure_weights(base: Base, config: Any, model: PreTrainedModel, dtype: tor
 def _attach_adapter(model: PreTrainedModel, adapter: Adapter) -> list[nn.Parameter]:
     """Attach a new adapter to a model on the meta device. Return its parameters."""
     with torch.device("meta"):
-        get_peft_model(model, adapters.lora_config(adapter, "CAUSAL_LM"))
+        get_peft_model(model, adapters.lora_config(adapter, "CAUSAL_LM", model))
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

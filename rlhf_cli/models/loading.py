@@ -31,7 +31,7 @@ from transformers import (
 
 from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.formatting import format_exception
-from rlhf_cli.models import fsdp
+from rlhf_cli.models import fsdp, scorers
 from rlhf_cli.models.adapter_config import is_adapter
 from rlhf_cli.models.tiny_model import save_tiny_model
 from rlhf_cli.recipe.schema import Base
@@ -152,7 +152,7 @@ def load_scorer(base: Base, source: str, *, smoke: bool = False, sharded: bool =
     The caller sets `model.config.pad_token_id`: without it, transformers refuses batches. Arguments and errors are
     those of `load_causal_lm`.
     """
-    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, sharded=sharded, num_labels=1)
+    return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, sharded=sharded)
 
 
 def load_reward_model_config(source: str, revision: str) -> PreTrainedConfig:
@@ -194,7 +194,6 @@ def _load(
     smoke: bool,
     has_head: bool = False,
     sharded: bool = False,
-    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a model of `model_class`.
 
@@ -205,29 +204,31 @@ def _load(
         smoke: Load random weights of a tiny model of the same architecture.
         has_head: Whether the stored model is of `model_class` with its head; else it is a causal language model.
         sharded: Shard the layers over all processes.
-        **kwargs: Passed to `from_pretrained`.
     """
     silence_library_logging()
     _check_model_directory(source)
     may_lack = () if has_head else NEW_HEADS
     if not smoke:
-        return _from_pretrained(model_class, base, source, may_lack, sharded=sharded, **kwargs)
+        return _from_pretrained(model_class, base, source, may_lack, sharded=sharded)
     # The tiny model goes through a directory, so that quantization and all else takes the path of a real load.
     with tempfile.TemporaryDirectory(prefix="rlhf-smoke-") as folder:
         tiny_class = model_class if has_head else AutoModelForCausalLM
         save_tiny_model(tiny_class, _load_config(source, base.revision), folder, source=source)
-        model = _from_pretrained(model_class, base, folder, may_lack, sharded=sharded, **kwargs)
+        model = _from_pretrained(model_class, base, folder, may_lack, sharded=sharded)
     # PEFT writes this name into adapter_config.json; the temporary directory no longer exists then.
     model.name_or_path = model.config.name_or_path = source
     return model
 
 
 def _from_pretrained(
-    model_class: Any, base: Base, source: str, may_lack: Sequence[str], *, sharded: bool, **kwargs: Any
+    model_class: Any, base: Base, source: str, may_lack: Sequence[str], *, sharded: bool
 ) -> PreTrainedModel:
     """Load stored weights. Tensors in `may_lack` may be missing and are then new."""
     device = default_device()
     dtype = compute_dtype(base, device)
+    kwargs: dict[str, Any] = {}
+    if model_class is AutoModelForSequenceClassification:
+        kwargs["config"] = scorers.prepare_config(_load_config(source, base.revision), new_head=bool(may_lack))
     if base.attention != "auto":
         kwargs["attn_implementation"] = base.attention
     if base.quantize != "none":

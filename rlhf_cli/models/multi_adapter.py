@@ -8,21 +8,24 @@ adapter is a property of the shared model, so every call goes through `use`. A b
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf_cli.errors import ModelError
 from rlhf_cli.models import adapter_config, adapters
+from rlhf_cli.models.fsdp import find_layers
 from rlhf_cli.models.heads import ScalarHead, has_score_head, load_score_head
 from rlhf_cli.models.loading import load_causal_lm, load_scorer
+from rlhf_cli.models.output_path import OutputPath, find_output_head
 from rlhf_cli.recipe.schema import Adapter, Base
 
 
@@ -46,7 +49,8 @@ class MultiAdapterModel:
         self._full_models: dict[str, PreTrainedModel] = {}  # role: its own model, with `adapter: null`
         self._base_roles: set[str] = set()  # roles that are the base without an adapter
         self._adapter_params: dict[str, list[nn.Parameter]] = {}  # role: the parameters of its adapter
-        self._checkpointed_layers: list[nn.Module] = []  # layers that recompute activations in the backward pass
+        self._has_output_path = False  # whether the logits are more than the output layer's output
+        self._hidden_size = base.config.get_text_config().hidden_size
         self._active_adapters: list[str] = []  # PEFT's name of the active adapter, or empty; all layers share this list
 
     @staticmethod
@@ -89,7 +93,7 @@ class MultiAdapterModel:
             model._attach(name, folder)
             if has_score_head(folder):
                 model.heads[name] = load_score_head(folder).requires_grad_(False).to(model.device)
-        model._check_plain_output_head(causal_lm)
+        model._inspect_output(causal_lm)
         return model
 
     @property
@@ -110,7 +114,7 @@ class MultiAdapterModel:
     @property
     def hidden_size(self) -> int:
         """The width H of a hidden state."""
-        return self._base.config.get_text_config().hidden_size
+        return self._hidden_size
 
     @property
     def vocab_size(self) -> int:
@@ -184,9 +188,10 @@ class MultiAdapterModel:
 
     def recompute_activations(self) -> None:
         """Recompute activations inside each layer in the backward pass instead of keeping them."""
+        # Not by the layers' own switch: it needs train mode, where some layers drop activations out by themselves.
         for model in list(self._full_models.values()) or [self._base]:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-            self._checkpointed_layers += [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+            for layer in find_layers(model):
+                layer.forward = partial(_recomputed, layer.forward)
 
     def hidden_states(self, name: str, input_ids: Tensor, **padding: Tensor) -> Tensor:
         """Return the last hidden states, after the final norm: (B, T) -> (B, T, H). No output head is applied.
@@ -197,13 +202,15 @@ class MultiAdapterModel:
             **padding: attention_mask and position_ids, (B, T) each, for rows padded on the left. Rows padded on the
                 right need neither: causal attention never looks there, and its fastest kernel takes no mask.
         """
-        with self.use(name) as model, self._recomputing():
+        with self.use(name) as model:
             output = model.get_decoder()(input_ids=input_ids, use_cache=False, **padding)
         return output.last_hidden_state
 
     def output_head(self, name: str) -> nn.Module:
         """Return the layer from hidden states (…, H) to logits (…, V). Call and backpropagate it inside `use`."""
         with self.use(name) as model:
+            if self._has_output_path:
+                return OutputPath(model)
             head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
@@ -265,43 +272,15 @@ class MultiAdapterModel:
         assert name in self._adapter_params or name in self._base_roles, f"unknown role {name}"
         self._active_adapters[:] = [_peft_name(name)] if name in self._adapter_params else []
 
-    @contextmanager
-    def _recomputing(self) -> Iterator[None]:
-        """Enable activation checkpointing for a forward pass with gradients.
-
-        Layers only checkpoint in train mode, and everything here runs in eval mode. So the flag of the layer itself is
-        set, and not those of its submodules.
-        """
-        layers = self._checkpointed_layers if torch.is_grad_enabled() else []
-        for layer in layers:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.training = False
+    def _inspect_output(self, model: PreTrainedModel) -> None:
+        """Find out how a language model maps hidden states to logits. Raise ModelError if it is not supported."""
+        self._has_output_path = isinstance(find_output_head(model), OutputPath)
+        # Not the config's hidden_size: OPT-350m projects its hidden states to the width of its embeddings.
+        self._hidden_size = model.get_output_embeddings().weight.shape[-1]
 
     def _check_new(self, name: str) -> None:
         assert name.isidentifier(), name
         assert name not in self.roles, f"role {name} already exists"
-
-    def _check_plain_output_head(self, model: PreTrainedModel) -> None:
-        """Raise ModelError if the architecture transforms logits after the output head (a cap or a scale).
-
-        `hidden_states` and `output_head` leave such a transformation out.
-        """
-        ids = torch.arange(4, device=model.device)[None]  # (1, 4)
-        with torch.no_grad():
-            expected = model(input_ids=ids, use_cache=False).logits.float()
-            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            found = model.get_output_embeddings()(hidden).float()
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
-            raise ModelError(
-                "model.unsupported-architecture",
-                f"{type(model).__name__}: models that cap or scale their logits are not supported.",
-                location=model.name_or_path,
-                hint="Use another base model, such as Llama, Qwen or Mistral.",
-            )
 
 
 def _load_full_models(base: Base, source: str, roles: Mapping[str, Path | None], *, smoke: bool) -> MultiAdapterModel:
@@ -324,8 +303,15 @@ def _load_full_models(base: Base, source: str, roles: Mapping[str, Path | None],
         model.heads[name] = head.requires_grad_(False).to(model.device)
     for name, full_model in full_models.items():
         if name not in heads:
-            model._check_plain_output_head(full_model)
+            model._inspect_output(full_model)
     return model
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a layer, and keep only its inputs for the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def _peft_name(role: str) -> str:

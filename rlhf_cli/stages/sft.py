@@ -26,7 +26,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from trl import SFTConfig, SFTTrainer
 
     from rlhf_cli.models import adapters, loading
-    from rlhf_cli.training import held_out_metrics, memory_check, supervised
+    from rlhf_cli.training import held_out_metrics, memory_check, supervised, trl
 
     recipe = stage.recipe
     data = prepare(stage)
@@ -41,7 +41,11 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         sharded=stage.sharded,
     )
     max_tokens = stage.section.micro_batch_size * max(data.train.lengths())
-    config = {"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    config = {
+        "max_length": stage.max_length,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        **trl.router_arguments(model),
+    }
     return supervised.train_with_trl(
         stage,
         run,

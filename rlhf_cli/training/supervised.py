@@ -55,11 +55,12 @@ def train_with_trl(
         evaluate: Computes metrics on held-out rows after training. With a sharded base, every process calls it.
     """
     rows = trl.dataset(data.train.parts)
-    trainer = build_trainer(
-        stage, run, data, trl_trainer=trl_trainer, model=model, dtype=dtype, rows=rows, seed=stage.recipe.seed
-    )
-    metrics = TrainingMetrics(run)
-    train(trainer, run, metrics, TrainerCheckpoints(run, trainer, stage.section.save_every, run.resumed_from))
+    with trl.keep_router_settings(model):
+        trainer = build_trainer(
+            stage, run, data, trl_trainer=trl_trainer, model=model, dtype=dtype, rows=rows, seed=stage.recipe.seed
+        )
+        metrics = TrainingMetrics(run)
+        train(trainer, run, metrics, TrainerCheckpoints(run, trainer, stage.section.save_every, run.resumed_from))
     trl.save(trainer, data.tokenizer, run)
     found = metrics.summary(run.stage, trainer.state.global_step)
     if evaluates(stage):

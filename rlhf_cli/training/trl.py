@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rlhf_cli.runs.run import Run
 
 C = TypeVar("C")
+
+ROUTER_SETTINGS = ("output_router_logits", "router_aux_loss_coef")  # config values that SFTTrainer sets
 
 
 def arguments(section: TrainerSection, run: Run, seed: int, *, dtype: torch.dtype) -> dict[str, Any]:
@@ -76,6 +79,31 @@ def config(config_class: type[C], stage: str, arguments: dict[str, Any]) -> C:
         message = f"rejected by {config_class.__name__}: {str(error).splitlines()[0].rstrip('.')}."
         hint = "See TRL's documentation for the allowed values."
         raise RecipeError("recipe.invalid-value", message, location=f"{stage}.trainer", hint=hint) from error
+
+
+def router_arguments(model: Any) -> dict[str, Any]:
+    """Return arguments of an SFTConfig that switch off the load-balancing loss where TRL cannot compute it.
+
+    TRL reads the number of experts as `num_experts`, which the configs of Phi-3.5-MoE and Granite 4 do not have.
+    """
+    text_config = model.config.get_text_config()
+    is_supported = hasattr(text_config, "num_experts") or not hasattr(text_config, "output_router_logits")
+    return {} if is_supported else {"router_aux_loss_coef": 0.0}
+
+
+@contextmanager
+def keep_router_settings(model: Any) -> Iterator[None]:
+    """Undo, after the block, what SFTTrainer changes in the config of a mixture of experts.
+
+    The config is saved with a whole model, and later stages would then compute router losses that they do not use.
+    """
+    text_config = model.config.get_text_config()
+    before = {name: getattr(text_config, name) for name in ROUTER_SETTINGS if hasattr(text_config, name)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(text_config, name, value)
 
 
 def dataset(parts: Iterable[dict[str, list[Any]]]) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support.families import make_family
 from tests.support.tiny_policy import (
     base_folder,
     make_actor_critic,
@@ -18,6 +19,7 @@ __all__ = [
     "base_folder",
     "make_actor_critic",
     "make_adapter",
+    "make_family",
     "make_run",
     "make_trainer",
     "ragged",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import heads
@@ -16,6 +16,7 @@ from rlhf_cli.models.adapters import load_policy
 from rlhf_cli.models.loading import load_causal_lm
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.recipe.schema import Adapter, Base
+from tests.support.families import MakeFamily
 from tests.support.issues import raises_issue
 from tests.support.plain_models import PAD, MakeAdapter, Padded, base_of
 
@@ -364,20 +365,59 @@ def test_load_adapter_as_whole_model_raises_issue(base_folder: Path, make_adapte
         MultiAdapterModel.load(base_of(base_folder), None, str(base_folder), {"policy": folder})
 
 
-def test_load_base_that_caps_its_logits_raises_issue(tmp_path: Path, adapter: Adapter) -> None:
-    config = Gemma2Config(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        final_logit_softcapping=0.5,
-        initializer_range=0.2,
-    )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    code, location = "model.unsupported-architecture", str(tmp_path)
-    with raises_issue(code, error=ModelError, location=location) as issues:
-        MultiAdapterModel.load(base_of(tmp_path), adapter, str(tmp_path), {"policy": None})
-    assert issues[0].message == "Gemma2ForCausalLM: models that cap or scale their logits are not supported."
+@pytest.mark.parametrize("name", ["opt", "biogpt", "xglm", "lfm2"])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_recompute_activations_keeps_gradients_of_layers_with_dropout(
+    make_family: MakeFamily, adapter: Adapter, name: str, is_whole: bool
+) -> None:
+    """These layers drop activations out by their own train flag, which must stay off."""
+    folder = make_family(name)
+    assert AutoConfig.from_pretrained(folder).to_dict().get("dropout", 0.1) > 0
+
+    def gradients(*, recompute: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        settings = None if is_whole else adapter
+        model = MultiAdapterModel.load(base_of(folder), settings, str(folder), {"policy": None})
+        model.set_trainable(["policy"])
+        for parameter in model.parameters("policy"):
+            parameter.data += 0.02  # LoRA's second matrix is zero at the start, and then hides the first one's gradient
+        if recompute:
+            model.recompute_activations()
+        with model.use("policy"):
+            model.hidden_states("policy", torch.arange(3, 15).reshape(2, 6)).sin().sum().backward()
+        return [p.grad for p in model.parameters("policy") if p.grad is not None]
+
+    expected, found = gradients(recompute=False), gradients(recompute=True)
+    assert expected
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_hidden_size_of_projected_hidden_states_is_their_width(make_family: MakeFamily, adapter: Adapter) -> None:
+    """OPT-350m projects its hidden states to the width of its embeddings; a new head reads them."""
+    folder = make_family("opt-projected")
+    model = MultiAdapterModel.load(base_of(folder), adapter, str(folder), {"policy": None})
+    hidden = model.hidden_states("policy", torch.arange(3, 15).reshape(2, 6))
+    assert model.hidden_size == hidden.shape[-1] == 16
+    assert heads.ScalarHead(model.hidden_size)(hidden).shape == (2, 6)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_use_roles_on_fused_experts_equal_separate_models(
+    make_family: MakeFamily, adapter: Adapter, tmp_path: Path, name: str
+) -> None:
+    """PEFT adapts fused experts by their parameters, with a rank pattern of its own."""
+    folder, folders = make_family(name), dict[str, Path | None]()
+    for seed, role in enumerate(("policy", "reference")):
+        torch.manual_seed(seed)
+        trained = load_policy(base_of(folder), adapter, str(folder), None)
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter, std=0.1)
+        trained.save_pretrained(tmp_path / role)
+        folders[role] = tmp_path / role
+    model = MultiAdapterModel.load(base_of(folder), adapter, str(folder), folders)
+    ids = torch.arange(3, 15).reshape(2, 6)
+    for role, path in folders.items():
+        separate = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), path)
+        with torch.no_grad():
+            assert torch.equal(logits_of(model, role, {"input_ids": ids}), separate(input_ids=ids).logits)

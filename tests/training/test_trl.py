@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_cli import distributed
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.runs.run import Run
 from rlhf_cli.training import trl
+from tests.support.families import MakeFamily
 from tests.support.issues import raises_issue
 from tests.support.stage_harness import logged_steps
 from tests.support.training_project import TrainingProject
@@ -41,3 +43,22 @@ def test_batch_size_must_be_multiple_of_rows_per_pass(
     run = Run.create(training_project.runs_dir, "t", stage, smoke=False, reporter=training_project.reporter)
     with raises_issue("recipe.not-divisible", error=RecipeError, location=f"{stage}.batch_size"):
         trl.arguments(section, run, 0, dtype=torch.float32)
+
+
+def test_sft_of_whole_mixture_of_experts_keeps_the_config_of_its_routers(
+    training_project: TrainingProject, make_family: MakeFamily
+) -> None:
+    """SFTTrainer asks the model for router logits. A saved config that does so makes later stages fail."""
+    base = make_family("mixtral")
+    result = training_project.train("sft", f"base.model={base}", "adapter=null")
+    names = ("output_router_logits", "router_aux_loss_coef")
+    before, after = (AutoConfig.from_pretrained(folder) for folder in (base, result.path / "model"))
+    assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names] == [False, 0.001]
+    training_project.train("ppo", f"base.model={base}", "adapter=null", "ppo.start=sft")
+
+
+def test_router_arguments_switch_off_a_loss_that_trl_cannot_compute(make_family: MakeFamily) -> None:
+    found = {}
+    for name in ("phimoe", "mixtral", "llama"):
+        found[name] = trl.router_arguments(AutoModelForCausalLM.from_pretrained(make_family(name)))
+    assert found == {"phimoe": {"router_aux_loss_coef": 0.0}, "mixtral": {}, "llama": {}}
