@@ -12,14 +12,18 @@ from typing import Any
 from rlhf_cli.data.batches import Batch, Fields
 from rlhf_cli.data.column_hints import is_filled, unused_column
 from rlhf_cli.data.columns import ColumnPlan, plan_columns, rename_columns
+from rlhf_cli.data.conversation_batches import FORMATS, ConversationBatches
 from rlhf_cli.data.conversations import without_message_keys
 from rlhf_cli.data.fields import CONVERSATION, TEXT, format_of
 from rlhf_cli.data.formats import CONVERSATION_STARTS, ParseRow, plain_text_columns, row_parser
 from rlhf_cli.data.issues import MAX_SHOWN_ISSUES, DroppedRowError, IssueCollector, RowError
-from rlhf_cli.data.rows import PreferenceRow
+from rlhf_cli.data.rows import PreferenceRow, TypedRow
+from rlhf_cli.data.splits import normalize_whitespace
 from rlhf_cli.data.system_turns import refuses_system_turns
 from rlhf_cli.recipe.schema import Base, Source
 from rlhf_cli.stages import DatasetKind
+
+_FIRST_CHARACTERS = {start[0] for start in CONVERSATION_STARTS}
 
 
 class RowConverter:
@@ -65,7 +69,8 @@ class RowConverter:
         self._margins = _MarginCheck()
         self._plan: ColumnPlan | None = None  # None if the columns fit no format, or there are none
         self._parse: ParseRow | None = None
-        self._plain_columns: tuple[str, ...] = ()  # for the fast path of `prompts`
+        self._plain_columns: tuple[str, ...] = ()  # for the fast path of `prompt_keys`
+        self._conversations: ConversationBatches | None = None
         self._unused: list[str] = []  # columns in which no value was found yet
         if found and (plan := plan_columns(kind, source, found, self.empty, issues)):
             self._plan = plan
@@ -73,6 +78,9 @@ class RowConverter:
             self._unused = plan.unused
             if not source.columns and not source.ignore_columns and not plan.published:
                 self._plain_columns = plain_text_columns(kind, plan.row_format, plan.columns)
+                if plan.row_format in FORMATS and not (kind == "preferences" and "margin" in plan.columns):
+                    has_prompt = "prompt" in plan.columns
+                    self._conversations = ConversationBatches(plan.row_format, self._parse_shape, has_prompt=has_prompt)
 
     @property
     def has_late_columns(self) -> bool:
@@ -105,30 +113,44 @@ class RowConverter:
                         self._margins.add(row, batch, number)
         return rows
 
-    def prompts(self, batch: Batch) -> Sequence[str] | None:
-        """Return the prompts of a batch in which every row is valid text, or None if each row has to be parsed.
+    def prompt_keys(self, batch: Batch) -> Sequence[str] | None:
+        """Return the `prompt_key` of each row, or None if a row may need more than these checks by column.
 
         It counts and checks what `rows` does, in a quarter of the time.
         """
-        if not self._plain_columns or not batch.rows or self.text_format == CONVERSATION:
+        if not batch.rows:
             return None
+        text_format = TEXT
+        keys = self._text_keys(batch) if self._plain_columns else None
+        if keys is None and self._conversations is not None:
+            text_format = CONVERSATION
+            keys = self._conversations.prompt_keys(batch.rows)
+        if keys is None or self.text_format not in ("", text_format):
+            return None
+        self._count(batch)
+        if not self.text_format:
+            self.text_format = text_format
+            self._first_location = f"{batch.prefix}{batch.numbers[0]}"
+        return keys
+
+    def _text_keys(self, batch: Batch) -> list[str] | None:
+        """Return the `prompt_key` of each row of a batch in which every row is valid text, or None."""
         try:
             columns = [[fields[name] for fields in batch.rows] for name in self._plain_columns]
         except KeyError:
             return None
         for texts in columns:
-            if set(map(type, texts)) != {str} or not all(map(str.strip, texts)):
+            if set(map(type, texts)) != {str}:
                 return None
-            if any(map(str.startswith, map(str.lstrip, texts), itertools.repeat(CONVERSATION_STARTS))):
+            stripped = [*map(str.strip, texts)]
+            if not all(stripped) or any(
+                text[0] in _FIRST_CHARACTERS and text.startswith(CONVERSATION_STARTS) for text in stripped
+            ):
                 return None
         is_preference = len(columns) == 3
         if is_preference and any(map(operator.eq, columns[1], columns[2])):
             return None
-        self._count(batch)
-        if not self.text_format:
-            self.text_format = TEXT
-            self._first_location = f"{batch.prefix}{batch.numbers[0]}"
-        return columns[0]
+        return [*map(normalize_whitespace, columns[0])]
 
     def finish(self) -> None:
         """Add the issues that are known only after the last batch."""
@@ -176,6 +198,13 @@ class RowConverter:
         elif text_format != self.text_format:
             message = f"format: found {text_format}, expected {self.text_format} as in {self._first_location}."
             raise RowError("data.mixed-formats", message, "Use the same format for all rows.")
+
+    def _parse_shape(self, fields: Fields) -> TypedRow:
+        """Return the typed row of conversations that stand for all with the same roles."""
+        assert self._parse is not None
+        row = self._parse(fields)
+        self._check_system_turn(row)
+        return row
 
     def _check_system_turn(self, row: Any) -> None:
         """Raise RowError if the row starts with a system turn and the chat template refuses it."""

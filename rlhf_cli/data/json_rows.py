@@ -5,12 +5,14 @@ orjson parses almost all lines. A line that it rejects, or of which it may have 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import orjson
 
 from rlhf_cli.data.batches import Fields
@@ -26,35 +28,56 @@ def parse_fast(lines: list[bytes]) -> list[Fields] | None:
     """Return the rows of `lines`, or None if orjson rejects a line or may have lost a part of one."""
     try:
         rows = [*map(orjson.loads, lines)]
-        return rows if all(map(_is_lossless, rows, lines)) else None
     except (orjson.JSONDecodeError, RecursionError):
         return None
+    return rows if _is_lossless(rows, lines) else None
 
 
-def _is_lossless(fields: Any, line: bytes) -> bool:
-    """Return whether `fields` certainly hold everything in `line`.
+def _is_lossless(rows: list[Any], lines: list[bytes]) -> bool:
+    """Return whether `rows` are objects that certainly hold everything in `lines`.
 
     orjson silently accepts duplicate keys (keeps the last) and integers beyond 64 bits (converts them to float). Every
-    string has two quotes, so a line with more quotes than that had a key that is lost.
+    string has two quotes, so lines with more quotes than that had a key that is lost.
     """
-    if type(fields) is not dict or not fields:
+    if set(map(type, rows)) != {dict} or not all(rows):
         return False
-    strings = _count_strings(fields)
-    quotes = line.count(b'"')
-    return quotes == 2 * strings or quotes - line.replace(rb"\\", b"").count(rb"\"") == 2 * strings
+    strings = _count_strings(rows)
+    return 2 * strings == _count_quotes(b"".join(lines))
 
 
-def _count_strings(value: Any) -> float:
-    """Return the number of strings in `value`, keys included, or infinity if a number may not be the original one."""
-    kind = type(value)
-    if kind is dict or kind is list:
-        strings: float = len(value) if kind is dict else 0
-        for item in value.values() if kind is dict else value:
-            strings += 1 if type(item) is str else _count_strings(item)
-        return strings
-    if kind is bool or value is None:
-        return 0
-    return 0 if -(2**63) < value < 2**63 else math.inf
+def _count_quotes(text: bytes) -> int:
+    """Return the number of quotes without a backslash, which escapes them."""
+    characters = np.frombuffer(text, np.uint8)
+    is_quote = characters == ord('"')
+    is_backslash = characters == ord("\\")
+    is_escaped = is_backslash[:-1]
+    if (is_backslash[1:] & is_escaped).any():  # an escaped backslash escapes nothing
+        return text.replace(rb"\\", b"").replace(rb"\"", b"").count(b'"')
+    return int(np.count_nonzero(is_quote)) - int(np.count_nonzero(is_quote[1:] & is_escaped))
+
+
+def _count_strings(values: list[Any]) -> float:
+    """Return the number of strings in `values`, keys included, or infinity if a number may not be the original one.
+
+    The values are counted level by level and not one by one: most levels hold values of one type only.
+    """
+    strings: float = 0
+    while values:
+        types = set(map(type, values))
+        inner: list[Any] = []
+        for kind in types:
+            same: list[Any] = values if len(types) == 1 else [value for value in values if type(value) is kind]
+            if kind is str:
+                strings += len(same)
+            elif kind is dict:
+                strings += sum(map(len, same))
+                inner += itertools.chain.from_iterable(map(dict.values, same))
+            elif kind is list:
+                inner += itertools.chain.from_iterable(same)
+            elif kind is int or kind is float:
+                strings += 0 if min(same) > -(2**63) and max(same) < 2**63 else math.inf
+        values = inner
+    return strings
 
 
 def parse_strict(text: str, *, is_terminated: bool) -> Fields | None:

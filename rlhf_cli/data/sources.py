@@ -24,7 +24,6 @@ from rlhf_cli.data.splits import (
     PromptSplit,
     drop_held_out_prompts,
     drop_repeated_prompts,
-    normalize_whitespace,
     prompt_hash,
     prompt_key,
     split_by_hash,
@@ -248,9 +247,9 @@ class _Reader:
 
     def _keys(self, batch: Batch, converter: RowConverter, rows: list[Any]) -> Iterable[str]:
         """Return the prompt keys of a batch's rows, and append the rows to `rows` if they are kept."""
-        prompts = None if self._keep_rows else converter.prompts(batch)
-        if prompts is not None:
-            return map(normalize_whitespace, prompts)
+        keys = None if self._keep_rows else converter.prompt_keys(batch)
+        if keys is not None:
+            return keys
         converted = converter.rows(batch)
         if self._keep_rows:
             rows += converted

@@ -58,7 +58,7 @@ def prompt_hash(key: str) -> bytes:
     It decides whether the prompt is held out and stands for it in comparisons: two of a million prompts have the same
     number in 1 of 40 million datasets. Another salt would move prompts between training and held-out rows.
     """
-    return sha256(f"held out\n{key}".encode()).digest()[:8]
+    return sha256(b"held out\n" + key.encode()).digest()[:8]
 
 
 def split_by_hash(hashes: np.ndarray, fraction: float) -> PromptSplit:
