@@ -18,14 +18,17 @@ class PromptOrder:
         assert count > 0, "no prompts"
         self.served = 0
         self._count, self._seed = count, seed
+        self._shuffles: dict[int, list[int]] = {}  # the shuffle of the current epoch
 
     def take(self, number: int) -> list[int]:
         """Return the indices of the next `number` prompts."""
         taken: list[int] = []
         while len(taken) < number:
             epoch, position = divmod(self.served, self._count)
-            shuffled = random.Random(f"{self._seed}/{epoch}").sample(range(self._count), self._count)
-            part = shuffled[position : position + number - len(taken)]
+            if epoch not in self._shuffles:
+                shuffled = random.Random(f"{self._seed}/{epoch}").sample(range(self._count), self._count)
+                self._shuffles = {epoch: shuffled}
+            part = self._shuffles[epoch][position : position + number - len(taken)]
             taken += part
             self.served += len(part)
         return taken

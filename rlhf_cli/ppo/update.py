@@ -205,10 +205,12 @@ def _identity_stats(like: Tensor) -> algorithm.PolicyStats:
 
 def _flatten_valid_tokens(experience: Experience, rows: list[int]) -> Experience:
     """Return the valid tokens of `rows` as one row (1, N), in the order of the micro-batch."""
-    mask = experience.mask[rows]
-    names = ("logprobs", "ref_logprobs", "values", "advantages", "returns")
-    flat = {name: getattr(experience, name)[rows][mask][None] for name in names}
-    return experience._replace(mask=mask[mask][None], **flat)
+    width = experience.mask.shape[1]
+    # Positions are known on the host; a boolean mask would make the device wait for each selection.
+    slots = [row * width + torch.arange(len(experience.responses[row])) for row in rows]
+    index = torch.cat(slots).to(experience.mask.device)
+    names = ("mask", "logprobs", "ref_logprobs", "values", "advantages", "returns")
+    return experience._replace(**{name: getattr(experience, name).flatten()[index][None] for name in names})
 
 
 def _all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:

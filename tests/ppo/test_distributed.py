@@ -58,7 +58,7 @@ def test_train_two_processes_equal_one(
                 if not name.startswith(TIMED):
                     assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
         assert process["weights"] == pytest.approx(single["weights"], rel=1e-4)
-    assert abs(single["history"][2]["kl"] - single["history"][0]["kl"]) > 0.1  # the policy has moved
+    assert abs(single["history"][2]["kl"] - single["history"][0]["kl"]) > 0.03  # the policy has moved
     layers = AutoModelForCausalLM.from_pretrained(base_folder).model.layers.parameters()
     half = sum(p.numel() for p in layers) / 2  # each process holds half of the layers
     assert [process["sharded"] for process in both] == [half if strategy == "fsdp" else 0] * 2
