@@ -21,8 +21,12 @@ def format_bytes(count: float) -> str:
 
 def format_count(count: int, noun: str) -> str:
     """Return `1 row` or `1,234 rows` for the noun `row`, which may follow an adjective."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
+    return f"{count:,} {noun if count == 1 else pluralize(noun)}"
+
+
+def pluralize(noun: str) -> str:
+    """Return the plural of a regular noun, such as `row` or `process`."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
 def format_number(value: float | None) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from rlhf_cli import __version__
-from rlhf_cli.formatting import format_bytes, format_exception
+from rlhf_cli.formatting import format_bytes, format_count, format_exception
 
 if TYPE_CHECKING:
     import torch
@@ -132,8 +132,9 @@ def check_devices() -> Iterator[CheckResult]:
 
     multiplies = bool((torch.ones(3, 3) @ torch.ones(3, 3) == 3).all())
     memory = format_bytes(memory_capacity(torch.device("cpu")))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{platform.machine()}, {memory}, {cores} cores, {torch.get_num_threads()} threads used"
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = format_count(count, "core")
+    found = f"{platform.machine()}, {memory}, {cores}, {format_count(torch.get_num_threads(), 'thread')} used"
     hint = "" if multiplies else "Reinstall torch."
     yield CheckResult("devices", "cpu", "ok" if multiplies else "fail", found, hint, required=True)
     accelerator = torch.accelerator.current_accelerator(check_available=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.cli.output import escape_markup
 from rlhf_cli.cli.tables import format_metrics
-from rlhf_cli.formatting import format_duration, format_path
+from rlhf_cli.formatting import format_count, format_duration, format_path, pluralize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +85,7 @@ class PlainReporter:
         self.total = max(total, 1)
         self.next_step = 0.0
         self.started = time.monotonic()
-        self.info(f"{total:,} {unit}")
+        self.info(format_count(total, unit))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Print a step with its metrics and the time left, if a line is due."""
@@ -154,7 +154,7 @@ class LiveReporter:
     def begin(self, total: int, unit: str) -> None:
         """Set the number of steps."""
         self.digits = len(str(total))
-        self.progress.reset(self.task, total=total, completed=self.resumed_step, live=unit)
+        self.progress.reset(self.task, total=total, completed=self.resumed_step, live=pluralize(unit))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar and show the metrics that fit beside it."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rlhf_cli.evaluation.gates import GateVerdict
 from rlhf_cli.evaluation.metrics import MetricRow, metric_rows
 from rlhf_cli.evaluation.verdict import Verdict
-from rlhf_cli.formatting import format_metric, markdown_table
+from rlhf_cli.formatting import format_count, format_metric, markdown_table
 
 
 class Report(NamedTuple):
@@ -57,7 +57,7 @@ def format_markdown(report: Report) -> str:
     """Return the report as a page, with one row per metric."""
     compared = f" compared with `{report.baseline}`" if report.baseline else ""
     scored = f", scored by `{report.reward}`" if report.reward else ""
-    sizes = ", ".join(f"{count} {name}" for name, count in report.sizes.items())
+    sizes = ", ".join(format_count(count, name.removesuffix("s")) for name, count in report.sizes.items())
     header = ("metric", report.candidate, "95% interval", "n", report.baseline or "–")
     parts = [
         f"# Evaluation of `{report.candidate}`{compared}{scored}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, COUNT_SUFFIX, INTERVAL_SUFFIXES
+from rlhf_cli.formatting import format_count
 
 CHANCE = 0.5
 MAX_TRUNCATION_RATE = 0.9  # above it, nearly every completion was cut
@@ -27,8 +28,8 @@ def chance_accuracy(metrics: Values) -> Iterator[str]:
     if metrics[name + HIGH] < CHANCE:
         yield f"{interval} is below chance: check whether chosen and rejected are swapped"
     else:
-        pairs = f"{metrics[name + COUNT_SUFFIX]:,.0f}"
-        yield f"{interval} on {pairs} pairs is not clearly better than chance: do not trust scores of this reward model"
+        pairs = format_count(int(metrics[name + COUNT_SUFFIX]), "pair")
+        yield f"{interval} on {pairs} is not clearly better than chance: do not trust scores of this reward model"
 
 
 def accuracy_below_length(metrics: Values) -> Iterator[str]:

@@ -58,15 +58,15 @@ STEP_METRICS = (
 SUMMARIZED_ITERATION_METRICS = (
     _iteration("reward", "score", "higher", "Mean weighted sum of the reward sources, without KL."),
     _iteration("reward.std", "score", "none", "Standard deviation of the weighted sum."),
-    _iteration(f"reward.{SOURCE}", "score", "higher", "Mean unweighted score of one reward source."),
+    _iteration(f"score.{SOURCE}", "score", "higher", "Mean unweighted score of one reward source."),
     _iteration(
-        f"reward.{SOURCE}.too_long",
+        f"score.{SOURCE}.too_long",
         "fraction of completions",
         "lower",
         "Completions that, together with their prompt, exceed the reward model's context, so only their end is scored.",
     ),
     _iteration(
-        f"reward.{SOURCE}.disagreement",
+        f"score.{SOURCE}.disagreement",
         "score",
         "none",
         "Standard deviation of a completion's score over the members of a reward run with several (reward.members).",

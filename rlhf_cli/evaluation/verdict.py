@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, COUNT_SUFFIX, INTERVAL_SUFFIXES
 from rlhf_cli.evaluation.metrics import find_regressions
 from rlhf_cli.evaluation.sanity_checks import warnings_of
+from rlhf_cli.formatting import format_count
 
 Outcome = Literal["better", "worse", "unclear", "mixed", "not compared"]
 
@@ -113,8 +114,8 @@ def _preference(metrics: Mapping[str, float], models: Models) -> list[str]:
         return []
     share, low, high = (f"{100 * metrics['win_rate' + suffix]:.0f}" for suffix in ("", LOW, HIGH))
     optimized = " that it was trained against" if models.reward in models.optimized else ""
-    count = f"{metrics['win_rate' + COUNT_SUFFIX]:,.0f}"
-    return [f"preferred on {share}% [{low}, {high}] of {count} prompts by the reward model {models.reward}{optimized}"]
+    count = format_count(int(metrics["win_rate" + COUNT_SUFFIX]), "prompt")
+    return [f"preferred on {share}% [{low}, {high}] of {count} by the reward model {models.reward}{optimized}"]
 
 
 def _function_changes(metrics: Mapping[str, float], models: Models, scores: Mapping[str, Outcome]) -> list[str]:

@@ -204,7 +204,7 @@ def _source_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     for name in trajectories[0].by_source:
         scores = [t.by_source[name] for t in trajectories if not math.isnan(t.by_source[name])]
         if scores:
-            means[f"reward.{name}"] = sum(scores) / len(scores)
+            means[f"score.{name}"] = sum(scores) / len(scores)
     if not means:
         raise DivergedError(
             "training.nothing-scored",

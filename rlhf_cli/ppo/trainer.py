@@ -123,7 +123,7 @@ class PPOTrainer:
             StoppedError: A signal was received; the last iteration is saved.
         """
         settings, run = self._settings, self.run
-        run.begin(settings.iterations, "iterations", handles_signals=True)
+        run.begin(settings.iterations, "iteration", handles_signals=True)
         torch.manual_seed(self._seed + distributed.rank())  # each process samples its own completions
         history = self._resume() if run.resumed_from is not None else []
         if not history:

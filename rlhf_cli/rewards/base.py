@@ -42,7 +42,7 @@ class SourceScores(NamedTuple):
 
     Attributes:
         values: One score per completion; None if the source does not score that completion.
-        details: Further values per completion, which are logged as `reward.<source>.<name>`.
+        details: Further values per completion, which are logged as `score.<source>.<name>`.
     """
 
     values: Sequence[float | None]

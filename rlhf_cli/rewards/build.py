@@ -37,14 +37,13 @@ SCORERS: Mapping[str, Callable[[RewardSource], RewardScorer]] = {  # field of Re
     "http": HttpScorer.from_source,
     "rule": RuleScorer.from_source,
 }
-RESERVED_NAMES = ("std",)  # `reward.std` is the standard deviation of the weighted sum
 
 
 class RewardFunction(NamedTuple):
     """One reward source: roles of the policy's model that have a score head, or a scorer.
 
     Attributes:
-        name: Its score is logged as `reward.<name>`.
+        name: Its score is logged as `score.<name>`.
         weight: Factor in the sum.
         ensemble: The members of a reward run, or None.
         scorer: The scorer, or None for a reward run.
@@ -183,8 +182,8 @@ def _check_finite(function: RewardFunction, values: Tensor, completions: Complet
 
 
 def _unique_name(name: str, functions: Sequence[RewardFunction]) -> str:
-    """Return `name`, or `name_2`, … if another source has it or it is reserved."""
-    names = {*RESERVED_NAMES, *(function.name for function in functions)}
+    """Return `name`, or `name_2`, … if another source has it."""
+    names = {function.name for function in functions}
     number = 2
     unique = name
     while unique in names:

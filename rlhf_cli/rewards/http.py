@@ -25,6 +25,7 @@ import httpx2
 
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DataError, DivergedError, RecipeError
+from rlhf_cli.formatting import format_bytes
 from rlhf_cli.recipe.schema import Base, RewardSource
 from rlhf_cli.rewards.base import Completions, SourceScores, as_completion, quote
 
@@ -195,7 +196,7 @@ class HttpScorer:
                 if is_error and len(data) >= MAX_EXCERPT_BYTES:
                     break
                 if len(data) > MAX_RESPONSE_BYTES:
-                    message = f"the response is too large; expected at most {MAX_RESPONSE_BYTES:,} bytes"
+                    message = f"the response is too large; expected at most {format_bytes(MAX_RESPONSE_BYTES)}"
                     raise _RequestError(message, RESPONSE_HINT, None, "training.invalid-reward")
             return _Response(response.status_code, response.headers.get("Retry-After", ""), data)
 

@@ -191,7 +191,7 @@ class Run:
 
         Args:
             total: How many steps it has.
-            unit: What a step is called, in the plural.
+            unit: What a step is called, in the singular.
             handles_signals: Whether the stage checks `stop_requested` after each step, so that a first signal only
                 sets it. Otherwise, and before `begin`, a signal stops the run at once.
         """

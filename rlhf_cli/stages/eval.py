@@ -26,6 +26,7 @@ from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, 
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, Metric
 from rlhf_cli.evaluation.metrics import compute, function_name, metric_names, metrics_of
 from rlhf_cli.evaluation.verdict import Models, Verdict, decide
+from rlhf_cli.formatting import format_count
 from rlhf_cli.inference import generation, scoring
 from rlhf_cli.inference.stopping import StoppingRules
 from rlhf_cli.models import loading
@@ -97,7 +98,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         parts.append(lambda: _evaluate_preferences(context, rows.preferences))
     if rows.prompts:
         parts.append(lambda: _evaluate_completions(context, rows.prompts))
-    run.begin(len(parts), "parts")
+    run.begin(len(parts), "part")
     values: dict[str, float] = {}
     for step, part in enumerate(parts, start=1):
         found = part()
@@ -185,7 +186,7 @@ def _evaluate_demonstrations(context: EvalContext, rows: Sequence[SftRow]) -> di
         if len(ids) > start:
             prompts.append(ids[:start])
             completions.append(ids[start:])
-    reason = f"the prompt fills sft.max_length ({limit} tokens)"
+    reason = f"the prompt fills sft.max_length ({format_count(limit, 'token')})"
     _check_dropped("demonstrations", len(prompts), len(rows), reason, "sft.max_length")
     values: dict[str, float] = {}
     for role in context.sides:
@@ -205,7 +206,7 @@ def _evaluate_preferences(context: EvalContext, rows: Sequence[PreferenceRow]) -
         for c, r in zip(chosen, rejected, strict=True)
         if max(len(c.completion_ids), len(r.completion_ids)) + len(c.prompt_ids) <= limit
     ]
-    reason = f"longer than reward.max_length ({limit} tokens)"
+    reason = f"longer than reward.max_length ({format_count(limit, 'token')})"
     _check_dropped("preferences", len(pairs), len(rows), reason, "reward.max_length")
     scores = _reward_scores(context, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
     margins = PreferenceMargins(
@@ -220,11 +221,11 @@ def _evaluate_completions(context: EvalContext, rows: Sequence[PromptRow]) -> di
     limit = context.stage.recipe.ppo.max_prompt_length
     encoded = chat_template.encode_prompts(context.tokenizer, [row.prompt for row in rows])
     kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= limit]
-    reason = f"longer than ppo.max_prompt_length ({limit} tokens)"
+    reason = f"longer than ppo.max_prompt_length ({format_count(limit, 'token')})"
     _check_dropped("prompts", len(kept), len(rows), reason, "ppo.max_prompt_length")
     if len(kept) < MIN_PROMPTS_FOR_INTERVALS and not context.stage.smoke:
         unreliable = f"confidence intervals are unreliable below {MIN_PROMPTS_FOR_INTERVALS}"
-        logger.warning(f"only {len(kept)} held-out prompts; {unreliable}")
+        logger.warning(f"only {format_count(len(kept), 'held-out prompt')}; {unreliable}")
     prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
     _check_positions(context, longest=max(map(len, ids)), limit=limit)
     candidate = _complete(context, CANDIDATE, prompts, ids)

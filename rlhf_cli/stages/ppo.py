@@ -140,7 +140,7 @@ def _summary(history: list[dict[str, float]]) -> dict[str, float]:
     last = history[-max(1, len(history) // 10) :]
     found: dict[str, list[float]] = {}  # a reward source has no value in an iteration that it did not score
     for name, value in (item for metrics in last for item in metrics.items()):
-        if name in SUMMARIZED_METRICS or name.startswith("reward."):
+        if name in SUMMARIZED_METRICS or name.startswith("score."):
             found.setdefault(name, []).append(value)
     metrics = {f"ppo.{name}": sum(values) / len(values) for name, values in found.items()}
     seconds = [sum(m[f"seconds.{part}"] for part in ("rollout", "scoring", "update")) for m in history]

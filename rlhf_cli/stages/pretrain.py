@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_cli.data.chat_template import Encoded
 from rlhf_cli.data.tokenization import TokenColumns
 from rlhf_cli.errors import DataError
+from rlhf_cli.formatting import format_count
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Architecture
 from rlhf_cli.runs.run import Run, StageMetrics
@@ -63,7 +64,8 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
 
     data = prepare(stage)
     documents, aside = len(data.split.train), len(data.split.held_out)
-    logger.info(f"text: {documents:,} documents to train on, in {data.train.kept:,} sequences; {aside:,} held out")
+    sequences = format_count(data.train.kept, "sequence")
+    logger.info(f"text: {format_count(documents, 'document')} to train on, in {sequences}; {aside:,} held out")
     for warning in data.warnings:
         logger.warning(warning)
     if _is_from_scratch(stage):

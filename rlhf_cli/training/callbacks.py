@@ -151,7 +151,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Restore the optimizer of a resumed run. The trainer has loaded the weights and created a new optimizer."""
         if not self.run.started_training:
-            self.run.begin(self.position.count * state.max_steps, "steps", handles_signals=True)
+            self.run.begin(self.position.count * state.max_steps, "step", handles_signals=True)
         self.checkpoints.restore_optimizer(optimizer, lr_scheduler)
         self.metrics.start()
 

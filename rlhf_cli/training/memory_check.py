@@ -92,7 +92,8 @@ def _hint_after_failure(stage: ResolvedStage) -> str:
         return lower
     target = MARGIN_AFTER_FAILURE * min(found.capacity, found.parts.needed)
     hint = _hint(stage, stage.max_length, stage.max_length, target)
-    return f"With rows of {stage.max_length:,} tokens, the stage needs {found}. {hint}"
+    limit = f"{stage.spec.section}.{stage.spec.max_length_key}"
+    return f"With rows as long as {limit} allows ({stage.max_length:,} tokens), the stage needs {found}. {hint}"
 
 
 def _hint(stage: ResolvedStage, longest: int, held_out: int, capacity: float) -> str:

@@ -11,6 +11,7 @@ from rlhf_cli.data import chat_template, sources
 from rlhf_cli.data.chat_template import Encoded
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import Split
+from rlhf_cli.formatting import format_count
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.training import length_checks
 
@@ -67,10 +68,10 @@ class PreparedData:
 
 def log_rows(noun: str, split: Split[Any], train: TokenizedRows, warnings: Sequence[str]) -> None:
     """Log the number of rows, each reason why rows were truncated or dropped, and the warnings."""
-    logger.info(f"{noun}: {train.kept:,} rows to train on, {len(split.held_out):,} held out")
+    logger.info(f"{noun}: {format_count(train.kept, 'row')} to train on, {len(split.held_out):,} held out")
     for reason, number in {**split.counts, **train.counts}.items():
         if number and reason.startswith(("dropped", "truncated")):
-            logger.warning(f"{noun}: {number:,} rows {reason}")
+            logger.warning(f"{noun}: {format_count(number, 'row')} {reason}")
     for warning in warnings:
         logger.warning(warning)
 

@@ -37,7 +37,7 @@ def live_line(folder: Path, width: int) -> str:
     """Return the live line of step 11 of 40 on a terminal with `width` columns."""
     reporter = LiveReporter(Console(file=io.StringIO(), force_terminal=True, width=width))
     reporter.stage("pretrain", new_run(folder, "pretrain"))
-    reporter.begin(40, "iterations")
+    reporter.begin(40, "iteration")
     reporter.step(11, METRICS)
     shown = Console(file=io.StringIO(), width=width)
     shown.print(reporter.progress.get_renderable())
@@ -66,7 +66,7 @@ def test_plain_reporter_prints_at_most_twenty_progress_lines_and_the_last_step(t
     console = Console(file=io.StringIO(), width=200)
     reporter = PlainReporter(console, quiet=False)
     reporter.stage("sft", new_run(tmp_path, "sft"))
-    reporter.begin(1000, "steps")
+    reporter.begin(1000, "step")
     for step in range(1, 1001):
         reporter.step(step, {"loss": 0.5})
     lines = [line for line in text_of(console).splitlines() if "/1000" in line]

@@ -26,7 +26,7 @@ def stops(set_stage: SetStage) -> StopSteps:
     stops: StopSteps = {}
 
     def run(_stage: ResolvedStage, run: Run) -> StageMetrics:
-        run.begin(3, "steps", handles_signals=True)
+        run.begin(3, "step", handles_signals=True)
         for step in range(run.resumed_step + 1, 4):
             run.log(step, {"loss": 0.5})
             if stops.get(run.stage) == step:

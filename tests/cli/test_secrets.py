@@ -96,7 +96,7 @@ def test_messages_and_errors_of_a_stage_are_redacted(
     monkeypatch.setenv("RLHF_DEBUG", debug)
 
     def run(_stage: ResolvedStage, run: Run) -> StageMetrics:
-        run.begin(1, "steps")
+        run.begin(1, "step")
         logger.info(f"asked {URL}")
         logger.warning(f"{TOKEN} is old")
         raise error

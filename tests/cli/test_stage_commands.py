@@ -311,7 +311,7 @@ def test_output_without_terminal_has_no_control_characters(rlhf: Rlhf) -> None:
 
 @pytest.mark.usefixtures("stand_ins")
 def test_quiet_prints_one_line_per_stage(rlhf: Rlhf) -> None:
-    assert "1 steps" in rlhf("sft", "-r", "r.yaml").out
+    assert "sft      1 step\n" in rlhf("sft", "-r", "r.yaml").out
     assert rlhf("sft", "-r", "r.yaml", "-q").out == "sft      done in 0:00: runs/bot/sft/v0002\n"
     lines = rlhf("run", "-r", "r.yaml", "-q").out.splitlines()
     assert [line.split()[0] for line in lines] == [*CHAIN]

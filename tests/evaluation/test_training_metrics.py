@@ -30,6 +30,6 @@ def test_every_metric_of_an_iteration_is_described_and_every_description_is_used
 
 def test_summary_in_the_manifest_is_described() -> None:
     names = {metric.name for metric in PPO_METRICS}
-    assert {"ppo.reward", "ppo.reward.<source>", "ppo.kl", "ppo.kl.token", "ppo.episodes"} <= names
+    assert {"ppo.reward", "ppo.score.<source>", "ppo.kl", "ppo.kl.token", "ppo.episodes"} <= names
     assert "ppo.policy_loss" not in names
     assert {metric.group for metric in PPO_METRICS} == {"ppo"}

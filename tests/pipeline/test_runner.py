@@ -109,7 +109,7 @@ def test_single_stage_is_skipped_only_if_asked(project: ChainProject) -> None:
 
 def test_failure_after_start_leaves_no_manifest(project: ChainProject, set_stage: SetStage) -> None:
     def run(_: ResolvedStage, run: Run) -> StageMetrics:
-        run.begin(3, "steps")
+        run.begin(3, "step")
         raise ModelError("model.load-failed", "does not fit.")
 
     set_stage("sft", run)
@@ -124,7 +124,7 @@ def test_failure_after_start_leaves_no_manifest(project: ChainProject, set_stage
 
 def test_library_error_is_logged_once_with_traceback(project: ChainProject, set_stage: SetStage) -> None:
     def run(_: ResolvedStage, run: Run) -> StageMetrics:
-        run.begin(3, "steps")
+        run.begin(3, "step")
         try:
             raise ValueError("a width of 3")
         except ValueError as error:
@@ -166,7 +166,7 @@ def test_unexpected_error_is_logged_and_raised(project: ChainProject, set_stage:
 def test_keyboard_interrupt_is_a_stop_not_a_failure(project: ChainProject, set_stage: SetStage, began: bool) -> None:
     def run(_: ResolvedStage, run: Run) -> StageMetrics:
         if began:
-            run.begin(3, "steps")
+            run.begin(3, "step")
         raise KeyboardInterrupt
 
     set_stage("sft", run)

@@ -40,7 +40,7 @@ class ResumableStages:
     def stand_in(self, stage: ResolvedStage, run: Run) -> StageMetrics:
         """Stand in for every stage."""
         self.starts.append(f"{run.stage} {run.resumed_step}")
-        run.begin(STEPS, "steps", handles_signals=True)
+        run.begin(STEPS, "step", handles_signals=True)
         for step in range(run.resumed_step + 1, STEPS + 1):
             if self.stop_at.get(run.stage) == step:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -226,7 +226,7 @@ def test_resumed_chain_continues_with_the_stopped_stage(stages: ResumableStages)
 
 def test_resumed_chain_restarts_a_stage_without_checkpoint(stages: ResumableStages, set_stage: SetStage) -> None:
     def interrupted(_: ResolvedStage, run: Run) -> StageMetrics:
-        run.begin(3, "steps")
+        run.begin(3, "step")
         raise KeyboardInterrupt
 
     project = stages.project

@@ -64,7 +64,7 @@ def test_score_completions_end_token_in_last_slot_is_not_penalized(make_trainer:
 def test_source_mean_ignores_none_scores(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(small_settings(), function=lambda _: [None, 4.0, 8.0])
     metrics = trainer.scorer.score_rollout(completions_of([[6, EOS]] * 3), trainer.kl_coef).metrics
-    assert (metrics["reward"], metrics["reward.std"], metrics["reward.share"]) == (6.0, 2.0, 6.0)
+    assert (metrics["reward"], metrics["reward.std"], metrics["score.share"]) == (6.0, 2.0, 6.0)
 
 
 def test_score_rollout_unscored_completion_teaches_nothing(make_trainer: MakeTrainer, sft_folder: Path) -> None:

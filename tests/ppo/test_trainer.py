@@ -29,7 +29,7 @@ from tests.support.tiny_policy import (
 )
 
 METRICS = {
-    *("reward", "reward.std", "reward.share", "kl", "kl.token", "kl.k3", "kl.coef", "entropy"),
+    *("reward", "reward.std", "score.share", "kl", "kl.token", "kl.k3", "kl.coef", "entropy"),
     *("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "approx_kl"),
     *("ratio.mean", "ratio.min", "ratio.max", "explained_variance", "advantage.mean", "return.mean"),
     *("response_length", "truncation_rate", "repeated_4gram_rate", "distinct_2"),

@@ -81,14 +81,6 @@ def test_sources_of_one_name_get_numbers(tmp_path: Path) -> None:
     assert [function.roles for function in functions] == [[], [], ["reward"], ["reward_2"]]
 
 
-def test_source_does_not_get_a_reserved_name(tmp_path: Path) -> None:
-    """`reward.std` is the standard deviation of the weighted sum."""
-    (tmp_path / "scores.py").write_text("def std(completions): return [0.0]")
-    sources = [RewardSource(python=f"{tmp_path}/scores.py:std"), RewardSource(run="runs/std")]
-    functions = build_reward_functions(sources, unused_folder)
-    assert [function.name for function in functions] == ["std_2", "std_3"]
-
-
 def test_reward_run_is_named_by_its_stage() -> None:
     functions = build_reward_functions(
         [RewardSource(run="demo/reward@v0003"), RewardSource(run="reward")], unused_folder

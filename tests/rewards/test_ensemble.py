@@ -90,8 +90,8 @@ def test_ppo_logs_the_disagreement_of_an_ensemble_only(
         trainer = make_trainer(settings(iterations=1), reward=folder)
         trainer.train()
         (row,) = read_log(trainer.run, "metrics.jsonl")
-        assert ("reward.reward.disagreement" in row) is expected
-        assert not expected or row["reward.reward.disagreement"] > 0
+        assert ("score.reward.disagreement" in row) is expected
+        assert not expected or row["score.reward.disagreement"] > 0
 
 
 def test_folder_without_list_has_one_member(tmp_path: Path) -> None:

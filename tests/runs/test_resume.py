@@ -27,7 +27,7 @@ from tests.support.runs import NewRun
 def make_stopped_run(new_run: NewRun, *steps: int, smoke: bool = False) -> Run:
     """Return a run that logged and saved `steps`, and whose process ended then."""
     run = new_run(smoke=smoke)
-    run.begin(99, "steps")
+    run.begin(99, "step")
     for step in steps:
         save(run, step)
     run.close()

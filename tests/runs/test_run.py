@@ -90,14 +90,14 @@ def test_log_and_sample_append_one_line_each(new_run: NewRun) -> None:
 
 def test_reporter_gets_steps_and_messages_and_log_gets_messages(new_run: NewRun) -> None:
     run = new_run()
-    run.begin(10, "steps")
+    run.begin(10, "step")
     run.log(1, {"loss": 2.0})
     logger.info("hello")
     logger.warning("careful")
     logger.debug("detail")
     assert isinstance(run.reporter, RecordingReporter)
     assert run.reporter.calls == [
-        ("begin", 10, "steps"),
+        ("begin", 10, "step"),
         ("step", 1, {"loss": 2.0}),
         ("info", "hello"),
         ("warning", "careful"),
@@ -179,7 +179,7 @@ def test_discard_if_empty_removes_run_before_training(new_run: NewRun) -> None:
 def test_discard_if_empty_keeps_run_after_begin_or_log(new_run: NewRun, action: str) -> None:
     run = new_run()
     if action == "begin":
-        run.begin(3, "steps")
+        run.begin(3, "step")
     else:
         run.log(1, {})
     assert not run.discard_if_empty()

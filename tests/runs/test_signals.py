@@ -31,7 +31,7 @@ def test_signal_before_training_interrupts(new_run: NewRun, number: int) -> None
 def test_signal_in_stage_without_handling_interrupts(new_run: NewRun, number: int) -> None:
     run = new_run()
     with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):  # noqa: PT012
-        run.begin(3, "parts")
+        run.begin(3, "part")
         send(number)
 
 
@@ -41,7 +41,7 @@ def test_signal_in_stage_with_handling_requests_stop(
 ) -> None:
     run = new_run()
     with signals.graceful_shutdown(run):
-        run.begin(3, "steps", handles_signals=True)
+        run.begin(3, "step", handles_signals=True)
         assert not run.stop_requested
         send(number)
         assert run.stop_requested
@@ -53,7 +53,7 @@ def test_second_signal_interrupts(new_run: NewRun, number: int, monkeypatch: pyt
     monkeypatch.setattr(signals, "DUPLICATE_SIGNAL_WINDOW_S", 0.0)
     run = new_run()
     with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):  # noqa: PT012
-        run.begin(3, "steps", handles_signals=True)
+        run.begin(3, "step", handles_signals=True)
         send(number)
         send(number)
 
@@ -63,7 +63,7 @@ def test_duplicate_signal_is_ignored(new_run: NewRun, monkeypatch: pytest.Monkey
     monkeypatch.setattr(signals, "DUPLICATE_SIGNAL_WINDOW_S", 60.0)
     run = new_run()
     with signals.graceful_shutdown(run):
-        run.begin(3, "steps", handles_signals=True)
+        run.begin(3, "step", handles_signals=True)
         send(signal.SIGTERM)
         send(signal.SIGTERM)
         assert run.stop_requested
@@ -91,7 +91,7 @@ def test_signal_in_forked_worker_is_ignored_if_ctrl_c(new_run: NewRun, number: i
     """Ctrl-C at a terminal reaches a data loader's workers too, and the end of one would end the training."""
     run = new_run()
     with signals.graceful_shutdown(run):
-        run.begin(3, "steps", handles_signals=True)
+        run.begin(3, "step", handles_signals=True)
         child = os.fork()
         if child == 0:
             send(number)

@@ -81,10 +81,10 @@ def test_policy_and_critic_load_in_plain_libraries(project: PPOProject, new_run:
     scorer = AutoModelForSequenceClassification.from_pretrained(project.base, num_labels=1)
     PeftModel.from_pretrained(scorer, new_run.path / "critic")
     assert (new_run.path / "checkpoints/step-000002/manifest.json").exists()
-    assert {"ppo.reward", "ppo.reward.reward", "ppo.reward.by_level", "ppo.kl", "ppo.truncation_rate"} <= set(metrics)
+    assert {"ppo.reward", "ppo.score.reward", "ppo.score.by_level", "ppo.kl", "ppo.truncation_rate"} <= set(metrics)
     assert metrics["ppo.episodes"] == 8
     assert metrics["ppo.tokens_per_second"] > 0
-    total = metrics["ppo.reward.reward"] + 0.5 * metrics["ppo.reward.by_level"]
+    total = metrics["ppo.score.reward"] + 0.5 * metrics["ppo.score.by_level"]
     assert metrics["ppo.reward"] == pytest.approx(total)
 
 
@@ -134,8 +134,8 @@ def test_summary_of_source_ignores_iterations_that_it_did_not_score(project: PPO
     )
     recipe = project.recipe(iterations=20, minibatches=1, save_every=50, reward=[project.by_level, moody])
     metrics = run_stage_function(recipe, new_run).metrics
-    assert metrics["ppo.reward.moody"] == 3.0
-    assert metrics["ppo.reward.by_level"] > 0
+    assert metrics["ppo.score.moody"] == 3.0
+    assert metrics["ppo.score.by_level"] > 0
 
 
 def test_same_seed_gives_same_metrics(project: PPOProject, tmp_path: Path) -> None:
@@ -172,12 +172,12 @@ def test_reward_sources_of_all_kinds_are_summed_and_logged_apart(
     ]
     metrics = run_stage_function(project.recipe(reward=sources), new_run).metrics
     for row in (*logged_steps(new_run.path), {k.removeprefix("ppo."): v for k, v in metrics.items()}):
-        assert {n for n in row if n.startswith("reward.") and not n.endswith((".std", ".too_long"))} == {
-            f"reward.{name}" for name in weights
+        assert {n for n in row if n.startswith("score.") and not n.endswith(".too_long")} == {
+            f"score.{name}" for name in weights
         }
-        total = sum(weight * row[f"reward.{name}"] for name, weight in weights.items())
+        total = sum(weight * row[f"score.{name}"] for name, weight in weights.items())
         assert row["reward"] == pytest.approx(total, abs=1e-5)
-        assert row["reward.scorer.too_long"] == 0.0
+        assert row["score.scorer.too_long"] == 0.0
     # One prompt before models are loaded, four samples before and after training, four completions per iteration.
     assert [len(request["prompts"]) for request in server.requests] == [1, 3, 1, 3, 1, 3, 1, 3, 1]
     assert all(len(request["level"]) == len(request["completions"]) for request in server.requests)
@@ -195,7 +195,7 @@ def test_failing_server_leaves_last_valid_policy(project: PPOProject, server: Se
     (checkpoint,) = (new_run.path / "checkpoints").iterdir()
     assert issue.hint.endswith(f"The last valid policy is in {checkpoint}.")
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(project.base), checkpoint / "model")
-    assert [row["reward.http"] for row in logged_steps(new_run.path)] == [0.5]
+    assert [row["score.http"] for row in logged_steps(new_run.path)] == [0.5]
     log = (new_run.path / "log.txt").read_text()
     logged = log.partition("prompts of iteration 2:\n")[2].splitlines()[:4]
     assert logged == server.requests[-1]["prompts"]
@@ -243,7 +243,7 @@ def test_smoke_run_calls_server_and_replaces_reward_model(
     recipe = project.recipe(start="base", reward=reward)
     result = run_stage("ppo", recipe, tmp_path / "runs", smoke=True, reporter=reporter)
     assert result.manifest["smoke"]
-    assert {"ppo.reward.scorer", "ppo.reward.http", "ppo.reward.pattern"} <= set(result.manifest["metrics"])
+    assert {"ppo.score.scorer", "ppo.score.http", "ppo.score.pattern"} <= set(result.manifest["metrics"])
     assert len(server.requests) > 2
     inputs = {item["role"]: item for item in result.manifest["inputs"]}
     assert (inputs["ppo.reward.0"]["kind"], len(inputs["ppo.reward.0"]["sha256"])) == ("folder", 64)

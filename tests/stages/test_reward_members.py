@@ -109,7 +109,7 @@ def test_ppo_combines_the_members_and_counts_their_memory(project: TrainingProje
     # Policy, critic and reward, and then two further members; each role's adapter has the same size.
     assert estimates[1] / estimates[0] == pytest.approx(5 / 3)
     metrics = project.train("ppo", *overrides, THREE).manifest["metrics"]
-    assert metrics["ppo.reward.reward.disagreement"] > 0
+    assert metrics["ppo.score.reward.disagreement"] > 0
 
 
 def test_members_start_from_the_members_of_an_ensemble(project: TrainingProject) -> None:

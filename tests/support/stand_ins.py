@@ -57,7 +57,7 @@ def stand_ins(set_stage: SetStage, calls: list[str]) -> None:
 
         def run(stage: ResolvedStage, run: Run) -> StageMetrics:
             calls.append(run.stage)
-            run.begin(1, "steps")
+            run.begin(1, "step")
             run.log(1, {"loss": 0.5})
             (run.model_dir / "weights").write_text(f"{run.stage} {stage.recipe.seed}")
             metrics = {f"{run.stage}.loss": 0.5, "reward.accuracy": 0.75}
