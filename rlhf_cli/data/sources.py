@@ -193,6 +193,8 @@ class _Reader:
         else:
             fraction = DEFAULT_EVAL_FRACTION if source.eval_fraction is None else source.eval_fraction
             split = split_by_hash(hashes, fraction)
+            if self.limit is None:
+                _warn_of_share(source.name, split, fraction)
         return _SourceRows(source.name, source.weight or 1.0, text_format, rows, split)
 
     def _read_split(self, source: Source, split: str) -> _SplitRows:
@@ -254,6 +256,19 @@ class _Reader:
         if self._keep_rows:
             rows += converted
         return map(prompt_key, converted)
+
+
+def _warn_of_share(name: str, split: PromptSplit, fraction: float) -> None:
+    """Log a warning if the number of held-out prompts is far from the fraction, as it can be in small datasets."""
+    prompts = len(np.unique(split.hashes))
+    held_out = len(np.unique(split.hashes[split.held_out]))
+    difference = abs(held_out - fraction * prompts)
+    if difference >= 1 and difference > 0.5 * fraction * prompts:
+        share = held_out / prompts
+        logger.warning(
+            f"{name}: {held_out:,} of {prompts:,} prompts are held out ({share:.1%}); eval_fraction is {fraction:.1%}. "
+            "In small datasets, the fraction is approximate; set eval_split to choose the held-out rows yourself."
+        )
 
 
 class _Mixture(NamedTuple):

@@ -195,6 +195,7 @@ def test_convert_summaries_returns_text_with_tldr(choice: int, chosen: str, reje
     [
         ("pandalm", {**PANDALM, **FIRST, "annotator1": 0, "annotator2": 0, "annotator3": 1}, "tie"),
         ("pandalm", {**PANDALM, **FIRST, "annotator1": 0, "annotator2": 1, "annotator3": 2}, "no majority"),
+        ("pandalm", {**PANDALM, **FIRST, "annotator1": None}, "no majority"),
         ("helpsteer2", {**HELPSTEER2, **FIRST_1, "preference_strength": 0}, "tie"),
         ("helpsteer3", {**HELPSTEER3, **FIRST, "overall_preference": 0}, "tie"),
         ("helpsteer3", {**HELPSTEER3, **FIRST, "overall_preference": None}, "no overall_preference"),
@@ -206,6 +207,9 @@ def test_convert_summaries_returns_text_with_tldr(choice: int, chosen: str, reje
 )
 def test_convert_pair_without_preference_drops_and_counts_it(name: str, row: dict[str, Any], reason: str) -> None:
     assert convert_rows("preferences", [row], format=name) == ([], {f"dropped: {reason}": 1})
+    if reason in ("tie", "no majority"):
+        (prompt,), _ = convert_rows("prompts", [row], format=name)
+        assert prompt.prompt == [user(QUESTION)]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +357,22 @@ def test_convert_published_row_without_format_says_what_reads_it(
 
 def test_formats_are_those_of_the_recipe() -> None:
     assert {"auto", *FORMATS} == set(get_args(SourceFormat))
+
+
+def test_load_real_instructions_returns_each_instance() -> None:
+    file = require_shared("data", "self-instruct", "seed_tasks.jsonl")
+    tasks = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    expected = Counter(
+        (
+            f"{task['instruction']}\n\n{instance['input']}" if instance["input"] else task["instruction"],
+            instance["output"],
+        )
+        for task in tasks
+        for instance in task["instances"]
+    )
+    source = Source(path=str(file), format="self-instruct", eval_fraction=0)
+    rows = load_sources([source], "sft").train
+    assert Counter((row.prompt[0]["content"], row.completion[0]["content"]) for row in rows) == expected
 
 
 def test_load_real_pairs_follows_the_majority_of_annotators() -> None:

@@ -124,3 +124,12 @@ def test_load_question_in_several_forms_is_on_one_side(jsonl: Jsonl) -> None:
 
 def _question(prompt: Text) -> str:
     return (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip()
+
+
+@pytest.mark.parametrize(("count", "warns"), [(60, True), (4000, False)])
+def test_load_share_far_from_the_fraction_logs_warning(
+    jsonl: Jsonl, count: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = load_file(jsonl(*make_demonstrations(count)), eval_fraction=0.05)
+    assert (abs(len(split.held_out) - 0.05 * count) > 0.025 * count) is warns
+    assert any(record.levelname == "WARNING" for record in caplog.records) is warns

@@ -12,7 +12,9 @@ from rlhf_cli.data.batches import Fields
 from rlhf_cli.data.conversations import count_common_turns, parse_messages, read_messages
 from rlhf_cli.data.issues import DroppedRowError, RowError
 from rlhf_cli.data.published.format import (
+    NoPreferenceError,
     PublishedFormat,
+    as_turns,
     assistant,
     one_name,
     ordered_pair,
@@ -35,14 +37,12 @@ def _pandalm(fields: Fields) -> list[Fields]:
     """Decide by the majority of the annotators: 1 or 2 for the better completion, 0 for a tie."""
     values = [fields[name] for name in _ANNOTATORS if fields.get(name) not in (None, "")]
     votes = Counter(int(read_number({"annotator": value}, "annotator")) for value in values)
-    if not votes:
-        raise DroppedRowError("no annotator")
-    winner, count = votes.most_common(1)[0]
-    if 2 * count <= votes.total():
-        raise DroppedRowError("no majority")
-    preference = read_choice({"annotator": winner}, "annotator", {1: 1.0, 2: -1.0, 0: 0.0})
     context = fields.get("input")
     prompt = f"{fields['instruction']}\n\n{context}" if context else fields["instruction"]
+    winner, count = max(votes.items(), key=lambda vote: vote[1], default=(0, 0))
+    if 2 * count <= votes.total():
+        raise NoPreferenceError("no majority", as_turns(prompt))
+    preference = read_choice({"annotator": winner}, "annotator", {1: 1.0, 2: -1.0, 0: 0.0})
     return [ordered_pair(prompt, fields["response1"], fields["response2"], preference)]
 
 
@@ -70,15 +70,15 @@ def _helpsteer3(fields: Fields) -> list[Fields]:
 
 def _arena(fields: Fields) -> list[Fields]:
     preference = read_choice(fields, "winner", _ARENA_WINNERS)
-    if preference == 0:
-        raise DroppedRowError("tie")
     first, second = (_arena_messages(fields, name) for name in ("conversation_a", "conversation_b"))
     common = count_common_turns(first, second)
+    if preference == 0:
+        raise NoPreferenceError("tie", first[:common])
     row = {"prompt": first[:common], "chosen": first[common:], "rejected": second[common:]}
     if preference < 0:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     if max(len(row["chosen"]), len(row["rejected"])) > 1:
-        raise DroppedRowError("completions differ before the last turn")
+        raise NoPreferenceError("completions differ before the last turn", first[:common])
     return [row]
 
 
@@ -91,7 +91,7 @@ def _arena_55k(fields: Fields) -> list[Fields]:
     first, second = (read_choice(fields, f"winner_model_{side}", _BOOLEANS) for side in "ab")
     texts = [_arena_texts(fields[name]) for name in ("prompt", "response_a", "response_b")]
     if any(len(turns) > 1 for turns in texts):
-        raise DroppedRowError("completions differ before the last turn")
+        raise NoPreferenceError("completions differ before the last turn", [user(texts[0][0])])
     return [ordered_pair(texts[0][0], texts[1][0], texts[2][0], first - second)]
 
 
@@ -158,7 +158,7 @@ def _summaries(fields: Fields) -> list[Fields]:
 
 def _kto(fields: Fields) -> list[Fields]:
     if not read_choice(fields, "label", _BOOLEANS):
-        raise DroppedRowError("label is false")
+        raise NoPreferenceError("label is false", fields["prompt"])
     return [{"prompt": fields["prompt"], "completion": fields["completion"]}]
 
 

@@ -87,7 +87,7 @@ FORMATS = (
     PublishedFormat(
         name="transcript",
         datasets="openassistant-guanaco, OASST exports, HH-RLHF texts",
-        reading="Speakers are marked by `Human:`, `### Human:` or `<|prompter|>`, and by their counterparts.",
+        reading="Speakers are marked by `Human:`, `### Human:` or `<\\|prompter\\|>`, and by their counterparts.",
         required={"sft": one_name("text"), "prompts": one_name("text")},
         convert=_transcript,
     ),

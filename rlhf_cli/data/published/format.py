@@ -14,6 +14,19 @@ from rlhf_cli.stages import DatasetKind
 Names = tuple[str, ...]  # names of one column in different datasets
 
 
+class NoPreferenceError(DroppedRowError):
+    """Raised for a row without a preference, whose prompt can be used. The message is the reason.
+
+    Args:
+        reason: Why there is no preference.
+        prompt: The prompt.
+    """
+
+    def __init__(self, reason: str, prompt: Any) -> None:
+        super().__init__(reason)
+        self.prompt = prompt
+
+
 @dataclass(frozen=True)
 class PublishedFormat:
     """A format of published datasets.
@@ -25,7 +38,8 @@ class PublishedFormat:
         required: The columns that rows of each dataset kind have, each with its possible names. The format can be used
             for these kinds only.
         convert: Returns a row as rows with `prompt`, and `completion` or `chosen` and `rejected`. It raises RowError
-            for a row that cannot be used and DroppedRowError for one without a preference.
+            for a row that cannot be used, NoPreferenceError for one of which only the prompt can be used, and
+            DroppedRowError for one that is dropped.
         optional: Further columns that are read.
     """
 
@@ -57,7 +71,12 @@ class PublishedFormat:
         for names in self.required[kind]:
             if not any(name in fields for name in names):
                 raise RowError("data.missing-field", f"{' or '.join(names)}: missing field.", FILL_IN_HINT)
-        return self.convert({name: value for name, value in fields.items() if name not in ignored})
+        try:
+            return self.convert({name: value for name, value in fields.items() if name not in ignored})
+        except NoPreferenceError as error:
+            if kind == "prompts":
+                return [{"prompt": error.prompt}]
+            raise
 
     def describe(self, kind: DatasetKind) -> str:
         """Return the required columns in words."""
@@ -79,10 +98,14 @@ def assistant(content: Any) -> Fields:
     return {"role": "assistant", "content": content}
 
 
+def as_turns(prompt: Any) -> list[Any]:
+    """Return a prompt as turns. One that is no list becomes a user turn."""
+    return prompt if isinstance(prompt, list) else [user(prompt)]
+
+
 def pair(prompt: Any, better: Any, worse: Any) -> Fields:
-    """Return a preference row of conversations. A prompt that is no list becomes a user turn."""
-    turns = prompt if isinstance(prompt, list) else [user(prompt)]
-    return {"prompt": turns, "chosen": [assistant(better)], "rejected": [assistant(worse)]}
+    """Return a preference row of conversations."""
+    return {"prompt": as_turns(prompt), "chosen": [assistant(better)], "rejected": [assistant(worse)]}
 
 
 def ordered_pair(prompt: Any, first: Any, second: Any, preference: float) -> Fields:
@@ -95,10 +118,10 @@ def ordered_pair(prompt: Any, first: Any, second: Any, preference: float) -> Fie
         preference: Positive if `first` is better, negative if `second` is.
 
     Raises:
-        DroppedRowError: The preference is 0.
+        NoPreferenceError: The preference is 0.
     """
     if preference == 0:
-        raise DroppedRowError("tie")
+        raise NoPreferenceError("tie", as_turns(prompt))
     return pair(prompt, first, second) if preference > 0 else pair(prompt, second, first)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_cli.data.batches import Fields
 from rlhf_cli.data.issues import RowError
-from rlhf_cli.data.published.format import Names, PublishedFormat, assistant, user
+from rlhf_cli.data.published.format import Names, PublishedFormat, assistant, one_name, read_list, read_object, user
 
 QUESTION = ("instruction", "question", "query", "prompt")
 CONTEXT = ("input", "context")
@@ -29,6 +29,12 @@ def convert(fields: Fields) -> list[Fields]:
         if any(name in fields for name in names):
             row[column] = [assistant(_value(fields, names))]
     return [row]
+
+
+def _self_instruct(fields: Fields) -> list[Fields]:
+    """Return a row for each instance of an instruction."""
+    instances = [read_object(instance, "instances") for instance in read_list(fields, "instances")]
+    return [row for instance in instances for row in convert({"instruction": fields["instruction"], **instance})]
 
 
 def _value(fields: Fields, names: Names) -> Any:
@@ -54,8 +60,7 @@ def _history(history: Any) -> list[Fields]:
 FORMATS = (
     PublishedFormat(
         name="instruction",
-        datasets="Alpaca, Dolly, OpenOrca, self-instruct; pairs of LLaMA-Factory, orca_dpo_pairs, truthy-dpo, "
-        "stack-exchange-paired",
+        datasets="Alpaca, Dolly, OpenOrca; pairs of LLaMA-Factory, orca_dpo_pairs, truthy-dpo, stack-exchange-paired",
         reading="The user turn is the question and, after a blank line, its context; `system` becomes a system turn.",
         required={
             "sft": (QUESTION, ANSWER),
@@ -64,5 +69,12 @@ FORMATS = (
         },
         optional=(*CONTEXT, *SYSTEM, "history"),
         convert=convert,
+    ),
+    PublishedFormat(
+        name="self-instruct",
+        datasets="self-instruct, file `seed_tasks.jsonl`",
+        reading="Each of `instances` becomes a row with the `instruction`, read as above.",
+        required=dict.fromkeys(("sft", "prompts"), one_name("instruction", "instances")),
+        convert=_self_instruct,
     ),
 )

@@ -11,6 +11,7 @@ from rlhf_cli.recipe.schema.section import PathKind, PositiveFloat, Section, Uni
 SourceFormat = Literal[
     "auto",
     "instruction",
+    "self-instruct",
     "sharegpt",
     "transcript",
     "oasst",
