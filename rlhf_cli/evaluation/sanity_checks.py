@@ -56,13 +56,13 @@ def constant_reward(metrics: Values) -> Iterator[str]:
 
 
 def unchanged_scores(metrics: Values) -> Iterator[str]:
-    """Yield a warning for each score that is equal for both models on every prompt although the models differ."""
+    """Yield a warning if a score is equal for both models on every prompt although the models differ."""
     if not metrics.get("kl"):  # equal models sample equal completions
         return
-    for name in [name.removesuffix(LOW) for name in metrics if name.endswith(f"gain{LOW}")]:
-        if metrics[name + LOW] == metrics[name + HIGH] == 0:
-            score = name.removesuffix("_gain").removesuffix(".gain")
-            yield f"{score} is the same for both models on every prompt, so it cannot compare them"
+    gains = [name.removesuffix(LOW) for name in metrics if name.endswith(f"gain{LOW}")]
+    equal = [name[: -len(".gain")] for name in gains if metrics[name + LOW] == metrics[name + HIGH] == 0]
+    if equal:
+        yield f"the same for both models on every prompt, so it cannot compare them: {', '.join(equal)}"
 
 
 def truncation(metrics: Values) -> Iterator[str]:

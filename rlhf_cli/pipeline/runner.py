@@ -265,8 +265,7 @@ def _execute(opened: _Opened, run: Run, facts: dict[str, Any]) -> StageResult:
                 from rlhf_cli.pipeline import cards  # huggingface_hub takes 0.5 s to import
 
                 cards.write_run_card(run, stage, result.metrics)
-            for warning in warnings_of(result.metrics) if result.verdict is None else result.verdict["warnings"]:
-                logger.warning(warning)
+            _log_warnings(result, smoke=run.smoke)
             facts = {**facts, "gates": list(result.gates), "verdict": result.verdict}
             manifest = run.complete(result.metrics, facts, keep_checkpoints=stage.spec.keep_checkpoints)
         manifest = distributed.broadcast_object(manifest)
@@ -279,6 +278,13 @@ def _execute(opened: _Opened, run: Run, facts: dict[str, Any]) -> StageResult:
         failed_gates=_failed_gates(manifest),
         stop_requested=run.stop_requested,
     )
+
+
+def _log_warnings(result: StageMetrics, *, smoke: bool) -> None:
+    """Warn of metrics that make the result worthless, but for a smoke run, whose weights are random."""
+    if not smoke:
+        for text in warnings_of(result.metrics) if result.verdict is None else result.verdict["warnings"]:
+            logger.warning(text)
 
 
 def _call(stage: ResolvedStage, run: Run) -> StageMetrics:

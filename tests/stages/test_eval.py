@@ -427,6 +427,8 @@ def test_smoke_run_uses_training_rows_if_none_are_held_out(world: Path, tmp_path
     recipe = make_recipe(world, data=data, candidate="base", baseline=None, reward=None)
     result = run_stage_function(recipe, make_run(tmp_path, smoke=True))
     assert result.metrics["response_length"] > 0
+    assert result.verdict is not None
+    assert result.verdict["warnings"] == []
 
 
 def test_prompts_that_are_all_too_long_raise(world: Path, tmp_path: Path) -> None:
