@@ -227,6 +227,15 @@ def test_convert_unknown_label_adds_issue(name: str, row: dict[str, Any]) -> Non
     assert (issue.code, issue.location) == ("data.invalid-label", "x.jsonl:1")
 
 
+@pytest.mark.parametrize("value", [True, None, 3])
+def test_convert_answer_that_is_not_text_adds_issue_or_drops_row(value: Any) -> None:
+    rows = [{**PANDALM, **FIRST, "annotator1": 1}, {**PANDALM, **FIRST, "response2": value, "annotator1": 1}]
+    (issue,) = conversion_issues("preferences", rows, format="pandalm")
+    assert (issue.code, issue.location) == ("data.wrong-type", "x.jsonl:2")
+    converted, counts = convert_rows("preferences", rows, format="pandalm", editable=False)
+    assert (len(converted), counts) == (1, {"dropped: completion that is not text": 1})
+
+
 def test_convert_ranking_pairs_each_answer_with_the_next() -> None:
     rows, _ = convert_rows("preferences", [nectar(("c", 3.0), ("a", 1.0), ("b", 2.0), ("d", 3.0))], format="nectar")
     assert [(row.chosen, row.rejected) for row in rows] == [

@@ -89,13 +89,21 @@ def one_name(*columns: str) -> tuple[Names, ...]:
 
 
 def user(content: Any) -> Fields:
-    """Return a user turn. `read_messages` checks its content later."""
-    return {"role": "user", "content": content}
+    """Return a user turn. Raise RowError if its content is no text."""
+    return {"role": "user", "content": _check_text(content, "prompt")}
 
 
 def assistant(content: Any) -> Fields:
-    """Return an assistant turn. `read_messages` checks its content later."""
-    return {"role": "assistant", "content": content}
+    """Return an assistant turn. Raise RowError if its content is no text."""
+    return {"role": "assistant", "content": _check_text(content, "completion")}
+
+
+def _check_text(content: Any, part: str) -> str:
+    if isinstance(content, str):
+        return content
+    message = f"{part}: found {type_name(content)}, expected text."
+    hint = "Correct or remove the row, or set `data.on_invalid: skip`."
+    raise RowError("data.wrong-type", message, hint, dropped_as=f"{part} that is not text")
 
 
 def as_turns(prompt: Any) -> list[Any]:
