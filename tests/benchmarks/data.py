@@ -20,7 +20,10 @@ from tests.benchmarks.timing import format_spread
 ROWS = 1_000_000
 DISTINCT_ROWS = 10_000  # apart from a number in each prompt
 ROUNDS = 3
-RECIPE = "name: x\nbase: {model: org/model}\ndata: {preferences: {path: rows.jsonl}}\nreward: {start: base}\n"
+RECIPES = {
+    "preferences": "data: {preferences: {path: rows.jsonl}}\nreward: {start: base}\n",
+    "sft": "data: {sft: {path: rows.jsonl}}\nsft: {}\n",
+}
 JSON_LOADS = "import json\nfor line in open('rows.jsonl', 'rb'): json.loads(line)"
 LOAD_DATASET = (
     "import datasets; datasets.disable_progress_bars()\n"
@@ -46,7 +49,9 @@ class ProcessUsage(NamedTuple):
 
 
 def run(rows: str = str(ROWS)) -> None:
-    """Run `rlhf check` on preference rows, as text and as conversations, beside plain json.loads and `datasets`.
+    """Run `rlhf check` on preference rows, as text and as conversations, and on demonstrations of several turns.
+
+    Plain json.loads and `datasets` read the same files.
 
     Whole processes are run in turn and measured in CPU seconds. A word is the number of rows.
     """
@@ -59,9 +64,13 @@ def run(rows: str = str(ROWS)) -> None:
     print(
         "| rows | MB | | CPU seconds | MB/s, median (range) | rows/s | peak memory, MB |\n|---|---|---|---|---|---|---|"
     )
-    for name, make_row in (("text", make_text_row), ("conversations", make_conversation_row)):
+    for name, kind, make_row in (
+        ("text", "preferences", make_text_row),
+        ("conversations", "preferences", make_conversation_row),
+        ("several turns", "sft", make_multi_turn_row),
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "r.yaml").write_text(RECIPE)
+            (Path(folder) / "r.yaml").write_text("name: x\nbase: {model: org/model}\n" + RECIPES[kind])
             size = write_rows(Path(folder) / "rows.jsonl", make_row, int(rows))
             usages: dict[str, list[ProcessUsage]] = {command: [] for command in commands}
             for index in range(1 + ROUNDS):  # the first round warms up
@@ -114,6 +123,15 @@ def make_conversation_row(rng: random.Random) -> dict[str, Any]:
     turns = [{"role": "user", "content": f"Question NUMBER: {_make_text(rng, 10, 50)}"}]
     chosen, rejected = ([{"role": "assistant", "content": _make_text(rng, 10, 70)}] for _ in range(2))
     return {"prompt": turns, "chosen": chosen, "rejected": rejected}
+
+
+def make_multi_turn_row(rng: random.Random) -> dict[str, Any]:
+    """Return a demonstration of two to ten turns."""
+    turns = []
+    for number in range(rng.randint(1, 5)):
+        question = f"{'' if number else 'Question NUMBER: '}{_make_text(rng, 5, 30)}"
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": _make_text(rng, 10, 50)}]
+    return {"messages": turns}
 
 
 def _make_text(rng: random.Random, min_words: int, max_words: int) -> str:
