@@ -30,6 +30,11 @@ _MESSAGES_AS_TEXT = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|content|from|valu
 _SECOND_KEYS = {"role": "content", "content": "role", "from": "value", "value": "from"}
 
 
+def may_be_messages(text: str) -> bool:
+    """Return whether a text starts as messages do, so that only `parse_messages` can tell."""
+    return _MESSAGES_AS_TEXT.match(text) is not None
+
+
 def parse_messages(text: str) -> list[Any] | None:
     """Return the messages that a text holds as JSON or as a Python literal, as in CSV files; None for other text.
 

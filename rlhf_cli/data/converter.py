@@ -13,13 +13,14 @@ from rlhf_cli.data.batches import Batch, Fields
 from rlhf_cli.data.column_hints import is_filled, unused_column
 from rlhf_cli.data.columns import ColumnPlan, plan_columns, rename_columns
 from rlhf_cli.data.conversation_batches import FORMATS, ConversationBatches
-from rlhf_cli.data.conversations import without_message_keys
+from rlhf_cli.data.conversations import may_be_messages, without_message_keys
 from rlhf_cli.data.fields import CONVERSATION, TEXT, format_of
 from rlhf_cli.data.formats import CONVERSATION_STARTS, ParseRow, plain_text_columns, row_parser
 from rlhf_cli.data.issues import MAX_SHOWN_ISSUES, DroppedRowError, IssueCollector, RowError
 from rlhf_cli.data.rows import PreferenceRow, TypedRow
 from rlhf_cli.data.splits import normalize_whitespace
 from rlhf_cli.data.system_turns import refuses_system_turns
+from rlhf_cli.data.transcripts import is_transcript
 from rlhf_cli.recipe.schema import Base, Source
 from rlhf_cli.stages import DatasetKind
 
@@ -144,7 +145,8 @@ class RowConverter:
                 return None
             stripped = [*map(str.strip, texts)]
             if not all(stripped) or any(
-                text[0] in _FIRST_CHARACTERS and text.startswith(CONVERSATION_STARTS) for text in stripped
+                start[0] in _FIRST_CHARACTERS and (may_be_messages(text) or is_transcript(text))
+                for text, start in zip(texts, stripped, strict=True)
             ):
                 return None
         is_preference = len(columns) == 3

@@ -151,6 +151,7 @@ def test_prompt_keys_of_valid_rows_are_those_of_parsed_rows(
             },
         ),
         ("prompts", {"prompt": [("user", "a"), ("assistant", "b"), ("user", "c")]}),
+        ("preferences", {"prompt": "[1, 2] is", "chosen": "{a}", "rejected": "Human: no"}),
     ],
 )
 def test_prompt_keys_of_usual_conversations_needs_no_parser(kind: DatasetKind, row: dict[str, Any]) -> None:
