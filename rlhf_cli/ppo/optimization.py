@@ -35,7 +35,7 @@ def training_arguments(options: Mapping[str, Any], folder: Path) -> TrainingArgu
     """Return `ppo.trainer` as TrainingArguments.
 
     By default the learning rate decays linearly, nothing is reported, and activations are recomputed in the backward
-    pass on a GPU.
+    pass on a GPU, unless the memory estimate decides otherwise.
 
     Args:
         options: The options of `ppo.trainer`, whose names are already validated.
@@ -49,7 +49,7 @@ def training_arguments(options: Mapping[str, Any], folder: Path) -> TrainingArgu
         "report_to": "none",
         "project": "rlhf",
         "use_cpu": not torch.accelerator.is_available(),
-        "activation_checkpointing": torch.cuda.is_available(),
+        "activation_checkpointing": torch.accelerator.is_available(),
         **options,
     }
     try:

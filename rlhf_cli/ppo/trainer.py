@@ -65,7 +65,7 @@ from rlhf_cli.runs.training_state import (
 
 logger = logging.getLogger(__name__)
 
-ROLLOUT_TOKENS = 4  # times micro_batch_tokens, the tokens of a batch of `generate`, which keeps no activations
+ROLLOUT_TOKENS = 4  # times micro_batch_tokens: the tokens of a rollout's batch if its memory cannot be estimated
 SHUFFLE_SEED_FACTOR = 1_000_003  # keeps the shuffles of different seeds apart for a million iterations
 
 
@@ -77,6 +77,7 @@ class PPOTrainer:
         scorer: Scores rollouts.
         optimization: The optimizer and its schedule.
         run: The run that it writes to.
+        rollout_tokens: Tokens of a batch of `generate`, padding included.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class PPOTrainer:
         self.model = actor_critic.model
         self.optimization = optimization
         self.run = run
+        self.rollout_tokens = ROLLOUT_TOKENS * settings.micro_batch_tokens
         self._settings = settings
         self._actor_critic = actor_critic
         self._data = data
@@ -224,9 +226,7 @@ class PPOTrainer:
                 stops=self._stops,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
-                batch_size=max(
-                    1, ROLLOUT_TOKENS * settings.micro_batch_tokens // (longest_prompt + settings.max_new_tokens)
-                ),
+                batch_size=max(1, self.rollout_tokens // (longest_prompt + settings.max_new_tokens)),
                 synced_gpus=self.model.sharded,
             )
         completions = [

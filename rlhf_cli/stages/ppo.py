@@ -44,12 +44,12 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     trackers = optimization.Trackers(arguments, settings.model_dump(mode="json"))
     data = prepare(stage)
     data.log("prompts")
-    memory_check.check(stage, data.train.lengths(), ())
+    plan = memory_check.check(stage, data.train.lengths(), ())
     demonstrations = _demonstrations(stage, data) if settings.ptx_coef else None
     _check_reward_tokenizers(stage, data)
     build.prepare_reward_functions(reward_functions, data.train.rows, stage.recipe.base, smoke=stage.smoke)
     models = _load_models(stage, reward_functions)
-    if arguments.activation_checkpointing:
+    if arguments.activation_checkpointing if plan is None else plan.recompute:
         models.model.recompute_activations()
     parts = optimization.build_optimization(
         settings,
@@ -73,6 +73,8 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         run,
         stage.recipe.seed,
     )
+    if plan is not None:
+        trainer.rollout_tokens = plan.rollout_tokens
     history = trainer.train()
     trainer.save(run.model_dir, run.path / "critic")
     return StageMetrics(_summary(history))

@@ -16,7 +16,7 @@ from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.run import Run
 from rlhf_cli.training import memory_estimate
-from rlhf_cli.training.memory_estimate import Estimate
+from rlhf_cli.training.memory_estimate import Estimate, PPOPlan
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ UNKNOWN = "cannot be estimated for this base model"
 MARGIN_AFTER_FAILURE = 0.75  # of what the device has: how much was lacking is not known
 
 
-def check(stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int]) -> None:
+def check(stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int]) -> PPOPlan | None:
     """Log the estimate. If memory is short, return freed memory to the system at once from now on.
 
     No-op for a smoke run, whose base model is another one, and tiny.
@@ -34,12 +34,15 @@ def check(stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int])
         lengths: Tokens of the rows to train on.
         held_out: Tokens of the held-out rows.
 
+    Returns:
+        What the memory decides about PPO, the same in every process; None for another stage, or without an estimate.
+
     Raises:
         HardwareError: The device has less memory than is needed.
     """
     if stage.smoke:
-        return
-    is_short = False
+        return None
+    is_short, plan = False, None
     if distributed.is_main():
         longest, longest_held_out = max(lengths), max(held_out, default=0)
         found = estimate(stage, longest, longest_held_out)
@@ -48,9 +51,12 @@ def check(stage: ResolvedStage, lengths: Sequence[int], held_out: Sequence[int])
             if error is not None:
                 raise error
             is_short = found.device == "cpu" and 2 * found.parts.needed > found.capacity
+            plan = found.plan
         logger.info(f"memory: {UNKNOWN if found is None else found}")
-    if distributed.broadcast_object(is_short):
+    is_short, plan = distributed.broadcast_object((is_short, plan))
+    if is_short:
         device_memory.release_freed_memory()
+    return plan
 
 
 def estimate(stage: ResolvedStage, longest: int, held_out: int) -> Estimate | None:

@@ -34,7 +34,16 @@ TILE = (4096, 32_768)  # tokens × vocabulary: the logits that TRL's loss comput
 TILE_COPIES = 7  # of a tile, in float32, plus a byte mask, if its kernel is plain torch; none with Triton
 DRAWS = 5  # of a step's logits in generate: float32, by temperature, softmax, and multinomial's own
 FLOAT32 = 4  # bytes
+ROLLOUT_SHARE = 0.5  # of the memory that models and optimizer leave free, for a batch of a rollout
+RECOMPUTE_SHARE = 0.8  # of the device's memory: above it, activations are recomputed rather than kept
 UNCOUNTED = "activations not included: this architecture cannot run without weights"
+
+
+class PPOPlan(NamedTuple):
+    """What the memory of the device decides about PPO. It depends on nothing that changes from run to run."""
+
+    rollout_tokens: int  # of a batch of `generate`, padding included
+    recompute: bool  # activations in the backward pass
 
 
 class Estimate(NamedTuple):
@@ -46,6 +55,7 @@ class Estimate(NamedTuple):
         capacity: Bytes of the device that this process may use.
         device: Type of the device.
         is_whole: Whether activations and cache are included.
+        plan: What the memory decides about PPO; None for another stage.
     """
 
     phase: str
@@ -53,6 +63,7 @@ class Estimate(NamedTuple):
     capacity: float
     device: str
     is_whole: bool
+    plan: PPOPlan | None
 
     @property
     def fits(self) -> bool:
@@ -102,13 +113,15 @@ def estimate(
         own = base.weights - base.layers * (1 - 1 / processes) + base.largest_layer
         base = base._replace(weights=own, mapped=0)
         models = models._replace(base=base)
+    capacity = device_memory.memory_capacity(device) / (processes if device.type == "cpu" else 1)
+    plan = None
     if spec.memory_model == "ppo":
-        phases = _ppo_phases(recipe, models, longest, processes, device)
+        plan = _ppo_plan(recipe, models, longest, processes, device, capacity)
+        phases = _ppo_phases(recipe, models, longest, processes, device, plan)
     else:
         phases = _trl_phases(spec, recipe, base, _Rows(longest, held_out), processes, device)
     phase, parts = max(phases, key=lambda item: item[1].total)
-    capacity = device_memory.memory_capacity(device) / (processes if device.type == "cpu" else 1)
-    return Estimate(phase, parts, capacity, device.type, base.is_traced)
+    return Estimate(phase, parts, capacity, device.type, base.is_traced, plan)
 
 
 def trainable_parameters(spec: StageSpec, recipe: Recipe, base_path: str) -> dict[str, int]:
@@ -157,44 +170,82 @@ def _moments(optimizer: str) -> float:
     return 1 if optimizer.startswith("lion_32bit") else 0
 
 
-def _ppo_phases(
-    recipe: Recipe, models: _Models, prompt: int, processes: int, device: torch.device
-) -> Iterator[tuple[str, MemoryBreakdown]]:
-    """Yield the phases of a PPO iteration; `prompt`: tokens of the longest prompt."""
+def _ppo_plan(
+    recipe: Recipe, models: _Models, prompt: int, processes: int, device: torch.device, capacity: float
+) -> PPOPlan:
+    """Decide the rows of a rollout's batch by the bytes of their cache, and whether to recompute activations."""
     settings, base = recipe.ppo, models.base
-    on_cpu = device.type == "cpu"
-    moments = _moments(settings.trainer.get("optim", "adamw"))
-    has_own_critic = settings.critic.kind == "adapter"
-    trained = base.trainable * 2 if has_own_critic else base.trainable
-    rest = _ppo_weights(recipe, models, trained)._replace(
-        training=moments * trained,
+    recompute = settings.trainer.get("activation_checkpointing")
+    if not base.is_traced:
+        tokens = ROLLOUT_TOKENS * settings.micro_batch_tokens
+        return PPOPlan(tokens, device.type != "cpu" if recompute is None else bool(recompute))
+    rest = _ppo_rest(recipe, models, device)
+    reading, drawing = (parts.total - rest.total for _, parts in _rollout(rest, recipe, base, prompt, 1, device))
+    free = max(capacity - rest.needed, 0.0)
+    rows = max(1, int(ROLLOUT_SHARE * free / max(reading, drawing, 1.0)))
+    plan = PPOPlan(rows * (prompt + settings.max_new_tokens), recompute=False)
+    if recompute is None and device.type != "cpu":  # a CPU has the memory but not the time
+        peak = max(parts.needed for _, parts in _ppo_phases(recipe, models, prompt, processes, device, plan))
+        recompute = peak > RECOMPUTE_SHARE * capacity
+    return plan._replace(recompute=bool(recompute))
+
+
+def _ppo_rest(recipe: Recipe, models: _Models, device: torch.device) -> MemoryBreakdown:
+    """Return the memory that is alive in every phase of PPO."""
+    settings, base = recipe.ppo, models.base
+    trained = _ppo_trained(recipe, base)
+    return _ppo_weights(recipe, models, trained)._replace(
+        training=_moments(settings.trainer.get("optim", "adamw")) * trained,
         activations=base.saved_activations.fixed,
-        copies=trained if on_cpu else 0.0,
+        copies=trained if device.type == "cpu" else 0.0,
         mapped=base.mapped,
     )
-    width = prompt + settings.max_new_tokens
-    completions = math.ceil(settings.rollout_batch_size * settings.samples_per_prompt / processes)
-    # Of one token on its way through a layer without gradients.
-    token_bytes = FORWARD * base.widest_activation + 3 * base.hidden_state
 
-    rows = _rows_of(ROLLOUT_TOKENS * settings.micro_batch_tokens, width, completions)
-    reading = rest.activations + rows * prompt * (token_bytes + prompt * (1 + base.itemsize))  # with its mask
+
+def _ppo_trained(recipe: Recipe, base: ModelFootprint) -> float:
+    """Return the bytes of the parameters of policy and critic, in float32."""
+    return base.trainable * 2 if recipe.ppo.critic.kind == "adapter" else base.trainable
+
+
+def _token_bytes(base: ModelFootprint) -> float:
+    """Return the bytes of one token on its way through a layer without gradients."""
+    return FORWARD * base.widest_activation + 3 * base.hidden_state
+
+
+def _rollout(
+    rest: MemoryBreakdown, recipe: Recipe, base: ModelFootprint, prompt: int, rows: int, device: torch.device
+) -> Iterator[tuple[str, MemoryBreakdown]]:
+    """Yield the two phases of a rollout's batch: reading the prompts, and drawing the last token."""
+    width = prompt + recipe.ppo.max_new_tokens
+    reading = rest.activations + rows * prompt * (_token_bytes(base) + prompt * (1 + base.itemsize))  # with its mask
     # On a CPU torch copies a 16-bit output layer once per row if the last of several tokens are read.
-    copied_head = rows * base.hidden_state * base.vocab_size if on_cpu and base.itemsize < FLOAT32 else 0
+    copies_head = device.type == "cpu" and base.itemsize < FLOAT32
+    copied_head = rows * base.hidden_state * base.vocab_size if copies_head else 0
     yield "rollout", rest._replace(activations=reading, cache=rows * prompt * base.kv_cache, logits=copied_head)
     drawn = DRAWS * FLOAT32 * rows * base.vocab_size
     yield "rollout", rest._replace(cache=rows * width * base.kv_cache, logits=drawn)
 
+
+def _ppo_phases(
+    recipe: Recipe, models: _Models, prompt: int, processes: int, device: torch.device, plan: PPOPlan
+) -> Iterator[tuple[str, MemoryBreakdown]]:
+    """Yield the phases of a PPO iteration; `prompt`: tokens of the longest prompt."""
+    settings, base = recipe.ppo, models.base
+    has_own_critic = settings.critic.kind == "adapter"
+    trained, rest = _ppo_trained(recipe, base), _ppo_rest(recipe, models, device)
+    width = prompt + settings.max_new_tokens
+    completions = math.ceil(settings.rollout_batch_size * settings.samples_per_prompt / processes)
+    yield from _rollout(rest, recipe, base, prompt, _rows_of(plan.rollout_tokens, width, completions), device)
+
     rows = _rows_of(settings.micro_batch_tokens, width, completions)
-    yield "scoring", rest._replace(activations=rest.activations + rows * width * token_bytes)
+    yield "scoring", rest._replace(activations=rest.activations + rows * width * _token_bytes(base))
     logits = _chunk_bytes(base, device, rows * settings.max_new_tokens, CHUNK_COPIES)
     yield "scoring", rest._replace(activations=rest.activations + rows * width * base.hidden_state, logits=logits)
 
     minibatch = math.ceil(completions / settings.minibatches)
     rows = _rows_of(settings.micro_batch_tokens, width, minibatch)
     earlier = trained if rows < minibatch else 0.0  # gradients of the micro-batches before
-    recomputes = settings.trainer.get("activation_checkpointing", device.type == "cuda")
-    saved = (base.checkpointed_activations if recomputes else base.saved_activations).total(rows, width)
+    saved = (base.checkpointed_activations if plan.recompute else base.saved_activations).total(rows, width)
     # Hidden states that predict response tokens, and their gradients.
     saved += 3 * base.hidden_state * rows * settings.max_new_tokens
     in_layer = BACKWARD * base.widest_activation * rows * width
@@ -208,8 +259,8 @@ def _ppo_phases(
     yield "update", rest._replace(training=rest.training + policy_gradients, activations=saved + in_layer)
     gradients = 2 * trained if processes > 1 else trained  # and the buffer of the all-reduce
     yield "update", rest._replace(training=rest.training + gradients)
-    if on_cpu:  # a copy of the weights, and one of all that is written
-        yield "saving", rest._replace(copies=rest.copies + trained * (2 + moments))
+    if device.type == "cpu":  # a copy of the weights, and one of all that is written
+        yield "saving", rest._replace(copies=rest.copies + 2 * trained + rest.training)
 
 
 def _ppo_weights(recipe: Recipe, models: _Models, trained: float) -> MemoryBreakdown:

@@ -13,11 +13,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
+from rlhf_cli.inference import generation
 from rlhf_cli.models.heads import load_score_head
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.pipeline.runner import run_stage
 from rlhf_cli.runs.run import Run
+from rlhf_cli.training import memory_check
+from rlhf_cli.training.memory_estimate import PPOPlan
 from tests.support.issues import raises_issue
 from tests.support.ppo_project import PPOProject, save_reward_model
 from tests.support.recipe_files import load_recipe
@@ -91,6 +94,28 @@ def test_policy_and_critic_load_in_plain_libraries(project: PPOProject, new_run:
 def test_reference_is_the_policy_at_its_start(project: PPOProject, new_run: Run) -> None:
     run_stage_function(project.recipe(), new_run)
     assert abs(logged_steps(new_run.path)[0]["kl"]) < 1e-5
+
+
+def test_memory_decides_batches_of_rollout_and_recomputation(
+    project: PPOProject, new_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_sizes: list[int] = []
+    library_generate = generation.generate
+
+    def record(*args: Any, batch_size: int, **options: Any) -> list[list[int]]:
+        batch_sizes.append(batch_size)
+        return library_generate(*args, batch_size=batch_size, **options)
+
+    recomputed: list[bool] = []
+    monkeypatch.setattr(generation, "generate", record)
+    monkeypatch.setattr(memory_check, "check", lambda *_: PPOPlan(rollout_tokens=10_000, recompute=True))
+    monkeypatch.setattr(MultiAdapterModel, "recompute_activations", lambda _: recomputed.append(True))
+    recipe = project.recipe()
+    run_stage_function(recipe, new_run)
+    assert recomputed == [True]
+    # 10,000 tokens over prompts of 1 to 10 tokens and their completions.
+    assert min(batch_sizes) >= 10_000 // (10 + recipe.ppo.max_new_tokens)
+    assert max(batch_sizes) < 10_000 // recipe.ppo.max_new_tokens
 
 
 def test_held_out_prompts_are_sampled_and_long_prompts_dropped(
