@@ -38,6 +38,7 @@ class Job:
         seed: Seed of the run.
         activation_checkpointing: Whether activations are recomputed in the backward pass.
         trl_rollout_rows: TRL's local_rollout_forward_batch_size; the default is TRL's.
+        trl_whole_critic: Whether TRL trains all weights of its critic, as its examples do, and not a LoRA adapter.
         policy: Folder for the trained policy, or None to discard it.
     """
 
@@ -57,6 +58,7 @@ class Job:
     seed: int = 0
     activation_checkpointing: bool = False
     trl_rollout_rows: int = 64
+    trl_whole_critic: bool = False
     policy: str | None = None
 
 

@@ -19,7 +19,16 @@ MODEL = Path(os.environ.get("RLHF_STORIES", ROOT.parent / "shared" / "models" / 
 UPDATES = (20, 60)  # rollouts with their updates
 CRITIC_FACTORS = (1, 3, 10, 30)  # of the critic's learning rate to the policy's, with the first seed
 SEEDS = (0, 1, 2)
-JOB = Job(world="", tuning="lora", prompts=64, prompt_tokens=48, response_tokens=48, iterations=60, learning_rate=3e-4)
+JOB = Job(
+    world="",
+    tuning="lora",
+    prompts=64,
+    prompt_tokens=48,
+    response_tokens=48,
+    iterations=60,
+    learning_rate=3e-4,
+    trl_whole_critic=True,
+)
 COLUMNS = "| | updates | seeds | reward | KL, nats per completion | reward − coef·KL | tokens per completion |"
 
 

@@ -107,7 +107,9 @@ def load_models(job: Job) -> dict[str, Any]:
         "model": policy,
         "reward_model": reward_model.base_model.model if job.tuning == "nf4" else reward_model.merge_and_unload(),
         # The base model with the adapter's layers in it: PPOTrainer reads the scorer's own attributes.
-        "value_model": PeftModel.from_pretrained(critic, reward, is_trainable=True).base_model.model,
+        "value_model": PeftModel.from_pretrained(critic, reward).merge_and_unload().requires_grad_(True)
+        if job.trl_whole_critic
+        else PeftModel.from_pretrained(critic, reward, is_trainable=True).base_model.model,
         "peft_config": LoraConfig(
             task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear"
         ),
