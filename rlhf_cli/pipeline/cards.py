@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from rlhf_cli.evaluation.gates import summarize
 from rlhf_cli.formatting import format_metric, format_number, markdown_table
 from rlhf_cli.models.ensemble import read_members
+from rlhf_cli.pipeline import ollama
 from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import is_run_reference
@@ -26,7 +27,6 @@ from rlhf_cli.runs.run import Run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBE_PROMPT, PROBE_COMPLETION = "rlhfquestion", "rlhfanswer"  # text that no chat template contains
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for --max-lora-rank
 CLASS_SUFFIX = {"causal_lm": "CausalLM", "scorer": "SequenceClassification"}
 
@@ -94,7 +94,8 @@ def write_model_card(
     )
     _save(folder, data, sections)
     if is_merged:
-        (folder / "Modelfile").write_text(_modelfile(tokenizer, conversational=conversational), encoding="utf-8")
+        text = ollama.modelfile(tokenizer, conversational=conversational)
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def _save(folder: Path, data: ModelCardData, sections: Sequence[str]) -> None:
@@ -172,12 +173,19 @@ def _usage(stage: ResolvedStage, base_name: str, *, conversational: bool) -> str
         note = f"Ollama, in this directory: `ollama create {name} -f Modelfile && ollama run {name}`"
     else:
         assert stage.recipe.adapter is not None
-        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
-        load = 'model = AutoPeftModelForCausalLM.from_pretrained(".", dtype="auto")'
+        # adapter_config.json has the path of a local base on the machine that trained, where no other machine has it.
+        base = f"path/to/{base_name}" if Path(stage.base_path).is_dir() else base_name
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
+        load = (
+            f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
+            'model = PeftModel.from_pretrained(base, ".")'
+        )
         trained_rank = stage.recipe.adapter.rank
         rank = next((rank for rank in VLLM_RANKS if rank >= trained_rank), trained_rank)
-        serve = f"vllm serve {base_name} --enable-lora --max-lora-rank {rank} --lora-modules {name}=."
+        serve = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}=."
         note = f"The base model is `{base_name}`."
+        if base != base_name:
+            note += f" Replace `{base}` by its directory."
     if conversational:
         encode = (
             'messages = [{"role": "user", "content": "…"}]\n'
@@ -192,25 +200,3 @@ def _usage(stage: ResolvedStage, base_name: str, *, conversational: bool) -> str
         'print(tokenizer.decode(completion[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n```\n\n'
         f"vLLM: `{serve}`\n\n{note}"
     )
-
-
-def _modelfile(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> str:
-    """Return a Modelfile for `ollama create`: the weights, the stop tokens, and the template in Ollama's language.
-
-    Ollama does not read Jinja; the template has the text before, between and after a prompt and its completion.
-    """
-    from rlhf_cli.data import chat_template
-
-    lines = ["FROM ."]
-    lines += [f'PARAMETER stop "{tokenizer.decode([i])}"' for i in chat_template.stop_ids(tokenizer)]
-    template = "{{ .Prompt }}"
-    if conversational:
-        prompt = [{"role": "user", "content": PROBE_PROMPT}]
-        conversation = [*prompt, {"role": "assistant", "content": PROBE_COMPLETION}]
-        rendered: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        before, _, between = rendered.partition(PROBE_PROMPT)
-        whole: str = tokenizer.apply_chat_template(conversation, tokenize=False)
-        after = whole.rpartition(PROBE_COMPLETION)[2]
-        before = before.removeprefix(tokenizer.bos_token or "")  # Ollama adds it
-        template = f"{before}{{{{ .Prompt }}}}{between}{{{{ .Response }}}}{after}"
-    return "\n".join([*lines, f'TEMPLATE """{template}"""', ""])

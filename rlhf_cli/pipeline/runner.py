@@ -266,7 +266,12 @@ def _execute(opened: _Opened, run: Run, facts: dict[str, Any]) -> StageResult:
 
                 cards.write_run_card(run, stage, result.metrics)
             _log_warnings(result, smoke=run.smoke)
-            facts = {**facts, "gates": list(result.gates), "verdict": result.verdict}
+            facts = {
+                **facts,
+                "gates": list(result.gates),
+                "verdict": result.verdict,
+                "conversational": result.conversational,
+            }
             manifest = run.complete(result.metrics, facts, keep_checkpoints=stage.spec.keep_checkpoints)
         manifest = distributed.broadcast_object(manifest)
     assert manifest is not None

@@ -7,6 +7,7 @@ a time. Not included: pushing to the Hub, and formats other than transformers' o
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -27,8 +28,11 @@ from rlhf_cli.models import adapter_config, adapters, loading
 from rlhf_cli.models.generation_config import repair_generation_config
 from rlhf_cli.models.heads import has_score_head
 from rlhf_cli.pipeline import cards
+from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.run import Run, StageMetrics
+from rlhf_cli.stages import POLICY_STAGES
 from rlhf_cli.training.prepared_data import load_rows, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -79,12 +83,16 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     tokenizer = load_tokenizer(stage)
     prompts = comparison_prompts(stage)
     expected = compute_expected(stage, start, tokenizer, prompts)
-    conversational = isinstance(prompts[0], list) if prompts else has_own_template
+    conversational = _trained_on_conversations(start)
+    if conversational is None:  # not a complete run
+        conversational = isinstance(prompts[0], list) if prompts else has_own_template
+    keeps_template = conversational or has_own_template or stage.recipe.base.chat_template != "auto"
     folder = run.path / ".unverified"  # beside the model folder, so that the last step is one rename
     folder.mkdir()
     try:
         logger.info(f"writing {stage.section.of} ({_describe(stage)})")
         written = _write(stage, start, folder, tokenizer)
+        _save_tokenizer(tokenizer, folder, keeps_template=keeps_template)
         kl = verify(stage, folder, written.digests, expected)
         cards.write_model_card(stage, folder, tokenizer, kl=kl, conversational=conversational)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -95,6 +103,15 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     logger.info(f"verified: all tensors identical, KL {kl:.1e} nats per token")
     logger.info(f"exported {_describe(stage)} to {run.model_dir}")
     return StageMetrics({"export.kl": kl, "export.bytes": float(size), "export.parameters": float(written.parameters)})
+
+
+def _trained_on_conversations(start: Path) -> bool | None:
+    """Return whether a run that the model was made from was trained on conversations, or None if this is not known."""
+    model_run = run_of_model_dir(start.resolve())
+    runs = lineage.ancestor_runs(layout.read_entry(model_run.parents[1] if is_checkpoint(model_run) else model_run))
+    forms = [run.manifest.get("conversational") for run in runs if run.manifest and run.stage in POLICY_STAGES]
+    known = [form for form in forms if form is not None]
+    return any(known) if known else None
 
 
 def comparison_prompts(stage: ResolvedStage) -> list[Text]:
@@ -219,7 +236,6 @@ def _write(stage: ResolvedStage, start: Path, folder: Path, tokenizer: PreTraine
         _set_special_tokens(model, tokenizer)
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         written = Written(_digests(model.state_dict()), sum(p.numel() for p in model.parameters()))
-    _save_tokenizer(tokenizer, folder)
     return written
 
 
@@ -256,8 +272,16 @@ def _set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     repair_generation_config(model)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save the tokenizer with its chat template in both places: older readers only look into tokenizer_config.json."""
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, keeps_template: bool) -> None:
+    """Save the tokenizer with its chat template in both places: older readers only look into tokenizer_config.json.
+
+    The plain-text template of a model that was trained on text is left out, because the model never saw it.
+    """
+    if not keeps_template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        return
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
     embedded = json.loads(path.read_text(encoding="utf-8"))["chat_template"]

@@ -77,7 +77,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         trainer.rollout_tokens = plan.rollout_tokens
     history = trainer.train()
     trainer.save(run.model_dir, run.path / "critic")
-    return StageMetrics(_summary(history))
+    return StageMetrics(_summary(history), conversational=data.conversational)
 
 
 def _check_minibatches(stage: ResolvedStage) -> None:

@@ -61,6 +61,11 @@ class PreparedData:
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def conversational(self) -> bool:
+        """Whether some rows to train on are conversations, which the chat template renders."""
+        return any(isinstance(getattr(row, "prompt", None), list) for row in self.split.train)
+
     def log(self, noun: str) -> None:
         """Log the number of rows, each reason why rows were truncated or dropped, and the warnings."""
         log_rows(noun, self.split, self.train, self.warnings)

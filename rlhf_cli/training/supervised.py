@@ -65,7 +65,7 @@ def train_with_trl(
     found = metrics.summary(run.stage, trainer.state.global_step)
     if evaluates(stage):
         found |= evaluate(trainer)
-    return StageMetrics(found)
+    return StageMetrics(found, conversational=data.conversational)
 
 
 def evaluates(stage: ResolvedStage) -> bool:

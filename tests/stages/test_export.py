@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,6 @@ from tests.support.stages import run_stage_function
 MERGED = [
     "Modelfile",
     "README.md",
-    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -52,7 +52,6 @@ ADAPTER = [
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
-    "chat_template.jinja",
     "tokenizer.json",
     "tokenizer_config.json",
 ]
@@ -224,11 +223,13 @@ def test_end_token_of_chat_template_is_exported_too(run_export: Exporter, base_f
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, end]
     modelfile = (folder / "Modelfile").read_text()
     assert 'PARAMETER stop "w9"' in modelfile
-    assert 'TEMPLATE """user : {{ .Prompt }} assistant :{{ .Response }}w9"""' in modelfile
+    assert "assistant : {{ .Content }}{{ if not $last }}w9{{ end }}" in modelfile
 
 
-def test_chat_template_is_saved_in_both_places(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
-    _, run = run_export(save_adapter(tmp_path / "sft", base_folder))
+def test_chat_template_is_saved_in_both_places(run_export: Exporter, base_folder: Path) -> None:
+    sft = make_run(run_export.runs_dir, "sft", seed=0, conversational=True)
+    save_adapter(sft / "model", base_folder)
+    _, run = run_export(sft)
     folder = run.path / "model"
     embedded = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     assert embedded == (folder / "chat_template.jinja").read_text()
@@ -437,6 +438,47 @@ def test_python_code_of_card_runs(run_export: Exporter, base_folder: Path, tmp_p
     code = code.replace("…", "what is red").replace("max_new_tokens=256", "max_new_tokens=4")
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.subprocess
+def test_python_code_of_adapter_card_runs_where_the_base_was_moved(
+    run_export: Exporter, base_folder: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(base_folder, tmp_path / "project" / "base")
+    of = save_adapter(tmp_path / "sft", old)
+    _, run = run_export(of, base={"model": str(old)}, export={"format": "adapter"})
+    folder = Path(shutil.move(run.path / "model", tmp_path / "shipped"))
+    shutil.move(old, tmp_path / "elsewhere")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "path/to/base" in code
+    code = code.replace("path/to/base", str(tmp_path / "elsewhere"))
+    code = code.replace("…", "what is red").replace("max_new_tokens=256", "max_new_tokens=4")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_model_of_plain_text_is_exported_without_a_chat_template(
+    run_export: Exporter, base_folder: Path, tmp_path: Path
+) -> None:
+    """The template that the base lacks is only added if a run was trained on conversations."""
+    prompts = tmp_path / "prompts.jsonl"
+    for conversational in (False, True):
+        sft = make_run(run_export.runs_dir, "sft", seed=0, conversational=conversational)
+        save_adapter(sft / "model", base_folder)
+        ppo = make_run(run_export.runs_dir, "ppo", seed=0, inputs=[run_input("start", "sft", "run", sft, "b" * 64)])
+        save_adapter(ppo / "model", base_folder)
+        # Prompts of the other form than the runs'.
+        message = [{"role": "user", "content": "what is red"}]
+        rows = [{"prompt": f"what is w{i}" if conversational else message} for i in range(3)]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _, run = run_export(ppo, data={"prompts": {"path": str(prompts)}})
+        folder = run.path / "model"
+        assert bool(AutoTokenizer.from_pretrained(folder).chat_template) is conversational
+        assert (folder / "chat_template.jinja").exists() is conversational
+        assert ("apply_chat_template" in (folder / "README.md").read_text()) is conversational
+        modelfile = (folder / "Modelfile").read_text()
+        assert ('TEMPLATE """{{ .Prompt }}"""' in modelfile) is not conversational
+        assert ('{{ if eq .Role "system" }}' in modelfile) is conversational
 
 
 def test_models_are_compared_on_held_out_prompts_of_recipe(

@@ -60,6 +60,14 @@ def test_adapter_dropout_changes_what_is_trained(training_project: TrainingProje
         assert torch.equal(disabled[1], without[1])
 
 
+def test_run_records_whether_its_rows_were_conversations(training_project: TrainingProject) -> None:
+    assert training_project.train("sft").manifest["conversational"] is False
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    training_project.write_rows("sft.jsonl", [{"messages": turns}] * 8)
+    assert training_project.train("sft", "data.sft.eval_fraction=0").manifest["conversational"] is True
+    assert training_project.train("ppo").manifest["conversational"] is True
+
+
 def test_reward_learns_which_completion_is_chosen(training_project: TrainingProject) -> None:
     result = training_project.train("reward", "reward.max_steps=30", "reward.learning_rate=5e-3")
     first, *_, last = logged_steps(result.path)

@@ -14,11 +14,10 @@ def gate_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
     for spec in STAGES.values():
         section = getattr(recipe, spec.section)
         for index, gate in enumerate(section.gates if isinstance(section, Eval) else ()):
+            key = (spec.section, "gates", index)
             if gate.min is None and gate.max is None:
-                key = (spec.section, "gates", index)
                 problem = "missing key; expected min, max or both."
                 yield keyed_issue("recipe.missing-key", key, problem, "Add `min:` or `max:`.")
             elif gate.min is not None and gate.max is not None and gate.min > gate.max:
-                key = (spec.section, "gates", index, "min")
                 problem = f"above max; found {gate.min}, expected at most {gate.max}."
-                yield keyed_issue("recipe.invalid-value", key, problem, "Swap min and max, or remove one of them.")
+                yield keyed_issue("recipe.invalid-value", (*key, "min"), problem, "Swap min and max, or remove one of them.")
