@@ -20,4 +20,6 @@ def gate_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
                 yield keyed_issue("recipe.missing-key", key, problem, "Add `min:` or `max:`.")
             elif gate.min is not None and gate.max is not None and gate.min > gate.max:
                 problem = f"above max; found {gate.min}, expected at most {gate.max}."
-                yield keyed_issue("recipe.invalid-value", (*key, "min"), problem, "Swap min and max, or remove one of them.")
+                yield keyed_issue(
+                    "recipe.invalid-value", (*key, "min"), problem, "Swap min and max, or remove one of them."
+                )
