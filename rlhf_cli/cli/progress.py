@@ -43,6 +43,9 @@ class SilentReporter:
     def begin(self, total: int, unit: str) -> None:
         """Ignore the start of training."""
 
+    def phase(self, text: str) -> None:
+        """Ignore a part of a step."""
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Ignore a step."""
 
@@ -87,6 +90,9 @@ class PlainReporter:
         self.started = time.monotonic()
         self.info(format_count(total, unit))
 
+    def phase(self, text: str) -> None:
+        """Ignore a part of a step: its line would be of no use when the step is done."""
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Print a step with its metrics and the time left, if a line is due."""
         if step < self.next_step and step != self.total:  # not every step is logged
@@ -126,13 +132,13 @@ class LiveReporter:
     """A reporter with a live bar per stage: step, metrics and time left. Messages scroll above it."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = console
         self.progress = Progress(
             TextColumn("[bold]{task.description:<9}"),
             BarColumn(bar_width=BAR_WIDTH),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[live]}", markup=False),
             TimeRemainingColumn(),
             console=console,
@@ -140,7 +146,8 @@ class LiveReporter:
         )
         self.task: Any = None
         self.resumed_step = 0
-        self.digits = 1  # of the number of steps
+        self.total = 1  # steps
+        self.metrics: Mapping[str, float] = {}  # of the last step
         self.reported: set[Path] = set()  # see PlainReporter
 
     def stage(self, stage: str, run: Run) -> None:
@@ -149,17 +156,28 @@ class LiveReporter:
         smoke = "  [yellow]smoke[/]" if run.smoke else ""
         self.console.print(f"[bold cyan]{stage}[/]  {run.name} · {run.version}{smoke}")
         self.progress.start()
-        self.task = self.progress.add_task(stage, total=None, live="loading")
+        self.task = self.progress.add_task(stage, total=None, count="", live="loading")
 
     def begin(self, total: int, unit: str) -> None:
         """Set the number of steps."""
-        self.digits = len(str(total))
-        self.progress.reset(self.task, total=total, completed=self.resumed_step, live=pluralize(unit))
+        self.total, self.metrics = total, {}
+        self.progress.reset(
+            self.task,
+            total=total,
+            completed=self.resumed_step,
+            count=self._format_count(self.resumed_step),
+            live=pluralize(unit),
+        )
+
+    def phase(self, text: str) -> None:
+        """Show the part of the step that is running, before the metrics of the last step."""
+        self._update(text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar and show the metrics that fit beside it."""
-        width = self.console.width - FIXED_WIDTH - 2 * self.digits
-        self.progress.update(self.task, completed=step, live=_format_live(metrics, width))
+        self.metrics = metrics
+        self.progress.update(self.task, completed=step, count=self._format_count(step))
+        self._update("")
 
     def info(self, text: str) -> None:
         """Print a message above the bar."""
@@ -187,6 +205,13 @@ class LiveReporter:
             self.console.print(f"{head} {state}", soft_wrap=True)
         self.reported.add(result.path)
 
+    def _format_count(self, step: int) -> str:
+        return f"{step:>{len(str(self.total))}}/{self.total}"
+
+    def _update(self, phase: str) -> None:
+        width = self.console.width - FIXED_WIDTH - 2 * len(str(self.total))
+        self.progress.update(self.task, live=_format_live(self.metrics, width, phase))
+
     def close(self) -> None:
         """Remove the bar. Safe to call twice."""
         if self.task is not None:
@@ -195,9 +220,10 @@ class LiveReporter:
         self.progress.stop()
 
 
-def _format_live(metrics: Mapping[str, float], width: int | None = None) -> str:
-    """Return the metrics of a step on one line, without the last ones if they exceed `width` characters."""
-    texts = [f"{label} {format(metrics[name], form)}" for name, label, form in LIVE_METRICS if name in metrics]
+def _format_live(metrics: Mapping[str, float], width: int | None = None, phase: str = "") -> str:
+    """Return phase and metrics of a step on one line, without the last ones if they exceed `width` characters."""
+    texts = [phase] if phase else []
+    texts += [f"{label} {format(metrics[name], form)}" for name, label, form in LIVE_METRICS if name in metrics]
     while width is not None and texts and len("  ".join(texts)) > width:
         texts.pop()
     return "  ".join(texts)

@@ -178,13 +178,16 @@ class PPOTrainer:
         indices = [i for i in self._order.take(settings.rollout_batch_size) for _ in range(settings.samples_per_prompt)]
         indices = indices[distributed.rank() :: distributed.world_size()]
         self._rollout_rows = [self._data.prompts.rows[i] for i in indices]
+        self.run.reporter.phase("rollout")
         completions = self._complete(Prompts(self._rollout_rows, [self._data.prompts.ids[i] for i in indices]))
         rollout_end = time.perf_counter()
+        self.run.reporter.phase("scoring")
         experience, rollout_metrics = self.scorer.score_rollout(completions, self.kl_coef)
         scoring_end = time.perf_counter()
         try:
             self._check_rollout(rollout_metrics)
             self._take_snapshot(iteration - 1)
+            self.run.reporter.phase("update")
             update_metrics = self._update(experience, iteration)
         except DivergedError:
             self._log(iteration, rollout_metrics)  # show the metrics of the failed iteration, too

@@ -56,6 +56,9 @@ class Reporter(Protocol):
     def begin(self, total: int, unit: str) -> None:
         """Show that training starts, with its number of steps and what they are called."""
 
+    def phase(self, text: str) -> None:
+        """Show which part of a step is running."""
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a logged step."""
 

@@ -17,6 +17,9 @@ class StepTimer:
         self.step_ends: list[float] = []
         self.metrics: list[Mapping[str, float]] = []
 
+    def phase(self, text: str) -> None:
+        """Ignore a part of a step."""
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record a step."""
         self.steps.append(step)

@@ -33,17 +33,46 @@ def text_of(console: Console) -> str:
     return console.file.getvalue()
 
 
-def live_line(folder: Path, width: int) -> str:
-    """Return the live line of step 11 of 40 on a terminal with `width` columns."""
+def live_reporter(folder: Path, width: int) -> LiveReporter:
+    """Return a reporter of a run that loads, on a terminal with `width` columns."""
     reporter = LiveReporter(Console(file=io.StringIO(), force_terminal=True, width=width))
     reporter.stage("pretrain", new_run(folder, "pretrain"))
-    reporter.begin(40, "iteration")
-    reporter.step(11, METRICS)
-    shown = Console(file=io.StringIO(), width=width)
+    return reporter
+
+
+def shown_line(reporter: LiveReporter) -> str:
+    """Return the live line that the reporter shows."""
+    shown = Console(file=io.StringIO(), width=reporter.console.width)
     shown.print(reporter.progress.get_renderable())
-    reporter.close()
     (line,) = text_of(shown).splitlines()
     return line
+
+
+def live_line(folder: Path, width: int) -> str:
+    """Return the live line of step 11 of 40 on a terminal with `width` columns."""
+    reporter = live_reporter(folder, width)
+    reporter.begin(40, "iteration")
+    reporter.step(11, METRICS)
+    line = shown_line(reporter)
+    reporter.close()
+    return line
+
+
+def test_live_line_shows_loading_and_then_the_phase_of_a_step(tmp_path: Path) -> None:
+    reporter = live_reporter(tmp_path, 80)
+    loading = shown_line(reporter)
+    reporter.begin(40, "iteration")
+    reporter.phase("rollout")
+    first = shown_line(reporter)
+    reporter.step(1, METRICS)
+    reporter.phase("update")
+    second = shown_line(reporter)
+    reporter.close()
+    assert "loading" in loading
+    assert "/" not in loading
+    assert " 0/40 rollout" in first
+    assert " 1/40 update  reward -0.513  kl 0.25  length 13" in second
+    assert max(map(len, (loading, first, second))) <= 80
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ class RecordingReporter:
     def begin(self, total: int, unit: str) -> None:
         self.calls.append(("begin", total, unit))
 
+    def phase(self, text: str) -> None:
+        self.calls.append(("phase", text))
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self.calls.append(("step", step, dict(metrics)))
 
