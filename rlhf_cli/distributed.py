@@ -7,9 +7,10 @@ processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,34 @@ def all_gather_object(value: T) -> list[T]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def call_together(function: Callable[[], T]) -> T:
+    """Return `function()`. If it fails in any process, raise an error in every process.
+
+    A process that failed would leave the others waiting in their next collective operation. Every process must call
+    this, and `function` must not contain collective operations that follow the failure.
+    """
+    if world_size() == 1:
+        return function()
+    result, error = None, None
+    try:
+        result = function()
+    except Exception as raised:
+        error = _sendable(raised)
+    first = next((other for other in all_gather_object(error) if other is not None), None)
+    if first is not None:
+        raise first if error is None else error
+    return cast("T", result)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return `error`, or its text as an error if it cannot be sent to other processes."""
+    try:
+        pickle.dumps(error)
+    except Exception:  # pickle raises errors of any kind
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def barrier() -> None:

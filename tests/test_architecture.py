@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.distributed", *(ML - {"trl"}), "safetensors", "psutil"},
     "inference": {*SMALL, "rlhf_cli.models", "rlhf_cli.data", "rlhf_cli.distributed", "torch", "transformers"},
     "rewards": {
+        "rlhf_cli.distributed",  # a reward that fails in one process fails in all
         *(*SMALL, "rlhf_cli.models", "rlhf_cli.data", "rlhf_cli.inference", "rlhf_cli.recipe", "torch", "transformers"),
         *("httpx2", "safetensors"),
     },

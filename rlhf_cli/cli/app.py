@@ -61,6 +61,7 @@ def main() -> None:
     """Run the command of `sys.argv` and exit with its code: the entry point of `rlhf`."""
     open_closed_streams()
     signal.signal(signal.SIGTERM, _raise_interrupt)
+    workers.follow_launcher()
     workers.limit_to_one_gpu(sys.argv[1:])
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -7,6 +7,7 @@ signal, although saving a step may take longer, and turn every exit code into 1.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -25,12 +26,27 @@ ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of a single process: Trainer would ot
 SEES_ALL_GPUS = ("doctor",)  # commands that are one process and report every GPU
 GRACE_PERIOD = 1.0  # seconds from the end of a process that failed to the end of those that wait for it
 POLL_INTERVAL = 0.05  # seconds
+LAUNCHER = "RLHF_LAUNCHER"  # environment variable of a worker: the process id of its launcher
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_worker() -> bool:
     """Return whether this process was started by `launch`, accelerate or torchrun."""
     return "WORLD_SIZE" in os.environ
+
+
+def follow_launcher() -> None:
+    """Let a worker of `launch` get a SIGTERM when the launcher dies. It saves its step and stops.
+
+    Otherwise the workers of a killed launcher would train on, unseen.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def limit_to_one_gpu(arguments: Sequence[str]) -> None:
@@ -88,7 +104,7 @@ def run_workers(count: int, arguments: Sequence[str], environment: Mapping[str, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**environment, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHER: str(os.getpid())}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     processes: list[subprocess.Popen[bytes]] = []
 

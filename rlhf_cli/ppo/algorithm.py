@@ -20,6 +20,7 @@ Sources, by the names used below:
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -192,18 +193,25 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 class AdaptiveKL:
-    """A KL coefficient that moves KL towards a target (Ziegler 2019, section 2.2; n/horizon for K_β as in its code).
+    """A KL coefficient that holds KL at a target: a proportional-integral controller of log coef.
 
-    coef is in reward per nat, target in nats per *sequence*, horizon in episodes (sequences).
+    The integral is that of Ziegler 2019, section 2.2, with n/horizon for K_β as in its code. The proportional part acts
+    at once and damps the oscillation of the integral. As in his code, the integral's error is limited, here to -0.3 and
+    0.6: while KL rises from 0 or falls from far above the target, the integral must not run away.
+
+    coef is in reward per nat, target in nats per *sequence*, horizon in episodes (sequences). `base` is coef without
+    the proportional part.
     """
 
     def __init__(self, coef: float, target: float, horizon: int) -> None:
-        self.coef, self.target, self.horizon = coef, target, horizon
+        self.base = self.coef = coef
+        self.target, self.horizon = target, horizon
 
     def update(self, kl_per_sequence: float, n: int) -> None:
-        """Update coef after `n` episodes with a mean KL of `kl_per_sequence` nats, by at most 20 % · n/horizon."""
-        error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
-        self.coef *= 1.0 + error * n / self.horizon
+        """Update coef after `n` episodes with a mean KL of `kl_per_sequence` nats."""
+        error = kl_per_sequence / self.target - 1.0
+        self.base *= math.exp(min(max(error, -0.3), 0.6) * n / self.horizon)
+        self.coef = self.base * math.exp(min(error, 3.0))
 
 
 class RunningMoments:

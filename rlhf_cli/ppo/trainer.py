@@ -66,6 +66,7 @@ from rlhf_cli.runs.training_state import (
 logger = logging.getLogger(__name__)
 
 ROLLOUT_TOKENS = 4  # times micro_batch_tokens: the tokens of a rollout's batch if its memory cannot be estimated
+HORIZON_ROLLOUTS = 3  # default horizon of the adaptive KL coefficient: a run of 20 iterations must hold its target
 SHUFFLE_SEED_FACTOR = 1_000_003  # keeps the shuffles of different seeds apart for a million iterations
 
 
@@ -106,7 +107,8 @@ class PPOTrainer:
         self._order = PromptOrder(len(data.prompts.rows), seed)
         self._ptx_order = None if data.demonstrations is None else PromptOrder(len(data.demonstrations.prompts), seed)
         kl = settings.kl
-        self._adaptive_kl = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, kl.horizon)
+        horizon = kl.horizon or HORIZON_ROLLOUTS * settings.rollout_batch_size * settings.samples_per_prompt
+        self._adaptive_kl = None if kl.target is None else algorithm.AdaptiveKL(kl.coef, kl.target, horizon)
         self._saved_iterations: set[int] = set()  # iterations whose policy is in a checkpoint
         self._snapshot: PolicySnapshot | None = None
         self._rollout_rows: list[PromptRow] = []  # prompts of the current iteration
@@ -365,7 +367,7 @@ class PPOTrainer:
             "generators": distributed.all_gather_object(generator_states()),
             "prompts": self._order.served,
             "demonstrations": None if self._ptx_order is None else self._ptx_order.served,
-            "kl_coef": self.kl_coef,
+            "kl_coef": None if self._adaptive_kl is None else (self._adaptive_kl.base, self._adaptive_kl.coef),
             "moments": (moments.count, moments.mean, moments.squares),
         }
 
@@ -392,9 +394,11 @@ class PPOTrainer:
         if self._ptx_order is not None:
             self._ptx_order.served = state["demonstrations"]
         if self._adaptive_kl is not None:
-            self._adaptive_kl.coef = state["kl_coef"]
+            self._adaptive_kl.base, self._adaptive_kl.coef = state["kl_coef"]
         moments = self.scorer.moments
         moments.count, moments.mean, moments.squares = state["moments"]
-        restore_generators(state["generators"][distributed.rank()])
+        generators = state["generators"]
+        # With another number of processes the draws cannot be the same.
+        restore_generators(generators[distributed.rank() % len(generators)])
         self._saved_iterations.add(self.run.resumed_step)
         return self.run.logged()

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlhf_cli import distributed
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
@@ -142,25 +144,39 @@ def score_completions(
     scores: dict[str, Tensor] = {}
     sequences = [p + r for p, r in zip(completions.prompt_ids, completions.responses, strict=True)]
     for function in functions:
-        if function.ensemble is not None:
-            found_scores = ensemble.score_sequences(
-                model, function.ensemble, sequences, pad_id=pad_id, max_tokens=max_tokens
-            )
-            _check_finite(function, found_scores.combined, completions)
-            scores[function.name] = found_scores.combined
-            if function.ensemble.size > 1:
-                scores[f"{function.name}.disagreement"] = found_scores.disagreement
-            continue
-        assert function.scorer is not None
-        found = function.scorer.score(completions, max_tokens=max_tokens)
-        numbers = [0.0 if value is None else value for value in found.values]
-        values = torch.tensor(numbers, dtype=torch.float32, device=model.device)
-        _check_finite(function, values, completions)
-        values[[index for index, value in enumerate(found.values) if value is None]] = math.nan
-        scores[function.name] = values
-        for name, detail in found.details.items():
-            scores[f"{function.name}.{name}"] = torch.tensor(detail, dtype=torch.float32, device=model.device)
+        # A process that fails alone would leave the others waiting for it.
+        scores |= distributed.call_together(
+            partial(_score, function, model, completions, sequences, pad_id=pad_id, max_tokens=max_tokens)
+        )
     return scores
+
+
+def _score(
+    function: RewardFunction,
+    model: MultiAdapterModel,
+    completions: Completions,
+    sequences: list[list[int]],
+    *,
+    pad_id: int,
+    max_tokens: int,
+) -> dict[str, Tensor]:
+    """Return the scores of one source and its details. `sequences`: token ids of prompts with completions."""
+    if function.ensemble is not None:
+        members = ensemble.score_sequences(model, function.ensemble, sequences, pad_id=pad_id, max_tokens=max_tokens)
+        _check_finite(function, members.combined, completions)
+        details = {f"{function.name}.disagreement": members.disagreement} if function.ensemble.size > 1 else {}
+        return {function.name: members.combined, **details}
+    assert function.scorer is not None
+    found = function.scorer.score(completions, max_tokens=max_tokens)
+    numbers = [0.0 if value is None else value for value in found.values]
+    values = torch.tensor(numbers, dtype=torch.float32, device=model.device)
+    _check_finite(function, values, completions)
+    values[[index for index, value in enumerate(found.values) if value is None]] = math.nan
+    details = {
+        f"{function.name}.{name}": torch.tensor(detail, dtype=torch.float32, device=model.device)
+        for name, detail in found.details.items()
+    }
+    return {function.name: values, **details}
 
 
 def weighted_sum(functions: Sequence[RewardFunction], scores: Mapping[str, Tensor]) -> Tensor:

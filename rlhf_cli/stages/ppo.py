@@ -81,8 +81,18 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
 
 
 def _check_minibatches(stage: ResolvedStage) -> None:
-    """Raise RecipeError if the processes of a user's own launcher cannot split the minibatches of a sharded base."""
+    """Check that the processes of a user's own launcher get equally many completions.
+
+    Raises:
+        RecipeError: They cannot split the completions, or the minibatches of a sharded base.
+    """
     settings, processes = stage.section, distributed.world_size()
+    completions = settings.rollout_batch_size * settings.samples_per_prompt
+    if completions % processes:
+        message = f"not divisible; found {completions} completions, expected a multiple of {processes} processes."
+        hint = f"Set it to a multiple of {processes}, or start another number of processes."
+        location = "ppo.rollout_batch_size"
+        raise RecipeError("recipe.not-divisible", message, location=location, hint=hint)
     rows = settings.rollout_batch_size * settings.samples_per_prompt // settings.minibatches
     if stage.sharded and rows % processes:
         message = (

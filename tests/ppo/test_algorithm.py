@@ -92,12 +92,42 @@ def test_kl_gradient_in_expectation_equals_autograd_of_exact_kl(
 
 def test_adaptive_kl_update_moves_coef_by_clipped_share_of_episodes() -> None:
     controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    controller.update(6.6, n=100)  # 10 % over target: × (1 + 0.1·100/1000)
-    assert controller.coef == pytest.approx(0.1 * 1.01)
-    controller.update(60.0, n=100)  # ten times the target, clipped to 20 %
-    assert controller.coef == pytest.approx(0.1 * 1.01 * 1.02)
-    controller.update(0.0, n=500)  # −100 %, clipped to −20 %
-    assert controller.coef == pytest.approx(0.1 * 1.01 * 1.02 * 0.9)
+    controller.update(6.6, n=100)  # 10 % over target
+    assert controller.coef == pytest.approx(0.1 * math.exp(0.1 * 100 / 1000) * math.exp(0.1))
+    controller.update(60.0, n=100)  # ten times the target: errors of 0.6 and 3 at most
+    assert controller.coef == pytest.approx(0.1 * math.exp(0.01 + 0.06) * math.exp(3))
+    controller.update(0.0, n=500)  # −100 %: an error of −0.3 at least for the integral
+    assert controller.coef == pytest.approx(0.1 * math.exp(0.01 + 0.06 - 0.15) * math.exp(-1))
+
+
+@pytest.mark.parametrize("coef", [0.02, 0.2, 2.0])
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_adaptive_kl_holds_target_in_a_short_run(coef: float, scale: float) -> None:
+    """PPO on a softmax over 64 outcomes: with Ziegler's horizon of 10,000 episodes KL ends at up to eight targets."""
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(64, generator=generator).log_softmax(-1)
+    rewards = scale * torch.randn(64, generator=generator)
+    logits = reference.clone().requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.03)
+    rows, target, iterations = 128, 1.5, 60
+    controller, divergences = AdaptiveKL(coef, target, 3 * rows), []
+    for _ in range(iterations):
+        with torch.no_grad():
+            logprobs = logits.log_softmax(-1)
+            drawn = torch.multinomial(logprobs.exp(), rows, replacement=True, generator=generator)
+            log_ratio, old = logprobs[drawn] - reference[drawn], logprobs[drawn]
+            shaped = rewards[drawn] - controller.coef * log_ratio
+            advantages = (shaped - shaped.mean()) / shaped.std()
+            divergences.append(float((logprobs.exp() * (logprobs - reference)).sum()))
+        controller.update(float(log_ratio.mean()), n=rows)
+        for _ in range(8):
+            ratio = (logits.log_softmax(-1)[drawn] - old).exp()
+            loss = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    last = divergences[-iterations // 4 :]
+    assert sum(last) / len(last) == pytest.approx(target, rel=0.25)
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------------

@@ -97,7 +97,10 @@ class Kl(Section):
     target: PositiveFloat | None = Field(
         None, description="target KL per completion, in nats, for an adaptive coefficient; null: fixed coefficient"
     )
-    horizon: PositiveInt = Field(10_000, description="horizon of the adaptive coefficient, in episodes")
+    horizon: PositiveInt | None = Field(
+        None,
+        description="horizon of the adaptive coefficient, in episodes: a lower one adapts faster; null: three rollouts",
+    )
     estimator: Literal["k1", "k2", "k3"] = Field(
         "k1",
         description="estimator of the KL of each token: k1 with apply_to reward; k2 or k3 with apply_to loss",
