@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_cli.data.rows import PromptRow
+from rlhf_cli.data.rows import Message, PromptRow, Text
 from rlhf_cli.errors import DivergedError, RecipeError
 from rlhf_cli.recipe.user_functions import load_function
 from rlhf_cli.rewards.base import Completions
@@ -139,3 +140,16 @@ def test_file_or_function_that_cannot_be_loaded_raises(tmp_path: Path) -> None:
         PythonScorer(write_function(tmp_path, "raise SystemExit(0)", "script.py"))
     with raises_issue("recipe.function-not-found", error=RecipeError):
         PythonScorer(write_function(tmp_path, "x = 1", "b.py"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])
+def test_documented_example_tells_lengths_apart_in_both_forms(tmp_path: Path, page: str) -> None:
+    """The length of a message list is always 1: a reward of it would be constant on conversations."""
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# rewards\.py\n.*?)```", text, re.DOTALL)
+    (tmp_path / "rewards.py").write_text(code, encoding="utf-8")
+    function = load_function(f"{tmp_path}/rewards.py:brevity")
+    texts = ["", "a" * 250, "a" * 900]
+    messages: list[Text] = [[Message(role="assistant", content=text)] for text in texts]
+    for completions in ([*texts], messages):
+        assert call_function(function, ["p"] * 3, completions, {}) == [0.0, -0.5, -1.0]

@@ -94,3 +94,12 @@ def test_sft_of_two_processes_resumes_exactly(launch_project: Path) -> None:
         assert logged_values(runs / "v0001", name) == logged_values(runs / "v0002", name)
     files = [json.loads((runs / run / "manifest.json").read_text())["files"] for run in ("v0001", "v0002")]
     assert files[0]["adapter_model.safetensors"] == files[1]["adapter_model.safetensors"]
+
+
+def test_workers_of_a_killed_launcher_save_and_stop(launch_project: Path) -> None:
+    process = start_rlhf(launch_project, "ppo", "--set", "ppo.iterations=1000", SLOW="0.2")
+    run = launch_project / "runs/t/ppo/v0001"
+    wait_for(lambda: count_lines(run / "metrics.jsonl") > 0)
+    process.kill()
+    process.communicate(timeout=100)  # the workers hold its stderr: it ends when they do
+    assert list((run / "checkpoints").glob("step-*"))
