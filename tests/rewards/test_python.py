@@ -149,7 +149,7 @@ def test_documented_example_tells_lengths_apart_in_both_forms(tmp_path: Path, pa
     (code,) = re.findall(r"```python\n(# rewards\.py\n.*?)```", text, re.DOTALL)
     (tmp_path / "rewards.py").write_text(code, encoding="utf-8")
     function = load_function(f"{tmp_path}/rewards.py:brevity")
-    texts = ["", "a" * 250, "a" * 900]
-    messages: list[Text] = [[Message(role="assistant", content=text)] for text in texts]
-    for completions in ([*texts], messages):
+    texts: list[Text] = ["", "a" * 250, "a" * 900]
+    messages: list[Text] = [[Message(role="assistant", content=str(text))] for text in texts]
+    for completions in (texts, messages):
         assert call_function(function, ["p"] * 3, completions, {}) == [0.0, -0.5, -1.0]
