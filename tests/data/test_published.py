@@ -218,13 +218,23 @@ def test_convert_pair_without_preference_drops_and_counts_it(name: str, row: dic
         ("pandalm", {**PANDALM, **FIRST, "annotator1": 3}),
         ("shp", {**SHP, **FIRST_A, "labels": 2}),
         ("arena", {**ARENA, **conversations(GOOD, BAD), "winner": "left"}),
+        ("pandalm", {**PANDALM, **FIRST, "annotator1": 1.5}),
         ("helpsteer3", {**HELPSTEER3, **FIRST, "overall_preference": "much better"}),
+        ("helpsteer2", {**HELPSTEER2, **FIRST_1, "preference_strength": "nan"}),
+        ("webgpt", {**WEBGPT, **ANSWER_0, "score_0": float("nan"), "score_1": -0.5}),  # as in Parquet
+        ("nectar", nectar((BAD, float("inf")), (GOOD, 1.0))),
         ("pku-better", {**PKU, **FIRST_0, "better_response_id": None}),
     ],
 )
 def test_convert_unknown_label_adds_issue(name: str, row: dict[str, Any]) -> None:
     (issue,) = conversion_issues("preferences", [row], format=name)
     assert (issue.code, issue.location) == ("data.invalid-label", "x.jsonl:1")
+
+
+def test_convert_context_without_question_adds_issue() -> None:
+    row = {**PANDALM, **FIRST, "instruction": None, "input": "Rome", "annotator1": 1}
+    (issue,) = conversion_issues("preferences", [row], format="pandalm")
+    assert (issue.code, issue.location) == ("data.wrong-type", "x.jsonl:1")
 
 
 @pytest.mark.parametrize("value", [True, None, 3])

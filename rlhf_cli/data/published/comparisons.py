@@ -24,11 +24,13 @@ from rlhf_cli.data.published.format import (
     read_number,
     read_object,
     user,
+    with_context,
 )
 from rlhf_cli.data.transcripts import read_prompt
 
 _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\s*\n?")
 _ANNOTATORS = tuple(f"annotator{number}" for number in range(1, 4))
+_VOTES = {1: 1.0, 2: -1.0, 0: 0.0, "1": 1.0, "2": -1.0, "0": 0.0}
 _ARENA_WINNERS = {"model_a": 1.0, "model_b": -1.0, "tie": 0.0, "tie (bothbad)": 0.0, "both_bad": 0.0, "bothbad": 0.0}
 _BOOLEANS = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
 
@@ -36,13 +38,11 @@ _BOOLEANS = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "1": 1.0, "0": 0.
 def _pandalm(fields: Fields) -> list[Fields]:
     """Decide by the majority of the annotators: 1 or 2 for the better completion, 0 for a tie."""
     values = [fields[name] for name in _ANNOTATORS if fields.get(name) not in (None, "")]
-    votes = Counter(int(read_number({"annotator": value}, "annotator")) for value in values)
-    context = fields.get("input")
-    prompt = f"{fields['instruction']}\n\n{context}" if context else fields["instruction"]
-    winner, count = max(votes.items(), key=lambda vote: vote[1], default=(0, 0))
+    votes = Counter(read_choice({"annotator": value}, "annotator", _VOTES) for value in values)
+    prompt = with_context(fields["instruction"], fields.get("input"))
+    preference, count = max(votes.items(), key=lambda vote: vote[1], default=(0.0, 0))
     if 2 * count <= votes.total():
         raise NoPreferenceError("no majority", as_turns(prompt))
-    preference = read_choice({"annotator": winner}, "annotator", {1: 1.0, 2: -1.0, 0: 0.0})
     return [ordered_pair(prompt, fields["response1"], fields["response2"], preference)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,11 @@ def as_turns(prompt: Any) -> list[Any]:
     return prompt if isinstance(prompt, list) else [user(prompt)]
 
 
+def with_context(question: Any, context: Any) -> Any:
+    """Return a question and, after a blank line, its context; either alone if the other one is empty."""
+    return f"{question}\n\n{context}" if question and context else question
+
+
 def pair(prompt: Any, better: Any, worse: Any) -> Fields:
     """Return a preference row of conversations."""
     return {"prompt": as_turns(prompt), "chosen": [assistant(better)], "rejected": [assistant(worse)]}
@@ -153,13 +159,16 @@ def ranked_pairs(prompt: list[Fields], answers: Iterable[tuple[float, str]]) -> 
 def read_number(fields: Fields, name: str) -> float:
     """Return a label as a number, also from text as in CSV files."""
     value = fields.get(name)
+    if value is None or value == "":
+        raise DroppedRowError(f"no {name}")
     try:
-        if value is None or value == "":
-            raise DroppedRowError(f"no {name}")
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        message = f"{name}: found {value!r}, expected a number."
-        raise RowError("data.invalid-label", message, "Correct it, or remove the row.") from None
+        number = math.nan
+    if not math.isfinite(number):  # NaN is neither positive nor negative, and would prefer the second completion
+        message = f"{name}: found {value!r}, expected a finite number."
+        raise RowError("data.invalid-label", message, "Correct it, or remove the row.")
+    return number
 
 
 def read_choice(fields: Fields, name: str, choices: Mapping[Any, float]) -> float:
@@ -174,7 +183,7 @@ def read_choice(fields: Fields, name: str, choices: Mapping[Any, float]) -> floa
     key = value.strip().lower() if isinstance(value, str) else value
     if isinstance(key, int | float | str | None) and key in choices:
         return choices[key]
-    message = f"{name}: found {value!r}, expected {', '.join(map(str, choices))}."
+    message = f"{name}: found {value!r}, expected {', '.join(dict.fromkeys(map(str, choices)))}."
     raise RowError("data.invalid-label", message, "Correct it, or remove the row.")
 
 

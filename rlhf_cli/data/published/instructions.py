@@ -6,7 +6,16 @@ from typing import Any
 
 from rlhf_cli.data.batches import Fields
 from rlhf_cli.data.issues import RowError
-from rlhf_cli.data.published.format import Names, PublishedFormat, assistant, one_name, read_list, read_object, user
+from rlhf_cli.data.published.format import (
+    Names,
+    PublishedFormat,
+    assistant,
+    one_name,
+    read_list,
+    read_object,
+    user,
+    with_context,
+)
 
 QUESTION = ("instruction", "question", "query", "prompt")
 CONTEXT = ("input", "context")
@@ -19,11 +28,10 @@ REJECTED = ("rejected", "response_k", "rejected_response")
 def convert(fields: Fields) -> list[Fields]:
     """Return the row as conversations: a system turn, the history, and the question with its context."""
     system = _value(fields, SYSTEM)
-    context = _value(fields, CONTEXT)
-    question = _value(fields, QUESTION)
+    question = with_context(_value(fields, QUESTION), _value(fields, CONTEXT))
     turns = [{"role": "system", "content": system}] if system else []
     turns += _history(fields.get("history"))
-    turns.append(user(f"{question}\n\n{context}" if question and context else question))
+    turns.append(user(question))
     row: Fields = {"prompt": turns}
     for column, names in (("completion", ANSWER), ("chosen", CHOSEN), ("rejected", REJECTED)):
         if any(name in fields for name in names):
