@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf_cli.data.batches import Fields
-from rlhf_cli.data.issues import IssueCollector
+from rlhf_cli.data.issues import IssueCollector, RowError
 
 MAX_CELL = 2**31 - 1  # characters; what a C long holds on every platform. The csv module's default is 131,072
 OTHER_DELIMITERS = (";", "\t")  # of spreadsheets in languages with decimal commas, and of text exports
@@ -49,7 +49,7 @@ def read_csv(lines: Iterable[str], path: Path, issues: IssueCollector) -> Iterat
             else:
                 message = f"row: found {len(record)} fields, expected {len(header)} as in the header."
                 hint = 'Put a field that contains a comma, a quote or a line break in "quotes".'
-                issues.add("data.invalid-csv", message, f"{path}:{line}", hint)
+                issues.add_row_error(RowError("data.invalid-csv", message, hint), f"{path}:{line}")
     except csv.Error as error:
         issues.add("data.invalid-csv", f"invalid CSV: {error}.", f"{path}:{next_line}")
 

@@ -201,3 +201,11 @@ def test_load_invalid_rows_are_skipped_listed_and_counted(jsonl: Jsonl, caplog: 
     listed = [record.getMessage() for record in caplog.records]
     assert all(any(f"{path}:{line} " in message for message in listed) for line in (4, 5, 6, 7))
     assert sources.count([source], "sft", find=find_no_run, policy=RowPolicy(skip_invalid=True)) == split.counts
+
+
+def test_load_csv_record_with_other_number_of_fields_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion\na,b\nc,d,e\nf,g\n", encoding="utf-8")
+    split = load_sources([Source(path=str(path), eval_fraction=0)], policy=RowPolicy(skip_invalid=True))
+    assert split.counts["dropped: invalid (data.invalid-csv)"] == 1
+    assert sorted(row.prompt for row in split.train) == ["a", "f"]
