@@ -50,8 +50,8 @@ def accuracy_below_length(metrics: Values) -> Iterator[str]:
 
 def constant_reward(metrics: Values) -> Iterator[str]:
     """Yield a warning if the reward model gives both completions of every pair the same score."""
-    ties, decided = metrics.get("reward.ties"), metrics.get("reward.margin")
-    if ties and decided == 0 and metrics.get("reward.brier") == CHANCE**2:  # 0.25 exactly if every margin is 0
+    ties = metrics.get("reward.ties")
+    if ties and ties == metrics.get("reward.accuracy" + COUNT_SUFFIX):
         yield "the reward model gives both completions of every pair the same score"
 
 
