@@ -76,7 +76,7 @@ def _parse_sft_text(fields: Fields) -> SftRow:
     if text.lstrip().startswith(("[", "{")) and parse_messages(text):
         raise RowError(
             "data.conversation-as-text",
-            "text: found messages written as text; they would be trained on as they are, with their brackets.",
+            "text: found messages written as text, whose brackets and keys would be trained on.",
             "Read them with `columns: {messages: text}` on the source.",
         )
     if is_transcript(text):

@@ -209,7 +209,7 @@ class _BatchStoppingCriteria(StoppingCriteria):
         self.ended = ended
         self._stops, self._prompt_width, self._stop_count = stops, prompt_width, stop_count
         self._finite_logits = finite_logits
-        self._stopped = torch.zeros((), dtype=torch.bool, device=ended.device)  # all rows were told to stop
+        self._stopped = torch.zeros((), dtype=torch.bool, device=ended.device)  # whether all rows stop
         self._end_ids = torch.tensor(stops.ids, device=ended.device)
 
     def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:

@@ -232,7 +232,7 @@ _KEYS_BY_INSTRUCTION: Mapping[str, tuple[str, ...]] = {
         *("buffer_size", "mix_strategy", "remove_unused_columns", "truncation_side", "shuffle_merged_datasets"),
         *("num_labels", "min_sample_len"),
     ),
-    "Use columns, or convert the rows; see docs/data-formats.md.": (
+    "Use columns, or convert the rows; see docs/data.md.": (
         *("dataset_info", "ranking", "formatting", "field_human", "field_model", "conversation", "ds_type"),
     ),
     "Remove it: the tokenizer's own tokens are used; its template and base.chat_template decide what ends a turn.": (
