@@ -60,6 +60,18 @@ def resolve_commit(repo_type: RepoType, repo: str, revision: str, *, location: s
     return commit
 
 
+def cached_file(repo: str, file: str, revision: str) -> Path | None:
+    """Return a file of a model in the local cache, or None if it is not there. Does not contact the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(repo, file, revision=revision)
+    except HFValidationError:  # reported when the commit is resolved
+        return None
+    return Path(path) if isinstance(path, str) else None
+
+
 def _commit_from_hub(repo_type: RepoType, repo: str, revision: str, location: str) -> str:
     """Return the commit of `revision` on the Hub.
 
@@ -97,13 +109,13 @@ def _commit_from_hub(repo_type: RepoType, repo: str, revision: str, location: st
 
 def _commit_from_cache(repo_type: RepoType, repo: str, revision: str) -> str | None:
     """Return the commit that `revision` had when it was last downloaded, or None if it is not in the cache."""
-    from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     for file in MODEL_FILES if repo_type == "model" else ():
-        path = try_to_load_from_cache(repo, file, revision=revision)
-        if isinstance(path, str):
-            return Path(path).parent.name  # snapshots/<commit>/<file>
+        path = cached_file(repo, file, revision)
+        if path is not None:
+            return path.parent.name  # snapshots/<commit>/<file>
     # The name of a dataset's files is not known, and a scan reads the whole cache.
     try:
         cache = scan_cache_dir(constants.HF_HUB_CACHE)

@@ -47,6 +47,7 @@ class ModelSizes(NamedTuple):
     positions: int | None  # the maximum number of tokens in a row
     embeddings: int | None  # the number of token ids
     hidden: int | None  # the width of a hidden state
+    rope_switch: int | None = None  # tokens; if one row of a batch is longer, all rows get other rope factors
 
 
 def silence_library_logging() -> None:
@@ -127,7 +128,16 @@ def read_model_sizes(source: str, revision: str) -> ModelSizes:
     _check_model_directory(source)
     config = _load_config(source, revision).get_text_config()
     values = [getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size", "hidden_size")]
-    return ModelSizes(*(value if isinstance(value, int) and value > 0 else None for value in values))
+    sizes = [value if isinstance(value, int) and value > 0 else None for value in values]
+    return ModelSizes(*sizes, rope_switch=_rope_switch(config))
+
+
+def _rope_switch(config: Any) -> int | None:
+    """Return the number of tokens beyond which a model takes other rope factors for all rows of a batch, or None."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
 
 
 def load_causal_lm(base: Base, source: str, *, smoke: bool = False, sharded: bool = False) -> PreTrainedModel:

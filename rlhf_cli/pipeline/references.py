@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_cli.errors import ErrorCollector, ModelError, RecipeError
-from rlhf_cli.models import adapter_config
+from rlhf_cli.models import adapter_config, hub
+from rlhf_cli.models.architectures import check_architecture
 from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
@@ -140,12 +141,15 @@ def resolve_reference(reference: Reference, name: str, runs_dir: Path, *, smoke:
 
     Raises:
         RecipeError: The run does not exist, is incomplete, is a smoke run or is of another stage.
-        ModelError: The folder holds no model, or a manifest is damaged.
+        ModelError: The folder holds no model, the base's architecture is not supported, or a manifest is damaged.
     """
     ref, location = reference.ref, reference.location
     if reference.is_dataset or is_run_reference(ref):
         return _resolve_run(reference, layout.find(runs_dir, ref, name, smoke=smoke, location=location))
     if not Path(ref).is_absolute():
+        cached = hub.cached_file(ref, "config.json", reference.revision)
+        if cached is not None and reference.role == "base":
+            check_architecture(cached.parent, location=location)
         return ResolvedReference(reference, "hub", ref)
     folder = run_of_model_dir(Path(ref).resolve())  # resolves `latest`, so that the version is recorded
     manifest = read_manifest(folder)
@@ -156,6 +160,8 @@ def resolve_reference(reference: Reference, name: str, runs_dir: Path, *, smoke:
         return _resolve_checkpoint(reference, folder, smoke=smoke)
     if not any((folder / file).is_file() for file in MODEL_FILES):
         raise _no_model_error(reference, folder)
+    if reference.role == "base":
+        check_architecture(folder, location=location)
     return ResolvedReference(reference, "folder", ref)
 
 

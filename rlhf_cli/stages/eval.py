@@ -253,6 +253,9 @@ def _check_positions(context: EvalContext, *, longest: int, limit: int) -> None:
         "eval.max_new_tokens",
         noun="a prompt with its completion",
     )
+    noun = "a prompt with its completion"
+    longest += context.max_new_tokens
+    length_checks.check_rope_switch(sizes.rope_switch, longest, "eval.max_new_tokens", noun=noun)
     for warning in warnings:
         logger.warning(warning)
 

@@ -64,6 +64,7 @@ def check_all(
     noun = "a prompt with its completion" if limit.new_tokens_key else "a row"
     key = limit.new_tokens_key or limit.key
     warnings = check_positions(size.positions, longest, limit.tokens + limit.new_tokens, key, noun=noun)
+    check_rope_switch(size.rope_switch, longest, key, noun=noun)
     sequences = itertools.chain(train.sequences(), held_out.sequences())
     check_ids(tokenizer, sequences, size.embeddings, stage.base_path)
     return warnings
@@ -141,3 +142,27 @@ def check_positions(positions: int | None, longest: int, limit: int, key: str, *
         f"{key}: {noun} may have {limit:,} tokens, but the base model has {positions:,} positions "
         f"(longest in the data: {longest:,} tokens)"
     ]
+
+
+def check_rope_switch(switch: int | None, longest: int, key: str, *, noun: str) -> None:
+    """Check that no batch takes the other rope factors of Phi-3 and Phi-4-mini with long context.
+
+    They depend on the longest row of a batch: the same tokens get other log-probabilities beside a longer row, and a
+    completion that grows beyond the switch no longer fits its cache.
+
+    Args:
+        switch: Tokens beyond which the factors change, or None if the model has one set of factors.
+        longest: The longest sequence in the data.
+        key: The recipe key that limits it.
+        noun: What has that length.
+
+    Raises:
+        RecipeError: A sequence exceeds the switch.
+    """
+    if switch is not None and longest > switch:
+        message = (
+            f"{noun} exceeds the length at which the base model changes its rope factors; "
+            f"found {longest:,} tokens, expected at most {switch:,}."
+        )
+        hint = f"Lower it by {longest - switch:,}, or use another base model."
+        raise RecipeError("recipe.context-exceeded", message, location=key, hint=hint)

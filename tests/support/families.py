@@ -59,6 +59,7 @@ class Family(NamedTuple):
         config: Config values of a tiny model.
         name: Name of the test case, if it is not `model_type`.
         vision: Config values of a vision part, whose model then has a nested config, or None.
+        note: Remarks for the table.
     """
 
     model_type: str
@@ -66,6 +67,7 @@ class Family(NamedTuple):
     config: dict[str, Any]
     name: str = ""
     vision: dict[str, Any] | None = None
+    note: str = ""
 
     @property
     def id(self) -> str:
@@ -74,12 +76,17 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("apertus", "Apertus", GROUPED),
+    Family("apertus", "Apertus", GROUPED, note="score head of rlhf"),
     Family("biogpt", "BioGPT", SIZES),
     Family("bloom", "BLOOM", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    Family("codegen", "CodeGen", {**GPT_SIZES, "rotary_dim": 8}),
-    Family("cohere", "Command R", {**GROUPED, "logit_scale": 0.25}),
-    Family("cohere2", "Command R7B, Command A", {**GROUPED, **SLIDING_AND_FULL, "logit_scale": 0.25}),
+    Family("codegen", "CodeGen", {**GPT_SIZES, "rotary_dim": 8}, note="score head of rlhf"),
+    Family("cohere", "Command R", {**GROUPED, "logit_scale": 0.25}, note="score head of rlhf; scaled logits"),
+    Family(
+        "cohere2",
+        "Command R7B, Command A",
+        {**GROUPED, **SLIDING_AND_FULL, "logit_scale": 0.25},
+        note="score head of rlhf; scaled logits",
+    ),
     Family(
         "deepseek_v3",
         "DeepSeek V3 and R1, Kimi K2",
@@ -98,7 +105,7 @@ FAMILIES = (
             "v_head_dim": 8,
         },
     ),
-    Family("ernie4_5", "ERNIE 4.5", GROUPED),
+    Family("ernie4_5", "ERNIE 4.5", GROUPED, note="score head of rlhf"),
     Family("exaone4", "EXAONE 4", {**GROUPED, "sliding_window": 8}),
     Family(
         "falcon",
@@ -111,25 +118,18 @@ FAMILIES = (
             "max_position_embeddings": 128,
         },
     ),
-    Family(
-        "falcon_h1",
-        "Falcon-H1",
-        {
-            **WITH_HEAD_DIM,
-            "mamba_d_ssm": 32,
-            "mamba_n_heads": 4,
-            "mamba_d_head": 8,
-            "mamba_d_state": 8,
-            "mamba_n_groups": 1,
-        },
-    ),
     Family("gemma", "Gemma", WITH_HEAD_DIM),
-    Family("gemma2", "Gemma 2", {**WITH_HEAD_DIM, "sliding_window": 8, "final_logit_softcapping": 2.0}),
+    Family(
+        "gemma2",
+        "Gemma 2",
+        {**WITH_HEAD_DIM, "sliding_window": 8, "final_logit_softcapping": 2.0},
+        note="capped logits",
+    ),
     Family("gemma3_text", "Gemma 3 1B", {**WITH_HEAD_DIM, **SLIDING_AND_FULL}),
     Family("gemma3", "Gemma 3 4B to 27B", {**WITH_HEAD_DIM, **SLIDING_AND_FULL}, vision=SIGLIP),
     Family(
         "gemma3n_text",
-        "Gemma 3n",
+        "Gemma 3n (text only)",
         {
             **WITH_HEAD_DIM,
             "layer_types": ["sliding_attention", "full_attention"],
@@ -140,10 +140,11 @@ FAMILIES = (
             "laurel_rank": 4,
             "activation_sparsity_pattern": [0.0, 0.0],
         },
+        note="score head of rlhf",
     ),
     Family(
         "gemma4_text",
-        "Gemma 4",
+        "Gemma 4 (text only)",
         {
             **WITH_HEAD_DIM,
             **SLIDING_AND_FULL,
@@ -153,6 +154,7 @@ FAMILIES = (
             "hidden_size_per_layer_input": 8,
             "vocab_size_per_layer_input": 330,
         },
+        note="score head of rlhf; capped logits",
     ),
     Family("glm4", "GLM-4", WITH_HEAD_DIM),
     Family(
@@ -167,6 +169,7 @@ FAMILIES = (
             "moe_intermediate_size": 32,
             "first_k_dense_replace": 1,
         },
+        note="score head of rlhf",
     ),
     Family("gpt2", "GPT-2", GPT_SIZES),
     Family("gpt_bigcode", "StarCoder, SantaCoder", {**GPT_SIZES, "multi_query": True}),
@@ -195,6 +198,7 @@ FAMILIES = (
             "residual_multiplier": 0.22,
             "attention_multiplier": 0.0156,
         },
+        note="score head of rlhf; scaled logits",
     ),
     Family(
         "granitemoehybrid",
@@ -211,9 +215,15 @@ FAMILIES = (
             "mamba_d_state": 8,
             "mamba_n_groups": 1,
         },
+        note="score head of rlhf; scaled logits; adapters leave out_proj of its state-space layers out",
     ),
     Family("hunyuan_v1_dense", "Hunyuan", WITH_HEAD_DIM),
-    Family("lfm2", "LFM2", {**GROUPED, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}),
+    Family(
+        "lfm2",
+        "LFM2",
+        {**GROUPED, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
+        note="score head of rlhf",
+    ),
     Family("llama", "Llama 2 and 3, SmolLM2, Yi, TinyLlama", WITH_HEAD_DIM),
     Family("mistral", "Mistral, Ministral", {**WITH_HEAD_DIM, "sliding_window": 8}),
     Family("mixtral", "Mixtral", {**WITH_HEAD_DIM, **LOCAL_EXPERTS, "sliding_window": None}),
@@ -221,7 +231,7 @@ FAMILIES = (
     Family("nemotron", "Nemotron, Minitron", WITH_HEAD_DIM),
     Family("olmo2", "OLMo 2", MULTI_HEAD),
     Family("olmo3", "OLMo 3", {**MULTI_HEAD, "sliding_window": 8}),
-    Family("olmoe", "OLMoE", {**MULTI_HEAD, "num_experts": 4, "num_experts_per_tok": 2}),
+    Family("olmoe", "OLMoE", {**MULTI_HEAD, "num_experts": 4, "num_experts_per_tok": 2}, note="score head of rlhf"),
     Family(
         "opt",
         "OPT",
@@ -255,8 +265,9 @@ FAMILIES = (
         "Phi-3-128k, Phi-3.5-mini, Phi-4-mini",
         {**GROUPED, "rope_parameters": LONG_ROPE, "original_max_position_embeddings": 64},
         name="phi3-longrope",
+        note="rows up to the switch of its rope factors (4,096 tokens)",
     ),
-    Family("phimoe", "Phi-3.5-MoE", {**GROUPED, **LOCAL_EXPERTS}),
+    Family("phimoe", "Phi-3.5-MoE", {**GROUPED, **LOCAL_EXPERTS}, note="adapters leave its routers out"),
     Family("qwen2", "Qwen2, Qwen2.5", {**GROUPED, "tie_word_embeddings": True}),
     Family("qwen2_moe", "Qwen1.5-MoE, Qwen2-MoE", {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 32}),
     Family("qwen3", "Qwen3", {**WITH_HEAD_DIM, "tie_word_embeddings": True}),
@@ -271,7 +282,7 @@ FAMILIES = (
             "shared_expert_intermediate_size": 32,
         },
     ),
-    Family("qwen3_5_text", "Qwen3.5 (text)", {**WITH_HEAD_DIM, **LINEAR_AND_FULL}),
+    Family("qwen3_5_text", "Qwen3.5 (text only)", {**WITH_HEAD_DIM, **LINEAR_AND_FULL}),
     Family(
         "qwen3_5",
         "Qwen3.5",
@@ -297,6 +308,7 @@ FAMILIES = (
             "ffn_dim": 48,
             "max_position_embeddings": 128,
         },
+        note="score head of rlhf",
     ),
 )
 

@@ -10,8 +10,10 @@ from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.stages import STAGES
-from rlhf_cli.training.length_checks import LengthLimit, check_overlong, check_positions
+from rlhf_cli.training.length_checks import LengthLimit, check_overlong, check_positions, check_rope_switch
+from tests.support.families import MakeFamily
 from tests.support.issues import raises_issue
+from tests.support.training_project import TrainingProject
 
 COUNTS = {"truncated to 100 tokens": 0, "dropped: prompt of 100 tokens or more": 1200}
 
@@ -102,3 +104,21 @@ def test_limit_beyond_positions_warns_if_no_row_is() -> None:
 @pytest.mark.parametrize(("stage", "positions"), [("sft", 100), ("reward", 100), ("ppo", 140), ("sft", None)])
 def test_limit_within_positions_does_not_warn(stage: str, positions: int | None) -> None:
     assert check_longest(stage, 100, positions) == []
+
+
+def test_check_rope_switch_longer_row_raises_issue() -> None:
+    """One longer row changes the rope factors of its whole batch."""
+    check_rope_switch(None, 5000, "ppo.max_new_tokens", noun="a row")
+    check_rope_switch(4096, 4096, "ppo.max_new_tokens", noun="a row")
+    with raises_issue("recipe.context-exceeded", error=RecipeError, location="ppo.max_new_tokens") as issues:
+        check_rope_switch(4096, 5000, "ppo.max_new_tokens", noun="a row")
+    assert issues[0].hint.startswith("Lower it by 904,")
+
+
+def test_ppo_across_the_rope_switch_is_refused_before_training(
+    training_project: TrainingProject, make_family: MakeFamily
+) -> None:
+    base = make_family("phi3-longrope")  # changes its factors after 64 tokens
+    words = [f"base.model={base}", "ppo.max_new_tokens=62"]
+    with raises_issue("recipe.context-exceeded", error=RecipeError, location="ppo.max_new_tokens"):
+        training_project.train("ppo", *words)

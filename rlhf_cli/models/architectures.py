@@ -1,0 +1,57 @@
+"""Refuse base models that no stage, or not every stage, can train, by their config.json. Importing this loads no torch.
+
+The reasons also make the table in docs/models.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.errors import ModelError
+
+NO_CACHE = "its decoder returns no cache of keys and values, which scorers and batches of completions need"
+REFUSED = {  # model_type: reason
+    "falcon_h1": "the scores of its padded batches are not finite",
+    "falcon_mamba": NO_CACHE,
+    "llama4": "TRL does not find its decoder",
+    "llama4_text": "TRL does not find its decoder",
+    "mamba": NO_CACHE,
+    "mamba2": NO_CACHE,
+    "recurrent_gemma": NO_CACHE,
+    "rwkv": NO_CACHE,
+    "xlstm": NO_CACHE,
+}
+WITH_VISION = ("gemma3", "qwen3_5")  # models with a vision part that have a language model class in transformers
+ENCODER_DECODER = "an encoder-decoder is no causal language model"
+NO_LANGUAGE_MODEL = "transformers has no language model class for it without its vision part"
+
+
+def check_architecture(folder: Path, *, location: str) -> None:
+    """Refuse the base model in a folder if its architecture is not supported.
+
+    Args:
+        folder: A model folder. A missing or damaged config.json is reported when the model is loaded.
+        location: The recipe key that names the model.
+
+    Raises:
+        ModelError: The architecture is not supported.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    name = config.get("model_type")
+    reason = REFUSED.get(str(name))
+    if config.get("is_encoder_decoder"):
+        reason = ENCODER_DECODER
+    elif config.get("vision_config") is not None and name not in WITH_VISION:
+        reason = NO_LANGUAGE_MODEL
+    if reason is not None:
+        raise ModelError(
+            "model.unsupported-architecture",
+            f"{name}: architecture is not supported: {reason}.",
+            location=location,
+            hint="Use a base model of another family; docs/models.md lists those that are tested.",
+        )

@@ -1,0 +1,51 @@
+"""Test which base models are refused by their config.json, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.architectures import REFUSED, check_architecture
+from rlhf_cli.pipeline import preflight
+from tests.support.families import FAMILIES, MakeFamily
+from tests.support.issues import raises_issue
+from tests.support.recipe_files import load_recipe
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "rwkv"},
+        {"model_type": "t5", "is_encoder_decoder": True},
+        {"model_type": "qwen2_vl", "vision_config": {}},
+    ],
+)
+def test_check_architecture_unsupported_raises_issue(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with raises_issue("model.unsupported-architecture", error=ModelError, location="base.model") as issues:
+        check_architecture(tmp_path, location="base.model")
+    assert issues[0].message.startswith(f"{config['model_type']}: architecture is not supported: ")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_5"])
+def test_check_architecture_supported_passes(make_family: MakeFamily, name: str) -> None:
+    check_architecture(make_family(name), location="base.model")
+
+
+def test_families_are_not_both_tested_and_refused() -> None:
+    assert not {family.model_type for family in FAMILIES} & REFUSED.keys()
+    assert len({family.id for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_check_of_unsupported_base_raises_issue_before_training(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text(json.dumps({"model_type": "mamba"}))
+    (tmp_path / "recipe.yaml").write_text("name: x\nbase: {model: ./base}\ndata: {sft: {path: rows.jsonl}}\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml", stages=["sft"])
+    with raises_issue("model.unsupported-architecture", error=ModelError, location="base.model"):
+        preflight.check(recipe, ["sft"], tmp_path / "runs")
