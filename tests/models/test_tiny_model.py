@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.tiny_model import save_tiny_model
@@ -63,3 +65,25 @@ def test_save_tiny_model_unsupported_architecture_raises_issue(tmp_path: Path) -
     with raises_issue("model.unsupported-architecture", error=ModelError, location="org/model") as issues:
         save_tiny_model(Broken, LlamaConfig(), str(tmp_path), source="org/model")
     assert issues[0].message == "llama: --smoke cannot shrink this architecture: ValueError: not divisible."
+
+
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+PUBLISHED: dict[str, dict[str, Any]] = {  # sizes of published models, or the defaults of their configs
+    "falcon": {"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "multi_query": True},
+    "gptj": {},
+    "gpt_neo": {"num_layers": 12, "num_heads": 12, "hidden_size": 768, "attention_types": [[["global", "local"], 6]]},
+    "deepseek_v3": {},
+    "phi3": {"original_max_position_embeddings": 4096, "rope_parameters": LONG_ROPE, "pad_token_id": 0},
+    "qwen3_next": {},
+    "gpt_oss": {},
+}
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_save_tiny_model_of_published_shape_runs(tmp_path: Path, model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, vocab_size=384, **PUBLISHED[model_type])
+    save_tiny_model(AutoModelForCausalLM, config, str(tmp_path), source="org/model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.get_text_config().num_hidden_layers == 2
+    assert sum(parameter.numel() for parameter in model.parameters()) < 10**7
+    assert model(torch.arange(3, 13)[None]).logits.isfinite().all()
