@@ -1,4 +1,4 @@
-"""Generate the reference pages from the code: recipe.md, cli.md, metrics.md, errors.md, models.md, and data.md's formats.
+"""Generate the reference pages from the code: recipe.md, cli.md, metrics.md, errors.md, models.md; formats in data.md.
 
 python docs/generate.py           write the pages
 python docs/generate.py --check   fail if a page is stale
