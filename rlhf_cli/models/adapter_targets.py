@@ -13,8 +13,8 @@ def excluded_modules(model: PreTrainedModel) -> str | None:
 
     - Modules outside the language model, such as a vision tower: text never reaches them, so their adapters would get
       no gradients, which DistributedDataParallel rejects.
-    - Linear layers with a forward pass of their own, such as the routers of Phi-3.5-MoE and Llama 4: they return
-      tuples, and PEFT adds the update to a tensor.
+    - Routers that are linear layers, such as those of Phi-3.5-MoE and Llama 4: they return tuples, and PEFT adds the
+      update to a tensor.
     - The output projection and convolution of state-space mixers: fused kernels read their weights and would leave the
       update out.
     """
@@ -25,16 +25,16 @@ def excluded_modules(model: PreTrainedModel) -> str | None:
     if any(isinstance(module, nn.Linear) for module in model.base_model.modules() if module not in inside):
         patterns.add(rf"(?!{re.escape(names[decoder])}\.).*")
     for module in inside:
-        if isinstance(module, nn.Linear) and _has_own_forward(module):
+        if isinstance(module, nn.Linear) and _is_router(module):
             patterns.add(_in_every_layer(names[module]))
         elif hasattr(module, "A_log") and hasattr(module, "D"):  # Gu and Dao 2023, "Mamba", arXiv:2312.00752
             patterns.add(_in_every_layer(names[module]) + r"\.(out_proj|conv1d)")
     return "|".join(sorted(patterns)) or None
 
 
-def _has_own_forward(layer: nn.Linear) -> bool:
-    """Return whether a linear layer is an architecture's own class, and not bitsandbytes' or torch's."""
-    return type(layer).__module__.startswith("transformers.models.") and type(layer).forward is not nn.Linear.forward
+def _is_router(layer: nn.Linear) -> bool:
+    """Return whether a linear layer is a router. Other classes of an architecture, as FalconLinear, return a tensor."""
+    return "Router" in type(layer).__name__
 
 
 def _in_every_layer(name: str) -> str:
