@@ -39,12 +39,14 @@ def is_worker() -> bool:
 def follow_launcher() -> None:
     """Let a worker of `launch` get a SIGTERM when the launcher dies. It saves its step and stops.
 
-    Otherwise the workers of a killed launcher would train on, unseen.
+    Otherwise the workers of a killed launcher would train on, unseen. Only Linux has such a signal.
     """
     launcher = os.environ.get(LAUNCHER)
     if launcher is None:
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(launcher):  # it died before
         os.kill(os.getpid(), signal.SIGTERM)
 
