@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_cli.errors import Issue, RecipeError
-from rlhf_cli.evaluation.metric_types import COUNT_SUFFIX, INTERVAL_SUFFIXES
 from rlhf_cli.formatting import format_count
 from rlhf_cli.recipe.schema import Gate
 
@@ -19,13 +18,11 @@ class GateVerdict(NamedTuple):
         gate: The gate.
         value: The metric's value.
         passed: Whether the value is within the bounds.
-        n: Number of items that the metric was measured on, or None if it has no count.
     """
 
     gate: Gate
     value: float
     passed: bool
-    n: float | None = None
 
     @property
     def text(self) -> str:
@@ -40,7 +37,6 @@ class GateVerdict(NamedTuple):
             "min": gate.min,
             "max": gate.max,
             "value": self.value,
-            "n": self.n,
             "passed": self.passed,
         }
 
@@ -52,8 +48,6 @@ def format_verdict(verdict: Mapping[str, Any]) -> str:
         bounds.append(f"at least {verdict['min']:g}")
     if verdict["max"] is not None:
         bounds.append(f"at most {verdict['max']:g}")
-    if verdict.get("n") == 0:
-        return f"{verdict['metric']} was measured on 0 items, expected {' and '.join(bounds)}"
     return f"{verdict['metric']} = {verdict['value']:.4g}, expected {' and '.join(bounds)}"
 
 
@@ -73,25 +67,18 @@ def check_gate_metrics(gates: Sequence[Gate], names: Collection[str]) -> None:
 
 
 def evaluate_gates(gates: Sequence[Gate], metrics: Mapping[str, float]) -> list[GateVerdict]:
-    """Evaluate the gates in order. NaN, and a metric that was measured on no items, fail every gate.
+    """Evaluate the gates in order. NaN fails every gate.
 
     Raises:
         RecipeError: A gate's metric is not among `metrics`.
     """
     check_gate_metrics(gates, metrics)
-    return [_evaluate(gate, metrics[gate.metric], _count(gate.metric, metrics)) for gate in gates]
+    return [_evaluate(gate, metrics[gate.metric]) for gate in gates]
 
 
-def _evaluate(gate: Gate, value: float, n: float | None) -> GateVerdict:
+def _evaluate(gate: Gate, value: float) -> GateVerdict:
     within_bounds = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
-    return GateVerdict(gate, value, within_bounds and n != 0, n)
-
-
-def _count(name: str, metrics: Mapping[str, float]) -> float | None:
-    """Return the number of items of a metric, or of the metric that `name` is an end of the interval of."""
-    for suffix in INTERVAL_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return metrics.get(name + COUNT_SUFFIX)
+    return GateVerdict(gate, value, within_bounds)
 
 
 def _unknown_metric(index: int, gate: Gate, names: Collection[str]) -> Issue:

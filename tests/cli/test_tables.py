@@ -85,8 +85,8 @@ VERDICT = {
     "warnings": ["ppo was trained to maximize reward@v0001."],
 }
 GATES = [
-    {"metric": "win_rate.low", "min": 0.5, "max": None, "value": 0.55, "n": 52, "passed": True},
-    {"metric": "kl", "min": None, "max": 3.0, "value": 4.0, "n": None, "passed": False},
+    {"metric": "win_rate.low", "min": 0.5, "max": None, "value": 0.55, "passed": True},
+    {"metric": "kl", "min": None, "max": 3.0, "value": 4.0, "passed": False},
 ]
 
 

@@ -382,7 +382,7 @@ def run_input(role: str, ref: str, kind: str, path: Path, content: str) -> dict[
 
 def evaluation_facts(candidate: str) -> dict[str, Any]:
     """Return what only the manifest of an evaluation has: its verdict and the verdicts of its gates."""
-    gate = {"metric": "win_rate", "min": 0.7, "max": None, "value": 0.6, "n": 256, "passed": False}
+    gate = {"metric": "win_rate", "min": 0.7, "max": None, "value": 0.6, "passed": False}
     return {"gates": [gate], "verdict": {"text": f"{candidate} beats base.", "warnings": ["few prompts."]}}
 
 
