@@ -27,15 +27,6 @@ BASELINE_SUFFIX = ".baseline"
 INTERVAL_SUFFIXES = (".low", ".high")
 COUNT_SUFFIX = ".n"
 
-NEEDS: Mapping[Need, str] = {  # need: the recipe key that provides it
-    "sft": "data.sft",
-    "preferences": "data.preferences",
-    "prompts": "data.prompts",
-    "baseline": "eval.baseline",
-    "reward_model": "eval.reward",
-    "functions": "eval.python",
-}
-
 GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
     "demonstrations": "Evaluation on held-out demonstrations",
     "preferences": "Evaluation of the reward model on held-out preferences",
