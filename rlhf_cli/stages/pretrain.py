@@ -60,7 +60,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from trl import SFTConfig, SFTTrainer
 
     from rlhf_cli.models import loading
-    from rlhf_cli.training import held_out_metrics, supervised
+    from rlhf_cli.training import held_out_metrics, supervised, trl
 
     data = prepare(stage)
     documents, aside = len(data.split.train), len(data.split.held_out)
@@ -75,12 +75,11 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         model = loading.load_causal_lm(start, stage.base_path, smoke=stage.smoke)
     logger.info(f"base: {model.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
 
-    config = {"max_length": stage.max_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return supervised.train_with_trl(
         stage,
         run,
         data,
-        trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
+        trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, trl.sft_arguments(model, stage.max_length)),
         model=model,
         dtype=loading.compute_dtype(stage.recipe.base, loading.default_device()),
         evaluate=partial(

@@ -41,16 +41,11 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         sharded=stage.sharded,
     )
     max_tokens = stage.section.micro_batch_size * max(data.train.lengths())
-    config = {
-        "max_length": stage.max_length,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        **trl.router_arguments(model),
-    }
     return supervised.train_with_trl(
         stage,
         run,
         data,
-        trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, config),
+        trl_trainer=supervised.TrlTrainer(SFTTrainer, SFTConfig, trl.sft_arguments(model, stage.max_length)),
         model=model,
         dtype=loading.compute_dtype(recipe.base, loading.default_device()),
         evaluate=partial(held_out_metrics.loss, stage=stage.name, columns=data.held_out, max_tokens=max_tokens),

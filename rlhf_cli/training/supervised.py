@@ -84,7 +84,18 @@ def build_trainer(
     rows: Dataset,
     seed: int,
 ) -> Trainer:
-    """Return a TRL trainer of `model`. Arguments: `train_with_trl`, the rows to train on, and the seed."""
+    """Return a TRL trainer of `model`.
+
+    Args:
+        stage: The resolved stage.
+        run: The run to write to.
+        data: The prepared data.
+        trl_trainer: The trainer class, its config class, and arguments of the config.
+        model: The model.
+        dtype: Data type of the computation.
+        rows: The rows to train on.
+        seed: Seed of the order of the rows and of dropout.
+    """
     if stage.sharded:
         fsdp.ignore_in_ddp(model)
     section: TrainerSection = stage.section

@@ -81,14 +81,17 @@ def config(config_class: type[C], stage: str, arguments: dict[str, Any]) -> C:
         raise RecipeError("recipe.invalid-value", message, location=f"{stage}.trainer", hint=hint) from error
 
 
-def router_arguments(model: Any) -> dict[str, Any]:
-    """Return arguments of an SFTConfig that switch off the load-balancing loss where TRL cannot compute it.
+def sft_arguments(model: Any, max_length: int) -> dict[str, Any]:
+    """Return arguments of an SFTConfig for rows that are tokenized, of at most `max_length` tokens.
 
-    TRL reads the number of experts as `num_experts`, which the configs of Phi-3.5-MoE and Granite 4 do not have.
+    They switch off the load-balancing loss of experts if TRL cannot compute it: TRL reads the number of experts as
+    `num_experts`, which the configs of Phi-3.5-MoE and Granite 4 do not have.
     """
+    found: dict[str, Any] = {"max_length": max_length, "dataset_kwargs": {"skip_prepare_dataset": True}}
     text_config = model.config.get_text_config()
-    is_supported = hasattr(text_config, "num_experts") or not hasattr(text_config, "output_router_logits")
-    return {} if is_supported else {"router_aux_loss_coef": 0.0}
+    if hasattr(text_config, "output_router_logits") and not hasattr(text_config, "num_experts"):
+        found["router_aux_loss_coef"] = 0.0
+    return found
 
 
 @contextmanager

@@ -57,8 +57,10 @@ def test_sft_of_whole_mixture_of_experts_keeps_the_config_of_its_routers(
     training_project.train("ppo", f"base.model={base}", "adapter=null", "ppo.start=sft")
 
 
-def test_router_arguments_switch_off_a_loss_that_trl_cannot_compute(make_family: MakeFamily) -> None:
+def test_sft_arguments_switch_off_a_loss_that_trl_cannot_compute(make_family: MakeFamily) -> None:
     found = {}
     for name in ("phimoe", "mixtral", "llama"):
-        found[name] = trl.router_arguments(AutoModelForCausalLM.from_pretrained(make_family(name)))
-    assert found == {"phimoe": {"router_aux_loss_coef": 0.0}, "mixtral": {}, "llama": {}}
+        arguments = trl.sft_arguments(AutoModelForCausalLM.from_pretrained(make_family(name)), 8)
+        found[name] = arguments.get("router_aux_loss_coef")
+        assert arguments["max_length"] == 8
+    assert found == {"phimoe": 0.0, "mixtral": None, "llama": None}
