@@ -16,10 +16,10 @@ from rlhf_cli.evaluation.gates import summarize
 from rlhf_cli.formatting import format_metric, format_number, markdown_table
 from rlhf_cli.models.ensemble import read_members
 from rlhf_cli.pipeline import ollama
-from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
+from rlhf_cli.pipeline.references import entry_of_model, is_checkpoint, run_of_model_dir
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import is_run_reference
-from rlhf_cli.runs import layout, lineage
+from rlhf_cli.runs import lineage
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import MANIFEST_FILE, sha256
 from rlhf_cli.runs.run import Run
@@ -73,7 +73,7 @@ def write_model_card(
     source = stage.model_path("of")
     assert source is not None
     model_run = run_of_model_dir(source.resolve())
-    runs = lineage.ancestor_runs(layout.read_entry(model_run.parents[1] if is_checkpoint(model_run) else model_run))
+    runs = lineage.ancestor_runs(entry_of_model(source))
     is_merged, base_name = stage.section.format == "merged", _base_name(stage)
     form = f"merged, {stage.section.dtype}" if is_merged else "a LoRA adapter"
     sections = [

@@ -172,6 +172,16 @@ def run_of_model_dir(folder: Path) -> Path:
     return parent if is_model_dir else folder
 
 
+def entry_of_model(folder: Path) -> layout.RunEntry:
+    """Return the run that wrote the model in `folder`, itself or as a checkpoint. It has no manifest if there is none.
+
+    Args:
+        folder: The folder of the model; `latest` in its path is followed, so that the entry names a version.
+    """
+    found = run_of_model_dir(folder.resolve())
+    return layout.read_entry(found.parents[1] if is_checkpoint(found) else found)
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Return whether `folder` has the path of a run's checkpoint."""
     return folder.parent.name == "checkpoints" and folder.name.startswith("step-")

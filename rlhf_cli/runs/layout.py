@@ -107,7 +107,7 @@ def versions(runs_dir: Path, name: str, stage: str) -> list[RunEntry]:
 
 def read_entry(path: Path) -> RunEntry:
     """Return the run in `path`. An unreadable manifest is not raised but recorded, so that it hides no other run."""
-    name, stage, version = path.parts[-3:]
+    name, stage, version = path.parent.parent.name, path.parent.name, path.name
     try:
         return RunEntry(name, stage, version, path, read_manifest(path))
     except ModelError as error:

@@ -32,13 +32,13 @@ from rlhf_cli.inference.stopping import StoppingRules
 from rlhf_cli.models import loading
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
 from rlhf_cli.pipeline.inputs import Input
-from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
+from rlhf_cli.pipeline.references import entry_of_model
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.rewards.base import Completions, as_completion
 from rlhf_cli.rewards.ensemble import RewardEnsemble, find_ensemble, score_sequences
 from rlhf_cli.rewards.python import PythonScorer
 from rlhf_cli.rewards.tokenizer_check import check_tokenizer
-from rlhf_cli.runs import layout, lineage
+from rlhf_cli.runs import lineage
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training import length_checks
 from rlhf_cli.training.prepared_data import load_tokenizer
@@ -142,9 +142,7 @@ def _compared_models(stage: ResolvedStage) -> Models:
 
 def _optimized_rewards(candidate: Input) -> list[Mapping[str, Any]]:
     """Return the reward sources that the candidate was trained to maximize; none if it is not of a run."""
-    folder = run_of_model_dir(Path(candidate.path))
-    run_dir = folder.parents[1] if is_checkpoint(folder) else folder
-    return lineage.optimized_rewards(layout.read_entry(run_dir)) if candidate.kind != "hub" else []
+    return lineage.optimized_rewards(entry_of_model(Path(candidate.path))) if candidate.kind != "hub" else []
 
 
 def _name(item: Input | None) -> str:

@@ -28,9 +28,9 @@ from rlhf_cli.models import adapter_config, adapters, loading
 from rlhf_cli.models.generation_config import repair_generation_config
 from rlhf_cli.models.heads import has_score_head
 from rlhf_cli.pipeline import cards
-from rlhf_cli.pipeline.references import is_checkpoint, run_of_model_dir
+from rlhf_cli.pipeline.references import entry_of_model
 from rlhf_cli.pipeline.resolve import ResolvedStage
-from rlhf_cli.runs import layout, lineage
+from rlhf_cli.runs import lineage
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.stages import POLICY_STAGES
 from rlhf_cli.training.prepared_data import load_rows, load_tokenizer
@@ -107,8 +107,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
 
 def _trained_on_conversations(start: Path) -> bool | None:
     """Return whether a run that the model was made from was trained on conversations, or None if this is not known."""
-    model_run = run_of_model_dir(start.resolve())
-    runs = lineage.ancestor_runs(layout.read_entry(model_run.parents[1] if is_checkpoint(model_run) else model_run))
+    runs = lineage.ancestor_runs(entry_of_model(start))
     forms = [run.manifest.get("conversational") for run in runs if run.manifest and run.stage in POLICY_STAGES]
     known = [form for form in forms if form is not None]
     return any(known) if known else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.errors import ModelError, RecipeError, RlhfError
-from rlhf_cli.pipeline.references import Reference, ResolvedReference, resolve_reference
+from rlhf_cli.pipeline.references import Reference, ResolvedReference, entry_of_model, resolve_reference
 from rlhf_cli.runs.checkpoint import checkpoint_path, write_checkpoint
 from rlhf_cli.runs.manifest import MANIFEST_FILE
 from tests.support.issues import raises_issue
@@ -41,6 +41,19 @@ def resolve_candidate(
 def candidate(ref: object, stages: tuple[str, ...] = ("sft", "ppo")) -> Reference:
     """Return the reference `eval.candidate: <ref>`."""
     return Reference("candidate", ("eval", "candidate"), str(ref), stages)
+
+
+def test_entry_of_model_of_run_or_checkpoint_is_the_run(checkpoint: Path) -> None:
+    run = checkpoint.parents[1]
+    assert [entry_of_model(folder).path for folder in (run / "model", checkpoint / "model")] == [run, run]
+    (run.parent / "latest").unlink(missing_ok=True)
+    (run.parent / "latest").symlink_to(run.name)
+    assert entry_of_model(run.parent / "latest" / "model").version == run.name
+
+
+@pytest.mark.parametrize("folder", ["/", "/no-such-model", "/no/such-model"])
+def test_entry_of_model_of_any_other_folder_has_no_manifest(folder: str) -> None:
+    assert entry_of_model(Path(folder)).manifest is None
 
 
 def test_checkpoint_resolves_to_its_model_folder(runs: Path, checkpoint: Path) -> None:
