@@ -24,6 +24,9 @@ REFUSED = {  # model_type: reason
     "xlstm": NO_CACHE,
 }
 WITH_VISION = ("gemma3", "qwen3_5")  # models with a vision part that have a language model class in transformers
+# Names of the number of positions in the configs of different families.
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+ROPE_SWITCH_KEY = "original_max_position_embeddings"  # Phi-3: longer rows give all rows of a batch other rope factors
 ENCODER_DECODER = "an encoder-decoder is no causal language model"
 NO_LANGUAGE_MODEL = "transformers has no language model class for it without its vision part"
 
@@ -38,10 +41,7 @@ def check_architecture(folder: Path, *, location: str) -> None:
     Raises:
         ModelError: The architecture is not supported.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+    config = _read_config(folder)
     name = config.get("model_type")
     reason = REFUSED.get(str(name))
     if config.get("is_encoder_decoder"):
@@ -55,3 +55,21 @@ def check_architecture(folder: Path, *, location: str) -> None:
             location=location,
             hint="Use a base model of another family; docs/models.md lists those that are tested.",
         )
+
+
+def read_context_limit(folder: Path) -> int | None:
+    """Return the number of tokens up to which any row can be used, by config.json, or None if it gives no number."""
+    config = _read_config(folder)
+    text = {**config, **(config.get("text_config") or {})}
+    rope = text.get("rope_parameters") or {}
+    found = [text.get(key) for key in (*POSITION_KEYS, ROPE_SWITCH_KEY)] + [rope.get(ROPE_SWITCH_KEY)]
+    return min((number for number in found if isinstance(number, int) and number > 0), default=None)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json, or an empty mapping if it is missing or damaged, which is reported when a model is loaded."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

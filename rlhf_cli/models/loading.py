@@ -33,6 +33,7 @@ from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.models import fsdp, scorers
 from rlhf_cli.models.adapter_config import is_adapter
+from rlhf_cli.models.architectures import POSITION_KEYS
 from rlhf_cli.models.tiny_model import save_tiny_model
 from rlhf_cli.recipe.schema import Base
 
@@ -127,7 +128,8 @@ def read_model_sizes(source: str, revision: str) -> ModelSizes:
     """
     _check_model_directory(source)
     config = _load_config(source, revision).get_text_config()
-    values = [getattr(config, name, None) for name in ("max_position_embeddings", "vocab_size", "hidden_size")]
+    positions = next(filter(None, (getattr(config, name, None) for name in POSITION_KEYS)), None)
+    values = (positions, getattr(config, "vocab_size", None), getattr(config, "hidden_size", None))
     sizes = [value if isinstance(value, int) and value > 0 else None for value in values]
     return ModelSizes(*sizes, rope_switch=_rope_switch(config))
 

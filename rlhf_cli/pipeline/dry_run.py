@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.data import held_out
-from rlhf_cli.pipeline.preflight import check_rows
+from rlhf_cli.pipeline.preflight import check_rows, prepare
 from rlhf_cli.pipeline.references import check_adapters, find_references, producing_stage
 from rlhf_cli.pipeline.resolve import ResolvedStage, find_all, resolve
 from rlhf_cli.recipe import smoke as smoke_recipe
@@ -73,8 +72,7 @@ def _preview_training(stage: ResolvedStage, facts: dict[str, Any]) -> dict[str, 
     from rlhf_cli.models.loading import silence_library_logging
 
     silence_library_logging()
-    module, _, function = stage.spec.prepare.partition(":")
-    data: PreparedData = getattr(importlib.import_module(module), function)(stage)
+    data = prepare(stage)
     tokenizer, lengths = data.tokenizer, data.train.lengths()
     facts = {
         **facts,

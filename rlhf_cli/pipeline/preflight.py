@@ -6,13 +6,17 @@ once and checks its rows itself.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_cli.data import held_out, sources
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.errors import DataError, ErrorCollector, Issue, RecipeError
 from rlhf_cli.evaluation import gates, metrics
+from rlhf_cli.models import hub
+from rlhf_cli.models.architectures import read_context_limit
 from rlhf_cli.pipeline.inputs import check_base, hash_model
 from rlhf_cli.pipeline.references import (
     Reference,
@@ -24,12 +28,16 @@ from rlhf_cli.pipeline.references import (
     resolve_reference,
     user_functions,
 )
+from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.recipe.trackers import missing_packages
 from rlhf_cli.recipe.trainer_options import supported_trackers
 from rlhf_cli.recipe.user_functions import check_loads_in_subprocess, split_spec
 from rlhf_cli.stages import STAGES
+
+if TYPE_CHECKING:
+    from rlhf_cli.training.prepared_data import PreparedData
 
 RowCounts = dict[str, dict[str, int]]  # dataset: count by what happened to the rows
 
@@ -53,6 +61,8 @@ def check(
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
     check_trackers(recipe, stages)
     counts = check_rows(recipe, stages, smoke=smoke)
+    if not smoke:  # a smoke run has another base model and limits of its own
+        check_context(recipe, stages, runs_dir)
     if thorough:
         check_functions(recipe, stages)
     return counts
@@ -136,6 +146,42 @@ def check_trackers(recipe: Recipe, stages: Sequence[str]) -> None:
             issues.append(Issue("recipe.missing-package", message, location=location, hint=hint))
     if issues:
         raise RecipeError(issues)
+
+
+def check_context(recipe: Recipe, stages: Sequence[str], runs_dir: Path) -> None:
+    """Check that the rows of `stages` fit into the base model's context, before the first stage trains.
+
+    Rows are tokenized only for a stage whose limits allow more tokens than the base model has positions, and only if
+    the base model and its dataset are local.
+
+    Raises:
+        RlhfError: With the issues of every stage whose rows do not fit.
+    """
+    cached = hub.cached_file(recipe.base.model, "config.json", recipe.base.revision)
+    folder = Path(recipe.base.model) if Path(recipe.base.model).is_dir() else cached and cached.parent
+    limit = read_context_limit(folder) if folder else None
+    if limit is None:
+        return
+    errors = ErrorCollector()
+    for stage in stages:
+        spec = STAGES[stage]
+        given: list[Source] = (getattr(recipe.data, spec.dataset) or []) if spec.dataset else []
+        if not (spec.prepare and spec.adapts_base and given and all(source.path is not None for source in given)):
+            continue
+        resolved = ResolvedStage(
+            stage, spec, recipe, (), {}, fingerprint="", base_path=recipe.base.model, runs_dir=runs_dir, smoke=False
+        )
+        if resolved.max_length + (resolved.section.max_new_tokens if spec.generates else 0) > limit:
+            with errors.collect():
+                prepare(resolved)
+    errors.raise_all()
+
+
+def prepare(stage: ResolvedStage) -> PreparedData:
+    """Load, tokenize and check the data of a stage, as the stage itself does."""
+    module, _, function = stage.spec.prepare.partition(":")
+    data: PreparedData = getattr(importlib.import_module(module), function)(stage)
+    return data
 
 
 def check_functions(recipe: Recipe, stages: Sequence[str]) -> None:

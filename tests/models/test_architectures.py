@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.architectures import REFUSED, check_architecture
+from rlhf_cli.models.architectures import REFUSED, check_architecture, read_context_limit
+from rlhf_cli.models.loading import read_model_sizes
 from rlhf_cli.pipeline import preflight
 from tests.support.families import FAMILIES, MakeFamily
 from tests.support.issues import raises_issue
@@ -49,3 +51,33 @@ def test_check_of_unsupported_base_raises_issue_before_training(tmp_path: Path) 
     recipe = load_recipe(tmp_path / "recipe.yaml", stages=["sft"])
     with raises_issue("model.unsupported-architecture", error=ModelError, location="base.model"):
         preflight.check(recipe, ["sft"], tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("gpt2", {"n_positions": 96}),
+        ("gptj", {"n_positions": 96}),
+        ("gpt_neo", {"max_position_embeddings": 96}),
+        ("mpt", {"max_seq_len": 96}),
+        ("opt", {"max_position_embeddings": 96}),
+        ("llama", {"max_position_embeddings": 96}),
+        ("gemma3", {"text_config": {"max_position_embeddings": 96}}),
+        ("bloom", {}),
+    ],
+)
+def test_positions_of_every_spelling_are_read_with_and_without_transformers(
+    tmp_path: Path, model_type: str, fields: dict[str, Any]
+) -> None:
+    AutoConfig.for_model(model_type, **fields).save_pretrained(tmp_path)
+    expected = 96 if fields else None
+    assert read_context_limit(tmp_path) == expected
+    assert read_model_sizes(str(tmp_path), "main").positions == expected
+
+
+def test_read_context_limit_of_long_rope_is_the_switch(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48, "rope_theta": 10000.0}
+    AutoConfig.for_model(
+        "phi3", max_position_embeddings=131072, original_max_position_embeddings=4096, rope_parameters=rope
+    ).save_pretrained(tmp_path)
+    assert read_context_limit(tmp_path) == 4096

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.errors import Issue, ModelError, RecipeError, RlhfError
+from rlhf_cli.pipeline import preflight as preflight_module
 from rlhf_cli.pipeline.preflight import check_references, check_trackers
 from tests.support.chain_project import CHAIN
 from tests.support.issues import raises_issue
 from tests.support.made_runs import make_run
 from tests.support.recipe_files import load_recipe
+from tests.support.training_project import TrainingProject
 
 WITH_REWARD_RUN = "ppo.reward=[{run: reward}]"
 
@@ -149,3 +151,14 @@ def test_tracker_that_is_not_installed_is_reported(preflight: Preflight, stage: 
     with raises_issue("recipe.missing-package", error=RecipeError, location=f"{stage}.trainer.report_to"):
         check_trackers(recipe, CHAIN)
     check_trackers(recipe, ["eval", "export"])
+
+
+def test_check_completion_beyond_the_context_is_reported_before_sft_trains(training_project: TrainingProject) -> None:
+    """The base has 512 positions: no prompt leaves room for 512 more tokens, and the shortest ones for 500."""
+    overrides = ["ppo.start=sft", "ppo.max_new_tokens=512"]
+    recipe = load_recipe(training_project.folder / "recipe.yaml", overrides, ["sft", "ppo"])
+    with raises_issue("recipe.context-exceeded", location="ppo.max_new_tokens"):
+        preflight_module.check(recipe, ["sft", "ppo"], training_project.runs_dir)
+    overrides[1] = "ppo.max_new_tokens=500"
+    recipe = load_recipe(training_project.folder / "recipe.yaml", overrides, ["sft", "ppo"])
+    preflight_module.check(recipe, ["sft", "ppo"], training_project.runs_dir)
