@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
@@ -101,25 +102,13 @@ def build_optimization(
 
 
 class Trackers:
-    """Experiment trackers such as Weights & Biases or TensorBoard, through accelerate; none without `report_to`.
-
-    Raises:
-        RecipeError: A tracker is not installed.
-    """
+    """Experiment trackers such as Weights & Biases or TensorBoard, through accelerate; none without `report_to`."""
 
     def __init__(self, arguments: TrainingArguments, config: Mapping[str, Any]) -> None:
-        names = [name for name in arguments.report_to if name != "none"]
+        supported = {tracker.value for tracker in LoggerType}
+        names = [name for name in arguments.report_to if name in supported]  # `all` stands for those of transformers
         self._accelerator = Accelerator(log_with=names, project_dir=arguments.output_dir) if names else None
         if self._accelerator is not None:
-            available = {str(getattr(tracker, "value", tracker)) for tracker in self._accelerator.log_with}
-            missing = [name for name in names if name not in available]
-            if missing:
-                raise RecipeError(
-                    "recipe.missing-package",
-                    f"not installed: {', '.join(missing)}.",
-                    location="ppo.trainer.report_to",
-                    hint=f"Run `pip install {' '.join(missing)}`, or remove it from report_to.",
-                )
             self._accelerator.init_trackers(arguments.project, config=_scalars(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
