@@ -242,19 +242,13 @@ def _evaluate_completions(context: EvalContext, rows: Sequence[PromptRow]) -> di
 
 
 def _check_positions(context: EvalContext, *, longest: int, limit: int) -> None:
-    """Check the lengths of prompts, in tokens, with completions against the base model's positions; log warnings."""
+    """Check the lengths of prompts, in tokens, with completions against the base model's sizes; log warnings."""
     sizes = loading.read_model_sizes(context.stage.base_path, context.stage.recipe.base.revision)
-    warnings = length_checks.check_positions(
-        sizes.positions,
-        longest + context.max_new_tokens,
-        limit + context.max_new_tokens,
-        "eval.max_new_tokens",
-        noun="a prompt with its completion",
-    )
-    noun = "a prompt with its completion"
-    longest += context.max_new_tokens
-    length_checks.check_rope_switch(sizes.rope_switch, longest, "eval.max_new_tokens", noun=noun)
-    for warning in warnings:
+    key, noun, new_tokens = "eval.max_new_tokens", "a prompt with its completion", context.max_new_tokens
+    length_checks.check_rope_switch(sizes.rope_switch, longest + new_tokens, key, noun=noun)
+    for warning in length_checks.check_positions(
+        sizes.positions, longest + new_tokens, limit + new_tokens, key, noun=noun
+    ):
         logger.warning(warning)
 
 
