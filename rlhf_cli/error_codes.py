@@ -123,6 +123,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "model.shape-mismatch": "The weights do not have the shapes that config.json gives.",
     "model.pickled-weights": "The weights are stored only as pickles, which can run code when they are loaded.",
     "model.unsupported-architecture": "The architecture of the model is not supported for this use.",
+    "model.not-quantized": "bitsandbytes cannot quantize any layer of the base model.",
     "model.wrong-kind": "An adapter was found where a full model is expected, or the reverse.",
     "model.unknown-target-modules": "The base model does not have the target modules of the adapter.",
     "model.unsupported-adapter": "The adapter is not LoRA, or uses an option that is not supported.",

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_cli.formatting import format_bytes
-from rlhf_cli.models import adapters
+from rlhf_cli.models import adapters, quantization
 from rlhf_cli.models.activation_tracing import build_meta_model, trace_forward
 from rlhf_cli.models.fsdp import find_layers
 from rlhf_cli.models.loading import compute_dtype, default_device, silence_library_logging
@@ -158,9 +158,10 @@ def _measure_weights(base: Base, config: Any, model: PreTrainedModel, dtype: tor
     head = model.get_output_embeddings()
     embeddings = model.get_input_embeddings().weight
     has_own_head = head is not None and head.weight is not embeddings
-    quantized: list[nn.Linear] = []
+    quantized: list[Any] = []
     if base.quantize != "none":
-        quantized = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+        names = quantization.find_quantized_layers(quantization.build_quantized_meta_model(base, config))
+        quantized = [model.get_submodule(name) for name in names]
     layers = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in find_layers(model)]
     count = sum(parameter.numel() for parameter in model.parameters())
     quantized_count = sum(module.weight.numel() for module in quantized)

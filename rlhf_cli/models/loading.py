@@ -23,7 +23,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,7 +30,7 @@ from transformers import (
 
 from rlhf_cli.errors import HardwareError, ModelError
 from rlhf_cli.formatting import format_exception
-from rlhf_cli.models import fsdp, scorers
+from rlhf_cli.models import fsdp, quantization, scorers
 from rlhf_cli.models.adapter_config import is_adapter
 from rlhf_cli.models.architectures import POSITION_KEYS
 from rlhf_cli.models.tiny_model import save_tiny_model
@@ -167,6 +166,27 @@ def load_scorer(base: Base, source: str, *, smoke: bool = False, sharded: bool =
     return _load(AutoModelForSequenceClassification, base, source, smoke=smoke, sharded=sharded)
 
 
+def check_quantization(base: Base, source: str) -> None:
+    """Check that layers of the language model at `source` can be quantized. Its weights are not read.
+
+    No-op if the recipe does not quantize, or if the model cannot be built, for which loading raises the real error.
+
+    Raises:
+        ModelError: No layer can be quantized, or the config is missing or cannot be loaded.
+    """
+    if base.quantize == "none":
+        return
+    silence_library_logging()
+    _check_model_directory(source)
+    config = _load_config(source, base.revision)
+    try:
+        with _errors_only():
+            model = quantization.build_quantized_meta_model(base, config)
+    except Exception:  # an architecture may fail in any way
+        return
+    quantization.check_quantized(model)
+
+
 def load_reward_model_config(source: str, revision: str) -> PreTrainedConfig:
     """Load the config of a third-party reward model.
 
@@ -244,7 +264,7 @@ def _from_pretrained(
     if base.attention != "auto":
         kwargs["attn_implementation"] = base.attention
     if base.quantize != "none":
-        kwargs["quantization_config"] = _quantization(base, dtype)
+        kwargs["quantization_config"] = quantization.quantization_config(base, dtype)
     try:
         with _convert_load_errors(source), _errors_only():
             model, info = model_class.from_pretrained(
@@ -270,8 +290,10 @@ def _from_pretrained(
     _check_tensors(type(model).__name__, info, source, may_lack)
     if sharded:
         fsdp.shard(model, device)
+    if base.quantize != "none":
+        quantization.warn_of_unquantized(base, quantization.check_quantized(model))
     if base.quantize == "nf4" and device.type == "cpu":
-        _use_exact_kernels(model)
+        quantization.use_exact_kernels(model)
     return model
 
 
@@ -295,33 +317,6 @@ def _check_tensors(class_name: str, info: dict[str, Any], source: str, may_lack:
             location=source,
             hint="Check that the download is complete and that the model is of this type.",
         )
-
-
-def _quantization(base: Base, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the quantization settings. transformers itself leaves output heads and score heads unquantized."""
-    if base.quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=True,
-    )
-
-
-def _use_exact_kernels(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking the weights for its bfloat16 CPU kernel.
-
-    It repacks them permanently at the first forward pass in eval mode without gradients, such as a rollout. That kernel
-    does not have a backward pass: from then on every gradient through the layer is lost, with only a warning (measured:
-    LoRA gradients wrong by 100 % of their norm). It also only supports widths that are multiples of 32. The plain path
-    dequantizes and multiplies: exact, differentiable, any width, about 1.5 to 4 times slower in batches.
-    """
-    from bitsandbytes.nn import Linear4bit  # imported here because it costs 2 s
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _load_config(source: str, revision: str) -> PreTrainedConfig:

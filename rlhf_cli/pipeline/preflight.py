@@ -78,6 +78,7 @@ def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, s
     if smoke:  # a smoke run first runs the stages that it needs
         recipe = smoke_recipe.shrink(recipe)
     to_come = set(STAGES) if smoke else set[str]()
+    bases: set[str] = set()
     errors = ErrorCollector()
     for stage in stages:
         found = []
@@ -92,8 +93,11 @@ def check_references(recipe: Recipe, stages: Sequence[str], runs_dir: Path, *, s
             with errors.collect():
                 check_adapters(stage, recipe, found)
         if thorough:
-            _check_models(stage, found, errors)
+            bases |= _check_models(stage, found, errors)
         to_come.add(stage)
+    for source in bases:
+        with errors.collect():
+            _check_quantization(recipe, source)
     errors.raise_all()
 
 
@@ -117,15 +121,25 @@ def _resolve(
         raise RecipeError(issue.code, issue.message, location=issue.location, hint=hint) from error
 
 
-def _check_models(stage: str, found: Sequence[ResolvedReference], errors: ErrorCollector) -> None:
+def _check_models(stage: str, found: Sequence[ResolvedReference], errors: ErrorCollector) -> set[str]:
+    """Collect errors about the models of a stage. Return the folder or Hub id of its base model, if it has one."""
     inputs = []
     for one in found:
         if not one.reference.is_dataset:
             with errors.collect():
                 inputs.append(hash_model(one))
-    if any(item.role == "base" for item in inputs):
+    bases = {item.model_path for item in inputs if item.role == "base"}
+    if bases:
         with errors.collect():
             check_base(stage, inputs)
+    return bases
+
+
+def _check_quantization(recipe: Recipe, source: str) -> None:
+    if recipe.base.quantize != "none":
+        from rlhf_cli.models.loading import check_quantization  # imports torch
+
+        check_quantization(recipe.base, source)
 
 
 def check_trackers(recipe: Recipe, stages: Sequence[str]) -> None:

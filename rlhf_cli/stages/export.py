@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from rlhf_cli.data import chat_template
 from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models import adapter_config, adapters, loading
+from rlhf_cli.models import adapter_config, adapters, loading, quantization
 from rlhf_cli.models.generation_config import repair_generation_config
 from rlhf_cli.models.heads import has_score_head
 from rlhf_cli.pipeline import cards
@@ -244,7 +244,7 @@ def _merge(stage: ResolvedStage, start: Path) -> PreTrainedModel:
         return loading.load_causal_lm(recipe.base, str(start))
     model = loading.load_causal_lm(recipe.base, stage.base_path, smoke=stage.smoke)
     if recipe.base.quantize != "none":
-        model = model.dequantize()
+        model = quantization.dequantize(model)
     policy = adapters.attach(model, recipe.adapter, task="CAUSAL_LM", start=start, trainable=False)
     try:
         return policy.merge_and_unload(safe_merge=True)

@@ -15,6 +15,8 @@ from rlhf_cli.models import footprint
 from rlhf_cli.models.footprint import ModelFootprint
 from rlhf_cli.models.loading import load_causal_lm
 from rlhf_cli.recipe.schema import Adapter, Base
+from tests.support.families import MakeFamily
+from tests.support.plain_models import base_of
 
 H, A, K, INTERMEDIATE, HEADS, LAYERS, VOCABULARY = 64, 64, 32, 128, 4, 2, 64  # as in base_folder
 RANK = 4
@@ -92,6 +94,17 @@ def test_measure_footprint_weights_equal_those_of_the_loaded_base(
     scales = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in quantized)
     assert bool(quantized) == (quantize == "nf4")
     assert found.weights == pytest.approx(sum(sizes.values()) + scales, rel=0.02)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])  # transposed layers; experts, which are not quantized
+def test_measure_footprint_counts_only_quantized_layers_as_quantized(
+    make_family: MakeFamily, adapter: Adapter, name: str, quantize: str
+) -> None:
+    folder = make_family(name)
+    found = measure(folder, adapter, dtype="float32", quantize=quantize)
+    loaded = load_causal_lm(base_of(folder, dtype="float32", quantize=quantize), str(folder))
+    assert found.weights == pytest.approx(loaded.get_memory_footprint(return_buffers=False), rel=0.02)
 
 
 def test_measure_footprint_trainable_and_kv_cache_equal_worked_values(base_folder: Path, adapter: Adapter) -> None:

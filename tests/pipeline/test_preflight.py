@@ -124,6 +124,15 @@ def test_adapter_that_cannot_be_loaded_is_reported(
     assert [issue.code for issue in issues] == [code]
 
 
+def test_base_without_a_layer_to_quantize_is_reported_once_if_thorough(preflight: Preflight) -> None:
+    config = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    (preflight.recipe_file.parent / "base" / "config.json").write_text(json.dumps(config))
+    preflight.check("base.quantize=none")
+    preflight.check("base.quantize=nf4", thorough=False)
+    (issue,) = preflight.issues("base.quantize=nf4")
+    assert (issue.code, issue.location) == ("model.not-quantized", "base.quantize")
+
+
 def test_hub_model_is_looked_up_only_if_thorough(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve_commit(repo_type: str, repo: str, revision: str, *, location: str) -> str:
         raise ModelError("model.not-found", f"{repo} at {revision}: {repo_type} not found.", location=location)

@@ -19,6 +19,8 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -55,6 +57,12 @@ ADAPTER = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": torch.float32,
+}
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "user", "assistant", "User", "Assistant", ":", "what", "is", "red", "blue"]
 
 
@@ -178,15 +186,37 @@ def test_4_bit_base_is_dequantized_before_merge(run_export: Exporter, base_folde
     metrics, run = run_export(of, base={"model": str(base_folder), "quantize": "nf4"}, export={"dtype": "float32"})
     config = json.loads((run.path / "model" / "config.json").read_text())
     assert "quantization_config" not in config
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
+    nf4 = BitsAndBytesConfig(**NF4)
     before = AutoModelForCausalLM.from_pretrained(base_folder, quantization_config=nf4).dequantize()
     before = PeftModel.from_pretrained(before, of)
     merged = AutoModelForCausalLM.from_pretrained(run.path / "model")
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, before(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert metrics["export.kl"] <= 1e-3
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_quantized_transposed_layers_are_merged_in_their_own_layout(
+    run_export: Exporter, base_folder: Path, tmp_path: Path, quantize: str
+) -> None:
+    """GPT-2's linear layers store their weight transposed, and bitsandbytes does not."""
+    folder = tmp_path / "gpt2"
+    shutil.copytree(base_folder, folder, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    torch.manual_seed(3)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=32, n_embd=64, n_layer=2, n_head=4, n_positions=160, initializer_range=0.1)
+    ).save_pretrained(folder)
+    of = save_adapter(tmp_path / "sft", folder)
+    metrics, run = run_export(of, base={"model": str(folder), "quantize": quantize}, export={"dtype": "float32"})
+    options = {"load_in_8bit": True} if quantize == "int8" else NF4
+    before = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**options))
+    if quantize == "int8":
+        before = before.dequantize()  # 8-bit layers also round their inputs
+    before = PeftModel.from_pretrained(before, of)
+    merged, info = AutoModelForCausalLM.from_pretrained(run.path / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, before(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
