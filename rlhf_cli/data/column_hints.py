@@ -95,6 +95,7 @@ def find_unused(kind: DatasetKind, columns: Sequence[str], used: Collection[str]
         names = (*_CONTEXT, *_QUESTION, *UNUSED_KEYS, "label", "labels")
     elif kind == "preferences":
         names = (*_CONTEXT, *_QUESTION, "conversations", *UNUSED_KEYS, *(_LABELS if "chosen" in source.columns else ()))
+        names += () if "prompt" in columns else ("messages",)  # beside a prompt they repeat it, as in UltraFeedback
     elif kind == "prompts":  # rewards may need the others, such as the question that a prompt was made from
         names = _CONTEXT
     ignored = {*used, *source.ignore_columns}
@@ -107,7 +108,7 @@ def unused_column(kind: DatasetKind, column: str, columns: Sequence[str]) -> tup
     fitting = [name for name in _fitting_formats(kind, columns) if column in FORMATS[name].columns]
     if fitting:
         read = f"Set {' or '.join(f'`format: {name}`' for name in fitting)} on the source to read it"
-    elif kind == "preferences" and "prompt" not in columns and _normalize(column) in _QUESTION:
+    elif kind == "preferences" and "prompt" not in columns and _normalize(column) in (*_QUESTION, "messages"):
         read = f"Map it with `columns: {{prompt: {column}}}`"
     else:
         read = "Write it into the rows"

@@ -55,6 +55,7 @@ def plan_columns(
     columns = _map_columns(kind, source, known, found, issues) if source.columns else list(found)
     if columns is None:
         return None
+    columns = [column for column in columns if column not in ignored_columns(kind, source)]
     # All rejected completions may be empty.
     filled = [column for column in columns if column in PAIR or source.columns.get(column, column) not in empty]
     if published is None:
@@ -81,6 +82,11 @@ def plan_columns(
         issues.add("data.reserved-column", message, source.name, hint)
         return None
     return ColumnPlan(row_format, columns, published, unused)
+
+
+def ignored_columns(kind: DatasetKind, source: Source) -> set[str]:
+    """Return our columns that the source ignores and does not map. Rewards may still need others that it ignores."""
+    return {*source.ignore_columns}.intersection(KINDS[kind].known).difference(source.columns)
 
 
 def _find_format(kind: DatasetKind, columns: Collection[str]) -> Format | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_cli.data.batches import Batch, Fields
 from rlhf_cli.data.column_hints import is_filled, unused_column
-from rlhf_cli.data.columns import ColumnPlan, plan_columns, rename_columns
+from rlhf_cli.data.columns import ColumnPlan, ignored_columns, plan_columns, rename_columns
 from rlhf_cli.data.conversation_batches import FORMATS, ConversationBatches
 from rlhf_cli.data.conversations import may_be_messages, without_message_keys
 from rlhf_cli.data.fields import CONVERSATION, TEXT, format_of
@@ -164,6 +164,8 @@ class RowConverter:
         if self._source.columns:
             fields = rename_columns(fields, self._source.columns)
         if self._source.ignore_columns:
+            ignored = ignored_columns(self._kind, self._source)
+            fields = {column: value for column, value in fields.items() if column not in ignored}
             fields = without_message_keys(fields, self._source.ignore_columns)
         published = self._plan.published
         if published is None:

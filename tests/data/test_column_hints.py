@@ -34,6 +34,7 @@ CHAT = {"messages": [USER, YES]}
         ("preferences", {"instruction": "x", "input": "", **PAIR}, "instruction"),  # LLaMA-Factory
         ("preferences", {"question": "x", "chosen": [USER, YES], "rejected": [USER, NO]}, "question"),
         ("preferences", {"conversations": [{"from": "human", "value": "x"}], **PAIR}, "conversations"),  # LLaMA-Factory
+        ("preferences", {"messages": [USER], **PAIR}, "messages"),
         ("prompts", {"prompt": "a", "system": "x"}, "system"),
         ("prompts", {"messages": [USER], "tools": [{}]}, "tools"),
     ],
@@ -75,10 +76,29 @@ def test_convert_mapping_by_position_beside_a_label_adds_issue() -> None:
             {"prompt": None, "chosen": [USER, YES], "rejected": [USER, NO]},
             PreferenceRow([USER], [YES], [NO], None, {}),
         ),
+        (
+            "preferences",
+            {"prompt": "a", **PAIR, "messages": [USER, YES]},  # UltraFeedback
+            PreferenceRow("a", "b", "c", None, {"messages": [USER, YES]}),
+        ),
     ],
 )
 def test_convert_column_without_meaning_adds_no_issue(kind: DatasetKind, row: dict[str, Any], expected: Any) -> None:
     assert convert_row(kind, row) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "ignored", "expected"),
+    [
+        ("preferences", {"prompt": "a", **PAIR, "margin": 2.0}, ["margin"], PreferenceRow("a", "b", "c", None, {})),
+        ("sft", {**CHAT, **DEMONSTRATION}, ["prompt", "completion"], SftRow([USER], [YES])),
+        ("prompts", {"prompt": "a", "context": "x"}, ["context"], PromptRow("a", {"context": "x"})),
+    ],
+)
+def test_convert_ignored_column_of_ours_is_not_read(
+    kind: DatasetKind, row: dict[str, Any], ignored: list[str], expected: Any
+) -> None:
+    assert convert_rows(kind, [row], ignore_columns=ignored) == ([expected], {})
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "function_call", "reasoning_content"])
