@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tests.support.exports import base_folder, run_export
 from tests.support.families import make_family
 from tests.support.processes import launch_project
 from tests.support.training_project import training_project
 
-__all__ = ["launch_project", "make_family", "training_project"]  # fixtures
+__all__ = ["base_folder", "launch_project", "make_family", "run_export", "training_project"]  # fixtures

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,9 +18,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from rlhf_cli.errors import ModelError
@@ -31,15 +26,11 @@ from rlhf_cli.models import adapters
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.pipeline import cards
 from rlhf_cli.pipeline.resolve import ResolvedStage
-from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.runs.lock import LOCK_FILE, STARTED_FILE
-from rlhf_cli.runs.manifest import sha256
-from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import export
+from tests.support.exports import Exporter, save_adapter
 from tests.support.issues import raises_issue
-from tests.support.made_runs import make_run
-from tests.support.reporters import RecordingReporter
-from tests.support.stages import run_stage_function
+from tests.support.made_runs import make_run, run_input
 
 MERGED = [
     "Modelfile",
@@ -63,88 +54,12 @@ NF4 = {
     "bnb_4bit_use_double_quant": True,
     "bnb_4bit_compute_dtype": torch.float32,
 }
-WORDS = ["<unk>", "<s>", "</s>", "<pad>", "user", "assistant", "User", "Assistant", ":", "what", "is", "red", "blue"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def silence() -> None:
     """Silence the libraries' own logs."""
     silence_library_logging()
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a Llama with 32 words whose files disagree about the end token and whose generation config is invalid."""
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        bos_token_id=1,
-        eos_token_id=7,  # wrong: the tokenizer has 2
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=7, pad_token_id=5)
-    model.save_pretrained(folder)
-    # Some Hub models have such a file, which save_pretrained refuses to write.
-    path = folder / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6, "top_p": 0.9}))
-    vocabulary = {word: i for i, word in enumerate([*WORDS, *(f"w{i}" for i in range(32 - len(WORDS)))])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    return folder
-
-
-def save_adapter(folder: Path, base_folder: Path, *, scale: float = 0.1) -> Path:
-    """Save an adapter with random weights, with peft only. Return `folder`."""
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_pretrained(base_folder)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
-    model = get_peft_model(model, config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=scale)
-    model.save_pretrained(folder)
-    return folder
-
-
-class Exporter:
-    """Runs the export stage in a temporary runs directory.
-
-    Attributes:
-        runs_dir: The runs directory.
-        reporter: Records what the runs logged.
-    """
-
-    def __init__(self, base_folder: Path, runs_dir: Path) -> None:
-        self.base_folder, self.runs_dir = base_folder, runs_dir
-        self.reporter = RecordingReporter()
-
-    def __call__(self, of: Path, **sections: Any) -> tuple[dict[str, float], Run]:
-        """Export the model in `of` with further sections of the recipe. Return the metrics and the run."""
-        settings: dict[str, Any] = {
-            "name": "bot",
-            "base": {"model": str(self.base_folder)},
-            "adapter": {"rank": 4, "alpha": 8},
-            **sections,
-        }
-        settings["export"] = {"of": str(of), **settings.get("export", {})}
-        run = Run.create(self.runs_dir, "bot", "export", smoke=False, reporter=self.reporter)
-        return run_stage_function(Recipe(**settings), run).metrics, run
-
-
-@pytest.fixture
-def run_export(base_folder: Path, tmp_path: Path) -> Exporter:
-    """Return a function that exports a model."""
-    return Exporter(base_folder, tmp_path / "runs")
 
 
 def list_files(folder: Path) -> list[str]:
@@ -403,88 +318,6 @@ def test_weights_beyond_float16_are_refused(run_export: Exporter, base_folder: P
 def test_adapter_format_of_whole_model_is_refused(run_export: Exporter, base_folder: Path) -> None:
     with raises_issue("model.wrong-kind", error=ModelError, location="export.format"):
         run_export(base_folder, adapter=None, export={"format": "adapter"})
-
-
-def run_input(role: str, ref: str, kind: str, path: Path, content: str) -> dict[str, Any]:
-    """Return an input as the manifest of a run has it."""
-    return {"role": role, "ref": ref, "kind": kind, "path": str(path), "version": None, "sha256": content}
-
-
-def evaluation_facts(candidate: str) -> dict[str, Any]:
-    """Return what only the manifest of an evaluation has: its verdict and the verdicts of its gates."""
-    gate = {"metric": "win_rate", "min": 0.7, "max": None, "value": 0.6, "passed": False}
-    return {"gates": [gate], "verdict": {"text": f"{candidate} beats base.", "warnings": ["few prompts."]}}
-
-
-def test_card_has_lineage_data_hashes_and_evaluation(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
-    runs = run_export.runs_dir
-    data = tmp_path / "secret-home" / "demonstrations.jsonl"
-    make_run(runs, "sft", seed=0)
-    sft = make_run(runs, "sft", seed=0, inputs=[run_input("data.sft", str(data), "file", data, "a" * 64)])
-    save_adapter(sft / "model", base_folder)
-    ppo = make_run(runs, "ppo", seed=0, inputs=[run_input("start", "sft", "run", sft, "b" * 64)])
-    save_adapter(ppo / "model", base_folder)
-    for ref, path, win_rate in (("ppo", ppo, 0.625), ("sft", sft, 0.125)):
-        candidate = run_input("candidate", ref, "run", path, "c" * 64)
-        make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": win_rate}, **evaluation_facts(ref))
-    _, run = run_export(ppo)
-    card = (run.path / "model" / "README.md").read_text()
-    front = card.split("---")[1]
-    assert "library_name: transformers" in front
-    assert "base_model" not in front  # a folder is not a Hub id
-    assert card.index("bot/sft@v0002") < card.index("bot/ppo@v0001")
-    assert "a" * 64 in card
-    assert "demonstrations.jsonl" in card
-    assert "secret-home" not in card
-    assert sha256(ppo / "manifest.json") in card
-    assert "| `win_rate` | 0.625 |" in card
-    assert "0.125" not in card
-    assert "**ppo beats base.**\n\nWarning: few prompts.\n\n1 gate of 1 failed: win_rate = 0.6" in card
-    assert "sft beats base" not in card
-
-
-def test_card_of_checkpoint_names_its_run_without_evaluation_of_final_model(
-    run_export: Exporter, base_folder: Path
-) -> None:
-    runs = run_export.runs_dir
-    ppo = make_run(runs, "ppo", seed=0)
-    candidate = run_input("candidate", "ppo", "run", ppo, "c" * 64)
-    make_run(runs, "eval", seed=0, inputs=[candidate], metrics={"win_rate": 0.625}, **evaluation_facts("ppo"))
-    checkpoint = ppo / "checkpoints" / "step-000002"
-    save_adapter(checkpoint / "model", base_folder)
-    (checkpoint / "manifest.json").write_text('{"schema": 1, "step": 2, "files": {}}')
-    _, run = run_export(checkpoint)
-    card = (run.path / "model" / "README.md").read_text()
-    assert "bot/ppo@v0001" in card
-    assert "checkpoint step-000002" in card
-    assert "win_rate" not in card
-
-
-@pytest.mark.subprocess
-def test_python_code_of_card_runs(run_export: Exporter, base_folder: Path, tmp_path: Path) -> None:
-    _, run = run_export(save_adapter(tmp_path / "sft", base_folder))
-    folder = run.path / "model"
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code.replace("…", "what is red").replace("max_new_tokens=256", "max_new_tokens=4")
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.subprocess
-def test_python_code_of_adapter_card_runs_where_the_base_was_moved(
-    run_export: Exporter, base_folder: Path, tmp_path: Path
-) -> None:
-    old = shutil.copytree(base_folder, tmp_path / "project" / "base")
-    of = save_adapter(tmp_path / "sft", old)
-    _, run = run_export(of, base={"model": str(old)}, export={"format": "adapter"})
-    folder = Path(shutil.move(run.path / "model", tmp_path / "shipped"))
-    shutil.move(old, tmp_path / "elsewhere")
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert "path/to/base" in code
-    code = code.replace("path/to/base", str(tmp_path / "elsewhere"))
-    code = code.replace("…", "what is red").replace("max_new_tokens=256", "max_new_tokens=4")
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_model_of_plain_text_is_exported_without_a_chat_template(

@@ -25,3 +25,8 @@ def make_run(runs: Path, stage: str, *, name: str = "bot", base: str | None = No
     manifest = {"schema": 1, "stage": stage, "name": name, "smoke": False, "inputs": inputs, "metrics": {}, **facts}
     (path / MANIFEST_FILE).write_text(json.dumps(manifest))
     return path
+
+
+def run_input(role: str, ref: str, kind: str, path: Path, content: str) -> dict[str, Any]:
+    """Return an input as the manifest of a run has it."""
+    return {"role": role, "ref": ref, "kind": kind, "path": str(path), "version": None, "sha256": content}
