@@ -129,8 +129,8 @@ def read_model_sizes(source: str, revision: str) -> ModelSizes:
     config = _load_config(source, revision).get_text_config()
     positions = next(filter(None, (getattr(config, name, None) for name in POSITION_KEYS)), None)
     values = (positions, getattr(config, "vocab_size", None), getattr(config, "hidden_size", None))
-    sizes = [value if isinstance(value, int) and value > 0 else None for value in values]
-    return ModelSizes(*sizes, rope_switch=_rope_switch(config))
+    positions, embeddings, hidden = (value if isinstance(value, int) and value > 0 else None for value in values)
+    return ModelSizes(positions, embeddings, hidden, rope_switch=_rope_switch(config))
 
 
 def _rope_switch(config: Any) -> int | None:
