@@ -92,7 +92,8 @@ def find_unused(kind: DatasetKind, columns: Sequence[str], used: Collection[str]
     """
     names: tuple[str, ...] = ()
     if kind == "sft":
-        names = (*_CONTEXT, *_QUESTION, *UNUSED_KEYS, "label", "labels")
+        has_label = any(_normalize(column) in _LABELS for column in used)  # a format reads one of several labels
+        names = (*_CONTEXT, *_QUESTION, *UNUSED_KEYS, *(() if has_label else _LABELS))
     elif kind == "preferences":
         names = (*_CONTEXT, *_QUESTION, "conversations", *UNUSED_KEYS, *(_LABELS if "chosen" in source.columns else ()))
         names += () if "prompt" in columns else ("messages",)  # beside a prompt they repeat it, as in UltraFeedback

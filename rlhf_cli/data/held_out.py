@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 from rlhf_cli.data import sources
 from rlhf_cli.data.row_policy import RowPolicy
-from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
+from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split
 from rlhf_cli.data.source_files import FindRun
+from rlhf_cli.data.splits import prompt_key
 from rlhf_cli.errors import DataError, Issue
 from rlhf_cli.evaluation import metrics
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Sources
 from rlhf_cli.stages import DatasetKind
+
+logger = logging.getLogger(__name__)
 
 
 class HeldOut(NamedTuple):
@@ -30,6 +35,13 @@ def no_rows_issue(kind: DatasetKind) -> Issue:
     return Issue("data.nothing-held-out", message, f"data.{kind}", "Raise eval_fraction, or set eval_split.")
 
 
+def trained_on_issue(kind: DatasetKind, count: int) -> Issue:
+    """Return the issue of a dataset all of whose held-out prompts are trained on in other datasets."""
+    message = f"the {count:,} held-out prompts are all trained on in data.sft or data.preferences."
+    hint = "Use the same eval_fraction for all datasets with these prompts."
+    return Issue("data.nothing-held-out", message, f"data.{kind}", hint)
+
+
 def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
     """Load the rows of each dataset that the recipe evaluates on.
 
@@ -42,22 +54,36 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
         DataError: A row is invalid, or no rows of a dataset are held out.
     """
     evaluated = metrics.evaluated_datasets(recipe)
+    policy = RowPolicy.of(recipe)
+    limit = smoke_recipe.SMOKE_ROWS if smoke else None
 
-    def sample(kind: DatasetKind, given: Sources | None) -> list[Any]:
-        if given is None or kind not in evaluated:
+    def split(kind: DatasetKind) -> Split[Any]:
+        given: Sources | None = getattr(recipe.data, kind)
+        if given is None:
+            return Split([], [], {})
+        return sources.load(given, kind, seed=recipe.seed, find=find, limit=limit, policy=policy)
+
+    def sample(kind: DatasetKind, found: Split[Any], trained: Set[str] = frozenset()) -> list[Any]:
+        if getattr(recipe.data, kind) is None or kind not in evaluated:
             return []
-        limit = smoke_recipe.SMOKE_ROWS if smoke else None
-        policy = RowPolicy.of(recipe)
-        split = sources.load(given, kind, seed=recipe.seed, find=find, limit=limit, policy=policy)
-        rows = split.held_out
+        rows = [row for row in found.held_out if prompt_key(row) not in trained]
         if smoke and not rows:  # so few rows may leave none held out, and a smoke run's metrics mean nothing
-            rows = split.train
+            rows = found.train
         if not rows:
-            raise DataError([no_rows_issue(kind)])
+            raise DataError([trained_on_issue(kind, len(found.held_out)) if found.held_out else no_rows_issue(kind)])
+        skipped = len(found.held_out) - len(rows)
+        if skipped > 0:
+            logger.warning(
+                f"data.{kind}: skipped {skipped:,} of {len(found.held_out):,} held-out prompts, because other datasets "
+                "train on them; use the same eval_fraction for all datasets with these prompts"
+            )
         return random.Random(recipe.seed).sample(rows, min(recipe.eval.samples, len(rows)))
 
+    demonstrations, preferences = split("sft"), split("preferences")
+    trained = {prompt_key(row) for row in (*demonstrations.train, *preferences.train)}
     return HeldOut(
-        sft=sample("sft", recipe.data.sft),
-        preferences=sample("preferences", recipe.data.preferences),
-        prompts=sample("prompts", recipe.data.prompts),
+        sft=sample("sft", demonstrations),
+        preferences=sample("preferences", preferences),
+        # A policy's completions are compared only on prompts that neither it nor the reward model was trained on.
+        prompts=sample("prompts", split("prompts"), trained) if "prompts" in evaluated else [],
     )

@@ -150,7 +150,7 @@ def _optimized_warnings(models: Models, scores: Mapping[str, Outcome], independe
     names = " and ".join(optimized)
     if not independent:
         return [
-            f"{models.candidate} was trained to maximize {names}, so a higher score does not prove that it is better. "
+            f"{models.candidate} was trained to maximize {names}, which therefore cannot prove that it is better. "
             "Read samples.jsonl, or add an independent function to eval.python."
         ]
     worse = [name for name, outcome in independent.items() if outcome == "worse"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,32 @@ def test_load_no_held_out_rows_raises(tmp_path: Path) -> None:
 def test_load_smoke_without_held_out_rows_uses_training_rows(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, rows=60, eval_fraction=0)
     assert len(held_out.load(recipe, find_no_run, smoke=True).sft) == 5
+
+
+def test_load_prompts_that_other_datasets_train_on_are_not_evaluated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """30 % of the prompts are held out, but only 10 % of the demonstrations of the same prompts."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in make_demonstrations(200)))
+
+    def recipe(sft_fraction: float) -> Recipe:
+        data = {
+            "sft": [{"path": str(path), "eval_fraction": sft_fraction}],
+            "prompts": [{"path": str(path), "eval_fraction": 0.3}],
+        }
+        base = {"name": "bot", "base": {"model": "org/model"}, "data": data}
+        return Recipe.model_validate({**base, "ppo": {}, "eval": {"samples": 200}})
+
+    caplog.set_level(logging.WARNING, "rlhf_cli")
+    together = held_out.load(recipe(0.3), find_no_run, smoke=False)
+    assert {row.prompt for row in together.prompts} == {row.prompt for row in together.sft}
+    assert not caplog.messages
+    apart = held_out.load(recipe(0.1), find_no_run, smoke=False)
+    assert {row.prompt for row in apart.prompts} == {row.prompt for row in apart.sft}
+    skipped = len(together.prompts) - len(apart.prompts)
+    assert skipped > 0
+    assert f"data.prompts: skipped {skipped} of {len(together.prompts)} held-out prompts" in caplog.messages[-1]
+    with pytest.raises(DataError) as raised:
+        held_out.load(recipe(0.0), find_no_run, smoke=False)
+    assert [issue.code for issue in raised.value.issues] == ["data.nothing-held-out"]

@@ -182,6 +182,16 @@ def test_convert_labeled_pair_chooses_better_answer(name: str, row: dict[str, An
     assert prompt.prompt == [user(QUESTION)]
 
 
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [(name, row) for name, rows in PAIRS for row in rows if name not in ("instruction", "sharegpt", "oasst")],
+)
+def test_convert_comparison_as_demonstration_reads_better_answer(name: str, row: dict[str, Any]) -> None:
+    (converted,), _ = convert_rows("sft", [row], format=name)
+    assert isinstance(converted, SftRow)
+    assert (converted.prompt, converted.completion) == ([user(QUESTION)], [assistant(GOOD)])
+
+
 @pytest.mark.parametrize(("choice", "chosen", "rejected"), [(0, GOOD, BAD), (1, BAD, GOOD)])
 def test_convert_summaries_returns_text_with_tldr(choice: int, chosen: str, rejected: str) -> None:
     row = {"info": POST, "summaries": SUMMARIES, "choice": choice, "worker": "w", "batch": "b", "split": "train"}

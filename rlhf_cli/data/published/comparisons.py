@@ -163,9 +163,9 @@ def _kto(fields: Fields) -> list[Fields]:
 
 
 def _format(name: str, datasets: str, reading: str, columns: str, convert: Any, optional: str = "") -> PublishedFormat:
-    """Return the declaration of a format of pairs, whose prompts can be used alone, too."""
+    """Return the declaration of a format of pairs, whose better completions are demonstrations, too."""
     required = one_name(*columns.split())
-    kinds: Any = {"preferences": required, "prompts": required}
+    kinds: Any = {"preferences": required, "sft": required, "prompts": required}
     return PublishedFormat(name, datasets, reading, kinds, convert, tuple(optional.split()))
 
 

@@ -63,7 +63,7 @@ class PublishedFormat:
         return kind in self.required and all(present.intersection(names) for names in self.required[kind])
 
     def read(self, kind: DatasetKind, fields: Fields, ignored: Collection[str]) -> Iterable[Fields]:
-        """Return the rows, under our names, that a raw row stands for.
+        """Return the rows, under our names, that a raw row stands for. Of a comparison, sft reads the best completion.
 
         Raises:
             RowError: A required field is missing, or a field cannot be used.
@@ -73,11 +73,14 @@ class PublishedFormat:
             if not any(name in fields for name in names):
                 raise RowError("data.missing-field", f"{' or '.join(names)}: missing field.", FILL_IN_HINT)
         try:
-            return self.convert({name: value for name, value in fields.items() if name not in ignored})
+            rows = list(self.convert({name: value for name, value in fields.items() if name not in ignored}))
         except NoPreferenceError as error:
             if kind == "prompts":
                 return [{"prompt": error.prompt}]
             raise
+        if kind == "sft" and any("chosen" in row for row in rows):  # the first pair has the best completion
+            return [{"prompt": rows[0]["prompt"], "completion": rows[0]["chosen"]}]
+        return rows
 
     def describe(self, kind: DatasetKind) -> str:
         """Return the required columns in words."""
