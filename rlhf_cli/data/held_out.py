@@ -11,7 +11,7 @@ from rlhf_cli.data import sources
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split
 from rlhf_cli.data.source_files import FindRun
-from rlhf_cli.data.splits import prompt_key
+from rlhf_cli.data.splits import prompt_key, select_shortest
 from rlhf_cli.errors import DataError, Issue
 from rlhf_cli.evaluation import metrics
 from rlhf_cli.recipe import smoke as smoke_recipe
@@ -55,7 +55,7 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
     """
     evaluated = metrics.evaluated_datasets(recipe)
     policy = RowPolicy.of(recipe)
-    limit = smoke_recipe.SMOKE_ROWS if smoke else None
+    limit = smoke_recipe.SMOKE_CANDIDATES if smoke else None
 
     def split(kind: DatasetKind) -> Split[Any]:
         given: Sources | None = getattr(recipe.data, kind)
@@ -69,10 +69,12 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
         rows = [row for row in found.held_out if prompt_key(row) not in trained]
         if smoke and not rows:  # so few rows may leave none held out, and a smoke run's metrics mean nothing
             rows = found.train
+        if smoke:
+            rows = select_shortest(rows, smoke_recipe.SMOKE_ROWS)
         if not rows:
             raise DataError([trained_on_issue(kind, len(found.held_out)) if found.held_out else no_rows_issue(kind)])
         skipped = len(found.held_out) - len(rows)
-        if skipped > 0:
+        if skipped and not smoke:
             logger.warning(
                 f"data.{kind}: skipped {skipped:,} of {len(found.held_out):,} held-out prompts, because other datasets "
                 "train on them; use the same eval_fraction for all datasets with these prompts"

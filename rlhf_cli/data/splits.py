@@ -61,6 +61,16 @@ def prompt_hash(key: str) -> bytes:
     return sha256(b"held out\n" + key.encode()).digest()[:8]
 
 
+def select_shortest(rows: Sequence[Any], count: int) -> list[Any]:
+    """Return the `count` shortest rows, in their order. Rows that repeat a prompt come after all others."""
+    by_length = sorted(range(len(rows)), key=lambda index: len(str(rows[index])))
+    of_prompt: dict[str, int] = {}
+    for index in by_length:
+        of_prompt.setdefault(prompt_key(rows[index]), index)
+    chosen = list(dict.fromkeys([*of_prompt.values(), *by_length]))[:count]
+    return [rows[index] for index in sorted(chosen)]
+
+
 def split_by_hash(hashes: np.ndarray, fraction: float) -> PromptSplit:
     """Hold out the rows of a fraction of the prompts, chosen by hash only.
 

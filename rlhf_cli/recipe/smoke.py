@@ -7,6 +7,7 @@ from rlhf_cli.run_reference import parse_run_reference
 from rlhf_cli.stages import STAGES
 
 SMOKE_ROWS = 16  # of each dataset
+SMOKE_CANDIDATES = 1024  # rows read of each source, of which the shortest are used: long ones may not fit
 
 
 def shrink(recipe: Recipe) -> Recipe:

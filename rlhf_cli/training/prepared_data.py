@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhf_cli.data import chat_template, sources
 from rlhf_cli.data.chat_template import Encoded
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import Split
+from rlhf_cli.data.splits import select_shortest
 from rlhf_cli.formatting import format_count
 from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.recipe.smoke import SMOKE_CANDIDATES
 from rlhf_cli.training import length_checks
 
 if TYPE_CHECKING:
@@ -91,20 +93,33 @@ def load_tokenizer(stage: ResolvedStage) -> PreTrainedTokenizerBase:
 
 
 def load_rows(stage: ResolvedStage, kind: str, limit: int | None = None) -> Split[Any]:
-    """Load a dataset of the stage. `limit`: rows of each source that are read; defaults to the stage's own limit."""
+    """Load a dataset of the stage. A smoke run uses few rows, the shortest of those read.
+
+    Args:
+        stage: The resolved stage.
+        kind: The dataset.
+        limit: Rows of each source that are read and used; None: as many as the stage needs.
+    """
     given = getattr(stage.recipe.data, kind)
     assert given, "the recipe was validated for this stage"
-    limit = stage.row_limit if limit is None else limit
+    selects = stage.row_limit is not None and limit is None
     any_kind: Any = kind
     split: Split[Any] = sources.load(
         given,
         any_kind,
         seed=stage.recipe.seed,
         find=stage.dataset_path,
-        limit=limit,
+        limit=SMOKE_CANDIDATES if selects else limit,
         policy=RowPolicy.of(stage.recipe),
     )
-    return split
+    if not selects:
+        return split
+    assert stage.row_limit is not None
+    return replace(
+        split,
+        train=select_shortest(split.train, stage.row_limit),
+        held_out=select_shortest(split.held_out, stage.row_limit),
+    )
 
 
 def prepare_rows(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.data.rows import Text
+from rlhf_cli.data.rows import PromptRow, Text
+from rlhf_cli.data.splits import select_shortest
 from rlhf_cli.recipe.schema import Source
 from tests.support.datasets import load_file, load_sources, make_demonstrations, sorted_prompts
 
@@ -133,3 +134,10 @@ def test_load_share_far_from_the_fraction_logs_warning(
     split = load_file(jsonl(*make_demonstrations(count)), eval_fraction=0.05)
     assert (abs(len(split.held_out) - 0.05 * count) > 0.025 * count) is warns
     assert any(record.levelname == "WARNING" for record in caplog.records) is warns
+
+
+def test_select_shortest_prefers_rows_with_a_prompt_of_their_own() -> None:
+    rows = [PromptRow("a long prompt", {}), PromptRow("short", {}), PromptRow("short", {}), PromptRow("middle", {})]
+    assert select_shortest(rows, 2) == [rows[1], rows[3]]
+    assert select_shortest(rows, 3) == [rows[0], rows[1], rows[3]]
+    assert select_shortest(rows, 9) == rows

@@ -231,7 +231,7 @@ def test_response_beyond_the_byte_limit_is_not_read(server: Server, monkeypatch:
     server.replies = [(200, b" " * 1_000_000, {})]
     with raises_issue("training.invalid-reward") as issues:
         request_scores(server)
-    assert "expected at most 100,000 bytes" in issues[0].message
+    assert "expected at most 100 kB" in issues[0].message
 
 
 def test_token_is_sent_and_never_shown(

@@ -133,7 +133,7 @@ def test_out_of_memory_hint_aims_below_the_failed_estimate(
     assert (issue.code, issue.location) == ("hardware.out-of-memory", "sft")
     assert issue.message.startswith("out of memory after step 1, at a peak of ")
     assert issue.message.endswith(f"incomplete run: {run.path}.")
-    assert issue.hint.startswith("With rows of 64 tokens, the stage needs an estimated ")
+    assert issue.hint.startswith("With rows as long as sft.max_length allows (64 tokens), the stage needs ")
     named = re.search(r"Set sft\.micro_batch_size: (\d+) \(", issue.hint)
     assert named is not None, issue.hint
     assert needed(training_project, "sft", *batch[1:], f"sft.micro_batch_size={named[1]}") <= 0.75 * estimated
