@@ -369,6 +369,7 @@ class PPOTrainer:
             "demonstrations": None if self._ptx_order is None else self._ptx_order.served,
             "kl_coef": None if self._adaptive_kl is None else (self._adaptive_kl.base, self._adaptive_kl.coef),
             "moments": (moments.count, moments.mean, moments.squares),
+            "rollout_tokens": self.rollout_tokens,
         }
 
     def _resume(self) -> list[dict[str, float]]:
@@ -397,6 +398,7 @@ class PPOTrainer:
             self._adaptive_kl.base, self._adaptive_kl.coef = state["kl_coef"]
         moments = self.scorer.moments
         moments.count, moments.mean, moments.squares = state["moments"]
+        self.rollout_tokens = state["rollout_tokens"]  # another device's memory would change the draws
         generators = state["generators"]
         # With another number of processes the draws cannot be the same.
         restore_generators(generators[distributed.rank() % len(generators)])
