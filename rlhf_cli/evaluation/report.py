@@ -20,7 +20,7 @@ class Report(NamedTuple):
         candidate: The candidate, as in the recipe.
         baseline: The baseline, or None if there is none.
         reward: The reward model, or None if there is none.
-        sizes: Number of held-out rows, by dataset.
+        sizes: Number of held-out rows that were measured, by dataset.
         metrics: The metrics.
         verdict: The result in words.
         gates: The verdicts of the gates.

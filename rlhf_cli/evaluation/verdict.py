@@ -124,9 +124,14 @@ def _function_changes(metrics: Mapping[str, float], models: Models, scores: Mapp
     for outcome, change in CHANGES.items():
         names = [name for name in models.functions if scores.get(name) == outcome]
         if names:
-            values = [f"{name} {_change(name, metrics)}{_interval(f'{name}.gain', metrics)}" for name in names]
+            values = [_function_change(name, metrics, models) for name in names]
             texts.append(f"{change} {', '.join(values)}")
     return texts
+
+
+def _function_change(name: str, metrics: Mapping[str, float], models: Models) -> str:
+    optimized = ", which it was trained to maximize" if name in models.optimized else ""
+    return f"{name} {_change(name, metrics)}{_interval(f'{name}.gain', metrics)}{optimized}"
 
 
 def _regression(name: str, metrics: Mapping[str, float]) -> str:

@@ -59,6 +59,8 @@ class EvalContext(NamedTuple):
     metrics: Sequence[Metric]
     scorers: Mapping[str, PythonScorer]  # the functions of eval.python, by name
     reward: RewardEnsemble | None  # the members of eval.reward, combined by their mean
+    sizes: dict[str, int]  # the rows that are measured, by dataset
+    warnings: list[str]  # reasons to distrust the metrics that the rows give
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -110,9 +112,9 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     for gate_verdict in gate_verdicts:
         logger.info(gate_verdict.text)
     verdict = decide(metrics, _compared_models(stage))
-    if stage.smoke:
-        verdict = verdict._replace(warnings=[])  # random weights would cause most of them
-    _write_report(stage, run, rows, metrics, verdict, gate_verdicts)
+    # Random weights would cause most warnings of a smoke run.
+    verdict = verdict._replace(warnings=[] if stage.smoke else [*verdict.warnings, *context.warnings])
+    _write_report(stage, run, context.sizes, metrics, verdict, gate_verdicts)
     return StageMetrics(metrics, tuple(one.as_json() for one in gate_verdicts), verdict.as_json())
 
 
@@ -173,7 +175,7 @@ def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping
         message = f"{stage.section.reward} is not a reward model; expected a run of the reward stage."
         hint = "Use a run of the reward stage, or null."
         raise ModelError("model.not-a-reward-model", message, location="eval.reward", hint=hint)
-    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers, reward)
+    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers, reward, sizes={}, warnings=[])
 
 
 def _evaluate_demonstrations(context: EvalContext, rows: Sequence[SftRow]) -> dict[str, float]:
@@ -187,7 +189,7 @@ def _evaluate_demonstrations(context: EvalContext, rows: Sequence[SftRow]) -> di
             prompts.append(ids[:start])
             completions.append(ids[start:])
     reason = f"the prompt fills sft.max_length ({format_count(limit, 'token')})"
-    _check_dropped("demonstrations", len(prompts), len(rows), reason, "sft.max_length")
+    _record_rows(context, "demonstrations", len(prompts), len(rows), reason, "sft.max_length")
     values: dict[str, float] = {}
     for role in context.sides:
         nll = sum(float(-logprobs.sum()) for logprobs in _logprobs(context, role, prompts, completions, 1.0))
@@ -207,7 +209,7 @@ def _evaluate_preferences(context: EvalContext, rows: Sequence[PreferenceRow]) -
         if max(len(c.completion_ids), len(r.completion_ids)) + len(c.prompt_ids) <= limit
     ]
     reason = f"longer than reward.max_length ({format_count(limit, 'token')})"
-    _check_dropped("preferences", len(pairs), len(rows), reason, "reward.max_length")
+    _record_rows(context, "preferences", len(pairs), len(rows), reason, "reward.max_length")
     scores = _reward_scores(context, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
     margins = PreferenceMargins(
         margins=[c - r for c, r in zip(scores[::2], scores[1::2], strict=True)],
@@ -222,10 +224,10 @@ def _evaluate_completions(context: EvalContext, rows: Sequence[PromptRow]) -> di
     encoded = chat_template.encode_prompts(context.tokenizer, [row.prompt for row in rows])
     kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= limit]
     reason = f"longer than ppo.max_prompt_length ({format_count(limit, 'token')})"
-    _check_dropped("prompts", len(kept), len(rows), reason, "ppo.max_prompt_length")
+    _record_rows(context, "prompts", len(kept), len(rows), reason, "ppo.max_prompt_length")
     if len(kept) < MIN_PROMPTS_FOR_INTERVALS and not context.stage.smoke:
         unreliable = f"confidence intervals are unreliable below {MIN_PROMPTS_FOR_INTERVALS}"
-        logger.warning(f"only {format_count(len(kept), 'held-out prompt')}; {unreliable}")
+        context.warnings.append(f"only {format_count(len(kept), 'held-out prompt')}; {unreliable}")
     prompts, ids = [row for row, _ in kept], [ids for _, ids in kept]
     _check_positions(context, longest=max(map(len, ids)), limit=limit)
     candidate = _complete(context, CANDIDATE, prompts, ids)
@@ -328,13 +330,14 @@ def _logprobs(
     )
 
 
-def _check_dropped(noun: str, kept: int, rows: int, reason: str, key: str) -> None:
-    """Warn if rows were dropped. Raise DataError if all were."""
+def _record_rows(context: EvalContext, noun: str, kept: int, rows: int, reason: str, key: str) -> None:
+    """Record how many rows are measured, with a warning if some were dropped. Raise DataError if all were."""
     if not kept:
         message = f"no held-out {noun} left to evaluate on; dropped all {rows}: {reason}."
         raise DataError("data.no-usable-rows", message, location=key, hint=f"Raise {key}.")
     if kept < rows:
-        logger.warning(f"dropped {rows - kept} of {rows} held-out {noun}: {reason}")
+        context.warnings.append(f"dropped {rows - kept} of {rows} held-out {noun}: {reason}")
+    context.sizes[noun] = kept
 
 
 def _check_finite(values: Mapping[str, float]) -> None:
@@ -361,12 +364,11 @@ def _write_samples(run: Run, prompts: Sequence[PromptRow], sides: Mapping[str, S
 def _write_report(
     stage: ResolvedStage,
     run: Run,
-    rows: HeldOut,
+    sizes: Mapping[str, int],
     metrics: Mapping[str, float],
     verdict: Verdict,
     gate_verdicts: Sequence[gates.GateVerdict],
 ) -> None:
-    sizes = {"demonstrations": len(rows.sft), "preferences": len(rows.preferences), "prompts": len(rows.prompts)}
     section = stage.section
     content = report.Report(section.candidate, section.baseline, section.reward, sizes, metrics, verdict, gate_verdicts)
     report.write(content, run.path)

@@ -75,6 +75,7 @@ def test_function_that_was_optimized_is_not_independent() -> None:
     verdict = decide(metrics, models("brevity", optimized=("reward@v0001", "brevity")))
     assert verdict.outcome == "better"
     assert verdict.warnings[0].startswith("ppo was trained to maximize reward@v0001 and brevity")
+    assert "higher in brevity 0.1 → 0.9 [+0.75, +0.85], which it was trained to maximize" in verdict.text
 
 
 def test_opposite_scores_give_mixed_result_and_are_grouped() -> None:

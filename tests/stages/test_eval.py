@@ -441,8 +441,8 @@ def test_prompts_that_are_all_too_long_raise(world: Path, tmp_path: Path) -> Non
 
 def test_few_prompts_are_warned_of(world: Path, tmp_path: Path) -> None:
     _, path = evaluate(tmp_path, world, samples=4)
-    warning = "warning: only 4 held-out prompts; confidence intervals are unreliable below 30"
-    assert warning in (path / "log.txt").read_text()
+    warning = "only 4 held-out prompts; confidence intervals are unreliable below 30"
+    assert warning in json.loads((path / "report.json").read_text())["verdict"]["warnings"]
 
 
 def test_policy_as_reward_model_raises(world: Path, tmp_path: Path) -> None:
