@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rlhf_cli.data import held_out, sources
 from rlhf_cli.data.row_policy import RowPolicy
@@ -117,8 +117,16 @@ def _resolve(
             if producer in recipe.model_fields_set
             else f"add the section `{producer}:` to the recipe"
         )
+        fix += f", or set {reference.location} to null" if _accepts_null(recipe, reference) else ""
         hint = f"Run `rlhf {producer}` first, or {fix}."
         raise RecipeError(issue.code, issue.message, location=issue.location, hint=hint) from error
+
+
+def _accepts_null(recipe: Recipe, reference: Reference) -> bool:
+    """Return whether the field of a reference may be null instead."""
+    section, field, *rest = reference.key
+    annotation = type(getattr(recipe, str(section))).model_fields[str(field)].annotation
+    return not rest and type(None) in get_args(annotation)
 
 
 def _check_models(stage: str, found: Sequence[ResolvedReference], errors: ErrorCollector) -> set[str]:

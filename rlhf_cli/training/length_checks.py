@@ -135,7 +135,10 @@ def check_positions(positions: int | None, longest: int, limit: int, key: str, *
     if positions is None or limit <= positions:
         return []
     if longest > positions:
-        message = f"{noun} exceeds the base model's context; found {longest:,} tokens, expected at most {positions:,}."
+        subject = f"{noun} " if longest < limit else ""  # rows that reach the limit may have been truncated to it
+        message = (
+            f"{subject}exceeds the base model's context; found {longest:,} tokens, expected at most {positions:,}."
+        )
         hint = f"Lower it by {longest - positions:,}, or use another base model."
         raise RecipeError("recipe.context-exceeded", message, location=key, hint=hint)
     return [

@@ -83,8 +83,11 @@ def test_missing_run_hint_names_the_section_to_add(preflight: Preflight) -> None
     recipe.write_text(recipe.read_text().replace("\nreward:", ""))
     stages = ["sft", "ppo", "eval"]
     assert [(issue.location, issue.hint) for issue in preflight.issues(stages=stages)] == [
-        (location, "Run `rlhf reward` first, or add the section `reward:` to the recipe.")
-        for location in ("ppo.reward.0", "eval.reward")
+        ("ppo.reward.0", "Run `rlhf reward` first, or add the section `reward:` to the recipe."),
+        (
+            "eval.reward",
+            "Run `rlhf reward` first, or add the section `reward:` to the recipe, or set eval.reward to null.",
+        ),
     ]
     make_run(preflight.runs, "reward")
     preflight.check(stages=stages)

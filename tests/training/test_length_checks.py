@@ -75,7 +75,7 @@ def test_too_many_long_rows_are_refused(stage: str, sequences: int) -> None:
             "reward",
             100,
             "reward.max_length",
-            "a row exceeds the base model's context; found 100 tokens, expected at most 60.",
+            "exceeds the base model's context; found 100 tokens, expected at most 60.",
             "Lower it by 40, or use another base model.",
         ),
         (
