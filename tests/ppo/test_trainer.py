@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,8 +134,8 @@ def test_train_ptx_coef_lowers_loss_of_demonstrations(make_trainer: MakeTrainer)
 def test_train_adaptive_kl_updates_coef_between_rollouts(make_trainer: MakeTrainer) -> None:
     settings = small_settings(kl=Kl(coef=0.1, target=5.0, horizon=100), save_every=10)
     history = make_trainer(settings).train()
-    # No KL in the first rollout: −100 % of the target, clipped to −20 %, of 4 episodes in 100.
-    assert [metrics["kl.coef"] for metrics in history] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 4 / 100)])
+    # No KL in the first rollout, an error of −1: e^-1 at once, and −1 limited to −0.3 over 4 of 100 episodes.
+    assert [metrics["kl.coef"] for metrics in history] == pytest.approx([0.1, 0.1 * math.exp(-1 - 0.3 * 4 / 100)])
 
 
 def test_train_target_kl_ends_updates_of_an_iteration(make_trainer: MakeTrainer) -> None:
