@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_cli.data.rows import Message, PromptRow, Text
@@ -28,6 +29,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.inference.batching import pack
 from rlhf_cli.models import loading
+from rlhf_cli.models.architectures import POSITION_KEYS
 from rlhf_cli.recipe.schema import Base, RewardSource
 from rlhf_cli.rewards.base import Completions, SourceScores
 
@@ -83,6 +85,7 @@ class ModelScorer:
         own = Base(model=self.source, revision=self.revision, dtype=base.dtype)
         self._model = loading.load_reward_model(own, self.source, smoke=smoke).requires_grad_(False)
         self._model.config.use_cache = False
+        _compute_head_in_float32(self._model)
 
     def score(self, completions: Completions, *, max_tokens: int) -> SourceScores:
         """Score each completion with its prompt. The detail `too_long` is 1 if the input was truncated, else 0."""
@@ -156,10 +159,18 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text)
     return {"input_ids": ids if end is None or ids[-1:] == [end] else [*ids, end]}
 
 
+def _compute_head_in_float32(model: nn.Module) -> None:
+    """Compute a linear head in float32: in 16 bits it would round the scores, and small differences to ties."""
+    head = getattr(model, "score", getattr(model, "classifier", None))
+    if type(head) is nn.Linear:
+        head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
 def context_length(tokenizer: PreTrainedTokenizerBase, config: Any) -> int | None:
     """Return the model's limit in tokens by its tokenizer and its positions, or None if neither has one."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and 0 < limit < 1 << 30]
+    text_config = config.get_text_config()
+    positions = [getattr(text_config, name, None) for name in POSITION_KEYS]
+    limits = [limit for limit in (*positions, tokenizer.model_max_length) if limit and 0 < limit < 1 << 30]
     return int(min(limits)) if limits else None
 
 

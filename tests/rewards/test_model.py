@@ -283,7 +283,21 @@ def test_weights_have_the_recipe_dtype_and_are_frozen(make_scorer: MakeModel) ->
     scorer = ModelScorer(str(make_scorer()))
     scorer.load(Base(model="x", dtype="bfloat16", quantize="nf4"), smoke=False)
     assert scorer._model is not None
-    assert {(p.dtype, p.requires_grad) for p in scorer._model.parameters()} == {(torch.bfloat16, False)}
+    head = scorer._model.score.weight
+    body = [parameter for parameter in scorer._model.parameters() if parameter is not head]
+    assert {(p.dtype, p.requires_grad) for p in body} == {(torch.bfloat16, False)}
+    assert (head.dtype, head.requires_grad) == (torch.float32, False)
+
+
+def test_scores_of_bfloat16_model_are_not_rounded_to_its_dtype(make_scorer: MakeModel) -> None:
+    """Of 40 scores with the 8 bits of bfloat16, some would be equal."""
+    folder = make_scorer()
+    scorer = ModelScorer(str(folder))
+    scorer.load(Base(model="x", dtype="bfloat16"), smoke=False)
+    completions = [" two" * (1 + i % 5) + " three" * (i // 5) for i in range(40)]
+    values = scorer.score(make_completions(["The dog"] * 40, completions), max_tokens=500).values
+    assert len(set(values)) == 40
+    assert any(torch.tensor(value).bfloat16().item() != value for value in values)
 
 
 @pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ messages"])
