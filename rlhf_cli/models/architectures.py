@@ -61,8 +61,10 @@ def read_context_limit(folder: Path) -> int | None:
     """Return the number of tokens up to which any row can be used, by config.json, or None if it gives no number."""
     config = _read_config(folder)
     text = {**config, **(config.get("text_config") or {})}
-    rope = text.get("rope_parameters") or {}
-    found = [text.get(key) for key in (*POSITION_KEYS, ROPE_SWITCH_KEY)] + [rope.get(ROPE_SWITCH_KEY)]
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    found = [text.get(key) for key in POSITION_KEYS]
+    if {rope.get("rope_type"), rope.get("type")} & {"longrope", "su"}:  # the other kinds have one set of factors
+        found.append(rope.get(ROPE_SWITCH_KEY) or text.get(ROPE_SWITCH_KEY))
     return min((number for number in found if isinstance(number, int) and number > 0), default=None)
 
 

@@ -81,3 +81,16 @@ def test_read_context_limit_of_long_rope_is_the_switch(tmp_path: Path) -> None:
         "phi3", max_position_embeddings=131072, original_max_position_embeddings=4096, rope_parameters=rope
     ).save_pretrained(tmp_path)
     assert read_context_limit(tmp_path) == 4096
+
+
+def test_read_context_limit_of_other_rope_is_the_number_of_positions(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
+    AutoConfig.for_model("llama", max_position_embeddings=131072, rope_parameters=rope).save_pretrained(tmp_path)
+    assert read_context_limit(tmp_path) == 131072
