@@ -89,7 +89,7 @@ def run(
                 )
         finally:
             if len(results) > 1:
-                output.text(lambda console: tables.print_chain(console, results))
+                output.text(lambda console: tables.print_chain(console, results, chain))
         _finish(output, json_output.chain_object(results), results[-1].failed_gates)
 
 

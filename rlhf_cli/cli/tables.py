@@ -58,19 +58,26 @@ def headline_metrics(stage: str, metrics: Mapping[str, float | None]) -> list[st
     return [f"{name} {texts[name]}" for name in names if name in texts]
 
 
-def print_chain(console: Console, results: Sequence[StageResult]) -> None:
-    """Print a row per stage, then the comparison of the evaluation and the path of the exported model."""
+def print_chain(console: Console, results: Sequence[StageResult], chain: Sequence[str]) -> None:
+    """Print a row per stage, then the comparison of the evaluation and the path of the exported model.
+
+    Args:
+        console: Where to print.
+        results: The results of the stages that ended.
+        chain: All stages, in order.
+    """
     table = _table("stage", "state", "time", "result", "path")
     for result in results:
         headline = "\n".join(_results(result.stage, result.manifest))
         seconds = format_duration(result.manifest["seconds"])
         table.add_row(result.stage, _result_state(result), seconds, headline, format_path(result.path))
+    for stage in chain[len(results) :]:
+        table.add_row(stage, "not run", "", "", "")
     console.print()
     _print_table(console, table)
     for result in results:
         if STAGES[result.stage].evaluates:
-            if "win_rate" in result.manifest["metrics"]:
-                _print_table(console, _comparison(result.manifest))
+            _print_table(console, _comparison(result.manifest))
             print_verdict(console, result.manifest)
     for result in results:
         if STAGES[result.stage].exports:

@@ -113,12 +113,13 @@ def test_runs_list_has_verdict_win_rate_and_gates_of_an_evaluation(capsys: pytes
 def test_chain_ends_with_regressions_verdict_and_warnings(terminal: bool) -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal, no_color=True, soft_wrap=not terminal)
     result = StageResult("eval", Path("runs/bot/eval/v0001"), evaluation(), skipped=False, failed_gates=())
-    tables.print_chain(console, [result])
+    tables.print_chain(console, [result], ["eval", "export"])
     assert isinstance(console.file, io.StringIO)
     lines = [line.rstrip() for line in Text.from_ansi(console.file.getvalue()).plain.splitlines()]
     assert [line.split() for line in lines if line.lstrip().startswith("sft.nll")] == [
         ["sft.nll", "0.835", "0.445", "worse"]
     ]
+    assert ["export", "not", "run"] in [line.split() for line in lines]
     text = " ".join(lines)
     for part in (VERDICT["text"], "warning: ppo was trained to maximize reward@v0001.", "1 gate of 2 failed: kl = 4"):
         assert str(part) in text
