@@ -71,7 +71,7 @@ def plan_columns(
     used = {*row_format, *KINDS[kind].optional} if published is None else {*published.columns}
     unused = hints.find_unused(kind, columns, used, source)
     if published is not None:
-        others = [column for column in columns if column not in published.columns]
+        others = [column for column in columns if kind == "prompts" or column not in published.columns]
         columns = list(dict.fromkeys(["prompt", *row_format, *others]))
     else:
         columns = [column for column in columns if column in (*filled, *row_format)]

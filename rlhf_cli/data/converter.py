@@ -171,7 +171,9 @@ class RowConverter:
         if published is None:
             yield fields
             return
-        others = {column: value for column, value in fields.items() if column not in published.columns}
+        # Rewards of prompts may compare completions with the answers.
+        read = () if self._kind == "prompts" else published.columns
+        others = {column: value for column, value in fields.items() if column not in read}
         for row in published.read(self._kind, fields, self._source.ignore_columns):
             yield {**others, **row}
 

@@ -132,7 +132,8 @@ def _parse_prompt_of_messages(fields: Fields) -> list[Message]:
 
 def _parse_prompt_of_preference(fields: Fields) -> Text:
     prompt = fields.get("prompt")
-    if isinstance(prompt, list) or (isinstance(prompt, str) and not isinstance(fields.get("chosen"), list)):
+    is_explicit = isinstance(prompt, str) and not isinstance(fields.get("chosen"), list)
+    if (isinstance(prompt, list) and prompt) or is_explicit:
         return _parse_prompt(fields)  # the prompt is explicit: its completions may be malformed
     prompt = split_preference(fields)[0]
     if not prompt:

@@ -30,7 +30,7 @@ def split_preference(fields: Fields) -> tuple[Text, Text, Text]:
     """
     chosen = get_text(fields, "chosen")
     rejected = get_text(fields, "rejected", may_be_empty=True)
-    prompt = get_text(fields, "prompt") if fields.get("prompt") not in (None, "") else None
+    prompt = get_text(fields, "prompt") if fields.get("prompt") not in (None, "", []) else None
     if isinstance(chosen, str):
         if isinstance(rejected, str):
             return _split_texts(prompt, chosen, rejected)

@@ -346,6 +346,13 @@ def test_convert_format_with_other_columns_adds_issue() -> None:
     assert (issue.code, issue.location) == ("data.wrong-columns", "x.jsonl")
 
 
+def test_convert_prompts_keep_the_answers_for_rewards() -> None:
+    row = {"instruction": QUESTION, "input": "", "output": GOOD}
+    (converted,), _ = convert_rows("prompts", [row], format="instruction")
+    assert isinstance(converted, PromptRow)
+    assert (converted.prompt, converted.extra) == ([user(QUESTION)], row)
+
+
 def test_convert_format_with_mapped_columns_reads_them() -> None:
     row = {"Frage": QUESTION, "Antwort": GOOD}
     rows, _ = convert_rows("sft", [row], {"instruction": "Frage", "output": "Antwort"}, format="instruction")
