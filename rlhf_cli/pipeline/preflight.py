@@ -33,12 +33,18 @@ from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.recipe.trackers import missing_packages
 from rlhf_cli.recipe.trainer_options import supported_trackers
-from rlhf_cli.recipe.user_functions import check_loads_in_subprocess, split_spec
+from rlhf_cli.recipe.user_functions import (
+    TOKEN_ARGUMENTS,
+    check_loads_in_subprocess,
+    required_parameters,
+    split_spec,
+)
 from rlhf_cli.stages import STAGES
 
 if TYPE_CHECKING:
     from rlhf_cli.training.prepared_data import PreparedData
 
+ROWS_WITH_COLUMNS = 1000  # of each source, read to find the columns of its rows
 RowCounts = dict[str, dict[str, int]]  # dataset: count by what happened to the rows
 
 
@@ -61,6 +67,7 @@ def check(
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
     check_trackers(recipe, stages)
     counts = check_rows(recipe, stages, smoke=smoke)
+    check_arguments(recipe, stages)
     if not smoke:  # a smoke run has another base model and limits of its own
         check_context(recipe, stages, runs_dir)
     if thorough:
@@ -168,6 +175,37 @@ def check_trackers(recipe: Recipe, stages: Sequence[str]) -> None:
             issues.append(Issue("recipe.missing-package", message, location=location, hint=hint))
     if issues:
         raise RecipeError(issues)
+
+
+def check_arguments(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Check that the columns of data.prompts have every argument that the user functions of `stages` require.
+
+    Raises:
+        RecipeError: With one issue for each function that requires another argument.
+    """
+    given = recipe.data.prompts
+    if not given or any(source.path is None for source in given):
+        return
+    issues = []
+    for stage in stages:
+        section = STAGES[stage].section
+        for key, spec in user_functions(getattr(recipe, section), (section,)):
+            required = set(required_parameters(spec)) - {"prompts", "completions", *TOKEN_ARGUMENTS}
+            # A column may first occur in a late row.
+            if required - _prompt_columns(recipe, given, ROWS_WITH_COLUMNS):
+                required -= _prompt_columns(recipe, given, None)
+                if required:
+                    message = f"unknown argument {', '.join(sorted(required))} of {spec.rpartition('/')[2]}."
+                    hint = "Use prompts, completions or a column of data.prompts, or give the parameter a default."
+                    issues.append(Issue("recipe.function-signature", message, ".".join(map(str, key)), hint))
+    if issues:
+        raise RecipeError(issues)
+
+
+def _prompt_columns(recipe: Recipe, given: Sequence[Source], limit: int | None) -> set[str]:
+    """Return the columns that the rows of data.prompts pass to rewards; `limit`: rows of each source that are read."""
+    split = sources.load(given, "prompts", seed=recipe.seed, find=Path, limit=limit, policy=RowPolicy.of(recipe))
+    return {column for row in (*split.train, *split.held_out) for column in row.extra}
 
 
 def check_context(recipe: Recipe, stages: Sequence[str], runs_dir: Path) -> None:

@@ -19,6 +19,8 @@ from rlhf_cli.formatting import did_you_mean, format_exception, format_path
 
 Function = Callable[..., Any]
 
+TOKEN_ARGUMENTS = ("prompt_ids", "completion_ids")  # offered besides prompts, completions and the dataset's columns
+
 
 def split_spec(spec: str) -> tuple[Path, str]:
     """Return the file and the name of the function."""
@@ -49,6 +51,25 @@ def function_issues(spec: str) -> Iterator[Issue]:
     if name not in defined:
         hint = did_you_mean(name, defined, otherwise=f"Choose from {', '.join(defined)}." if defined else "")
         yield Issue("recipe.function-not-found", f"{file}: function {name} not found.", hint=hint)
+
+
+def required_parameters(spec: str) -> list[str]:
+    """Return the parameters without a default of a function that its file defines, without running the file.
+
+    Empty if the function is imported or assigned.
+    """
+    path, name = split_spec(spec)
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            positional = [*node.args.posonlyargs, *node.args.args]
+            required = positional[: len(positional) - len(node.args.defaults)]
+            required += [
+                argument
+                for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                if default is None
+            ]
+            return [argument.arg for argument in required]
+    return []
 
 
 def check_loads_in_subprocess(spec: str) -> None:

@@ -18,10 +18,8 @@ from rlhf_cli.data.rows import PromptRow, Text
 from rlhf_cli.errors import DivergedError, RecipeError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.recipe.schema import Base, RewardSource
-from rlhf_cli.recipe.user_functions import Function, error_location, load_function, split_spec
+from rlhf_cli.recipe.user_functions import TOKEN_ARGUMENTS, Function, error_location, load_function, split_spec
 from rlhf_cli.rewards.base import Completions, SourceScores, completion_text, quote
-
-TOKEN_ARGUMENTS = ("prompt_ids", "completion_ids")  # offered besides prompts, completions and the dataset's columns
 
 
 class PythonScorer:

@@ -174,3 +174,31 @@ def test_check_completion_beyond_the_context_is_reported_before_sft_trains(train
     overrides[1] = "ppo.max_new_tokens=500"
     recipe = load_recipe(training_project.folder / "recipe.yaml", overrides, ["sft", "ppo"])
     preflight_module.check(recipe, ["sft", "ppo"], training_project.runs_dir)
+
+
+@pytest.mark.parametrize(
+    ("signature", "is_known"),
+    [
+        ("prompts, completions, **columns", True),
+        ("completions, solution", True),  # a column, first found in the last row
+        ("completions, *, completion_ids, other=1", True),
+        ("completions, other, **columns", False),
+        ("completions, *, other", False),
+    ],
+)
+def test_check_argument_that_is_no_column_is_reported_before_sft_trains(
+    training_project: TrainingProject, signature: str, is_known: bool
+) -> None:
+    (training_project.folder / "f.py").write_text(f"def score({signature}): return [0.0] * len(completions)\n")
+    rows = [{"prompt": f"the cat {i}"} for i in range(1200)]
+    training_project.write_rows("prompts.jsonl", [*rows, {"prompt": "the dog", "solution": "x"}])
+    folder = training_project.folder
+    overrides = ["ppo.start=sft", f"ppo.reward=[{{python: '{folder}/f.py:score'}}]"]
+    overrides.append(f"data.prompts={{path: {folder}/prompts.jsonl}}")
+    recipe = load_recipe(training_project.folder / "recipe.yaml", overrides, ["sft", "ppo"])
+    if is_known:
+        preflight_module.check(recipe, ["sft", "ppo"], training_project.runs_dir)
+        return
+    with raises_issue("recipe.function-signature", location="ppo.reward.0") as issues:
+        preflight_module.check(recipe, ["sft", "ppo"], training_project.runs_dir)
+    assert issues[0].message == "unknown argument other of f.py:score."
