@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # tests of one file share its session fixtures
+# Tests of one file share its session fixtures; tests/conftest.py decides the order of the files.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup lint docs docs-check test test-all demo bench clean
 .DEFAULT_GOAL := help

@@ -29,11 +29,20 @@ for _name in ("RLHF_RUNS", "RLHF_REWARD_TOKEN", "RLHF_DEBUG", "FORCE_COLOR", "TE
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Minutes each: started last, they would run alone on one of two processes.
+LONGEST_FILES = ("test_demo_seeds.py", "test_families.py", "test_kills.py", "test_processes.py", "test_exact_resume.py")
+
 SENTENCES = (
     "Once upon a time there was a small dog who lived by the sea.",
     "User: What is two and three? Assistant: Two and three is five.",
     "The cat said: please, thank you, and good night.",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; `--no-loadscope-reorder` keeps this order."""
+    order = {name: index for index, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
