@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rlhf_cli.recipe.schema.data import Data, Source, Sources
 from rlhf_cli.recipe.schema.evaluation import Eval, Export, Gate
+from rlhf_cli.recipe.schema.feedback import Feedback, Gold, Judge, Qualification, Revise, Sample
 from rlhf_cli.recipe.schema.model import Adapter, Base
 from rlhf_cli.recipe.schema.ppo import Critic, Kl, Length, Ppo, RewardSource, Rule
 from rlhf_cli.recipe.schema.recipe import SCHEMA, Launch, Recipe
@@ -23,7 +24,10 @@ __all__ = [
     "Data",
     "Eval",
     "Export",
+    "Feedback",
     "Gate",
+    "Gold",
+    "Judge",
     "Key",
     "Kl",
     "Launch",
@@ -31,10 +35,13 @@ __all__ = [
     "PathKind",
     "Ppo",
     "Pretrain",
+    "Qualification",
     "Recipe",
+    "Revise",
     "Reward",
     "RewardSource",
     "Rule",
+    "Sample",
     "Section",
     "Sft",
     "Source",

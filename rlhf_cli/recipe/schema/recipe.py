@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from rlhf_cli.recipe.schema.data import Data
 from rlhf_cli.recipe.schema.evaluation import Eval, Export
+from rlhf_cli.recipe.schema.feedback import Feedback, Revise, Sample
 from rlhf_cli.recipe.schema.model import Adapter, Base
 from rlhf_cli.recipe.schema.ppo import Ppo
 from rlhf_cli.recipe.schema.section import PositiveInt, Section
@@ -42,6 +43,9 @@ class Recipe(Section):
     launch: Launch = Field(Launch(), description="number of processes that run a stage, and the parallelism strategy")
     pretrain: Pretrain = Field(Pretrain(), description="train a base model on text")
     sft: Sft = Field(Sft(), description="supervised fine-tuning on demonstrations")
+    sample: Sample = Field(Sample(), description="sample completions for people or a judge to compare")
+    feedback: Feedback = Field(Feedback(), description="collect judgments and write them as preference data")
+    revise: Revise = Field(Revise(), description="write demonstrations by critique and revision")
     reward: Reward = Field(Reward(), description="train a reward model on preferences")
     ppo: Ppo = Field(Ppo(), description="optimize the policy against the reward")
     eval: Eval = Field(Eval(), description="compare models and check gates")
