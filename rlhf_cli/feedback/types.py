@@ -169,6 +169,66 @@ class Snapshot:
     guidelines: Mapping[str, str] = with_default(default_factory=dict)  # SHA-256: text
 
 
+@dataclass(frozen=True)
+class NewCompletion:
+    """A completion that is not in the store yet.
+
+    Attributes:
+        text: Its text, or the messages of its last turn.
+        source: The run or model that wrote it.
+    """
+
+    text: Text
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item that is not in the store yet. The fields without a description are those of `Item`.
+
+    Attributes:
+        answer: The right tiers, as indices of `completions` from 0.
+    """
+
+    prompt: Text
+    completions: tuple[NewCompletion, ...]
+    kind: ItemKind = "item"
+    language: str = ""
+    field: str = ""
+    answer: Tiers = ()
+    explanation: str = ""
+    is_random: bool = True
+    extra: Mapping[str, Any] = with_default(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NewJudgment:
+    """A judgment that was made elsewhere: imported, or by a model.
+
+    Attributes:
+        item: The item, which the store has already, or its id there.
+        annotator: Name of the person or model.
+        task: The kind of task.
+        answer: The answer, with indices of the item's completions from 0 instead of ids. The key -1 of `flags` flags
+            the whole item.
+        order: The indices in the order in which the completions were shown; empty: not known.
+        source: Whether a person or a model judged.
+        principle: Id of the constitution's principle; "" for people.
+        guideline: SHA-256 of the guideline that was in force; "" if none.
+        created: Time in UTC, ISO 8601; "": now.
+    """
+
+    item: NewItem | int
+    annotator: str
+    task: TaskKind
+    answer: Answer
+    order: tuple[int, ...] = ()
+    source: Source = "human"
+    principle: str = ""
+    guideline: str = ""
+    created: str = ""
+
+
 class Comparison(NamedTuple):
     """Two completions that a judgment compares. `outcome` is 1 if `first` is better, -1 if `second` is, 0 if tied."""
 
