@@ -42,7 +42,10 @@ def print_run(console: Console, run: Mapping[str, Any]) -> None:
         ("gates", [f"{'pass' if gate['passed'] else 'FAIL'}  {format_verdict(gate)}" for gate in run["gates"]]),
         ("metrics", [f"{name:<{INDENT}} {text}" for name, text in format_metrics(manifest["metrics"])]),
         ("inputs", list(_input_lines(manifest["inputs"]))),
-        ("model", [f"{name:<{INDENT}} {format_bytes(file['size'])}" for name, file in manifest["files"].items()]),
+        (
+            manifest.get("folder", "model"),
+            [f"{name:<{INDENT}} {format_bytes(file['size'])}" for name, file in manifest["files"].items()],
+        ),
         ("warnings", manifest["warnings"]),
         ("samples", [line for row in run["samples"] for line in _sample_lines(row)]),
     ):

@@ -17,8 +17,8 @@ from rlhf_cli.stages import DatasetKind
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 TEXT_SUFFIX = ".txt"  # its rows are paragraphs
 ROW_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != TEXT_SUFFIX)
-RUN_SUFFIXES = (".jsonl",)
-RUN_RECORDS = ("metrics.jsonl", "samples.jsonl")  # records of a run, which are not its rows
+RUN_DATA = "data"  # folder of a run with its rows, one .jsonl file per split
+HELD_OUT_SPLITS = ("test", "annotators")  # of a run, whose rows are not trained on
 MAX_SHOWN_NAMES = 10
 UNPACK_SUFFIXES = (".zip", ".tar", ".tgz", ".7z")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json")  # of a dataset, by `datasets`
@@ -44,11 +44,30 @@ class DataFile(NamedTuple):
     split: str
 
 
-def find_run_files(directory: Path) -> list[Path]:
-    """Return the files with the rows of a run, by name. Raise DataError if it has none."""
-    entries = sorted(directory.iterdir())
-    files = [file for file in entries if file.suffix in RUN_SUFFIXES and file.name not in RUN_RECORDS]
-    return files or _raise_no_files(directory, [entry.name for entry in entries], RUN_SUFFIXES)
+def find_run_files(run: Path, split: str, issues: IssueCollector) -> list[Path]:
+    """Return the file of a split of a run that wrote rows. Add an issue, and return [], if it has no such split.
+
+    Raises:
+        DataError: The run wrote no rows.
+    """
+    splits = _run_splits(run)
+    if not splits:
+        _raise_no_files(run, sorted(entry.name for entry in run.iterdir()), (f"{RUN_DATA}/train.jsonl",))
+    if split not in splits:
+        hint = f"Set `split` to one of them, or remove it to use {'train' if 'train' in splits else splits[0]}."
+        message = f"split {split!r}: not found; found {_shorten(splits)}."
+        issues.add("data.unknown-split", message, str(run), hint)
+        return []
+    return [run / RUN_DATA / f"{split}.jsonl"]
+
+
+def held_out_splits(run: Path) -> list[str]:
+    """Return the splits of a run whose rows are held out of training."""
+    return [split for split in _run_splits(run) if split in HELD_OUT_SPLITS]
+
+
+def _run_splits(run: Path) -> list[str]:
+    return sorted(file.stem for file in (run / RUN_DATA).glob("*.jsonl"))
 
 
 def find_split_files(directory: Path, kind: DatasetKind, split: str, issues: IssueCollector) -> list[Path]:

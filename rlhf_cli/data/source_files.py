@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from rlhf_cli.data.batches import Batch, Fields, number_rows, slice_batches
 from rlhf_cli.data.dataset_kinds import KINDS
-from rlhf_cli.data.folders import TEXT_SUFFIX, find_run_files, find_split_files, join_names, unsupported_hint
+from rlhf_cli.data.folders import (
+    TEXT_SUFFIX,
+    find_run_files,
+    find_split_files,
+    held_out_splits,
+    join_names,
+    unsupported_hint,
+)
 from rlhf_cli.data.issues import IssueCollector
 from rlhf_cli.data.parquet_rows import MAX_BATCH_ROWS, slice_rows
 from rlhf_cli.data.readers import SUFFIXES, file_type, read_file
@@ -56,8 +63,7 @@ def read_split(
     if source.path and any((path / name).is_file() for name in SAVED_STATES):
         return _slice(_read_saved(path, wanted.name, issues), wanted)
     if source.run:
-        _check_only_split(wanted.name, path)
-        files = find_run_files(path)
+        files = find_run_files(path, wanted.name, issues)
     elif path.is_dir():
         files = find_split_files(path, kind, wanted.name, issues)
     else:
@@ -65,6 +71,27 @@ def read_split(
         _check_only_split(wanted.name, path)
         files = [path]
     return _slice((batch for file in files for batch in read_file(file, issues, row_by_row=row_by_row)), wanted)
+
+
+def eval_splits(source: Source, find: FindRun) -> list[str]:
+    """Return the splits of a source that are held out as a whole; none if a fraction of its prompts is.
+
+    Args:
+        source: The source. A run that wrote splits to hold out needs no `eval_split`.
+        find: Function from a run reference to the run's directory.
+
+    Raises:
+        DataError: The source sets `eval_fraction` although its run has such splits.
+    """
+    if source.eval_split or not source.run:
+        return [source.eval_split] if source.eval_split else []
+    run = find(source.run)
+    splits = held_out_splits(run)
+    if splits and source.eval_fraction is not None:
+        message = f"eval_fraction: cannot be used, because the run already holds out {join_names(splits)}."
+        hint = "Remove it, and set the fraction in the recipe of that run."
+        raise DataError("data.invalid-split", message, location=str(run), hint=hint)
+    return splits
 
 
 def _check_file(path: Path, kind: DatasetKind) -> None:
@@ -84,7 +111,7 @@ def _check_file(path: Path, kind: DatasetKind) -> None:
 
 def _check_only_split(split: str, path: Path) -> None:
     if split != "train":
-        message = f"split {split!r}: not found; a file or run has only the split 'train'."
+        message = f"split {split!r}: not found; a file has only the split 'train'."
         hint = "Use a directory with one file per split, such as train.jsonl and test.jsonl."
         raise DataError("data.unknown-split", message, location=str(path), hint=hint)
 

@@ -19,7 +19,7 @@ from rlhf_cli.data.dataset_kinds import KINDS
 from rlhf_cli.data.issues import IssueCollector
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split, TextRow
-from rlhf_cli.data.source_files import FindRun, read_split
+from rlhf_cli.data.source_files import FindRun, eval_splits, read_split
 from rlhf_cli.data.splits import (
     PromptSplit,
     drop_held_out_prompts,
@@ -184,12 +184,12 @@ class _Reader:
     def read(self, source: Source) -> _SourceRows:
         """Return the rows of a source. Raise DataError if it cannot be read at all; add issues of single rows."""
         text_format, rows, hashes = self._read_split(source, source.split)
-        if source.eval_split:
-            _, eval_rows, eval_hashes = self._read_split(source, source.eval_split)
-            train = np.arange(len(hashes))
-            held_out = len(hashes) + np.arange(len(eval_hashes))
-            rows += eval_rows
-            split = PromptSplit(np.concatenate([hashes, eval_hashes]), train, held_out)
+        if held_out := eval_splits(source, self._find):
+            parts = [self._read_split(source, name) for name in held_out]
+            rows += [row for part in parts for row in part.rows]
+            indices = np.arange(len(hashes) + sum(len(part.hashes) for part in parts))
+            all_hashes = np.concatenate([hashes, *(part.hashes for part in parts)])
+            split = PromptSplit(all_hashes, indices[: len(hashes)], indices[len(hashes) :])
         else:
             fraction = DEFAULT_EVAL_FRACTION if source.eval_fraction is None else source.eval_fraction
             split = split_by_hash(hashes, fraction)

@@ -13,7 +13,7 @@ from rlhf_cli.pipeline.references import Key, ResolvedReference, datasets_of, is
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.runs import lineage
 from rlhf_cli.runs.layout import RunEntry
-from rlhf_cli.runs.manifest import MANIFEST_FILE, digest, read_manifest, sha256, verify_files
+from rlhf_cli.runs.manifest import MANIFEST_FILE, digest, read_manifest, result_folder, sha256, verify_files
 from rlhf_cli.stages import STAGES
 
 
@@ -93,9 +93,8 @@ def verify_inputs(inputs: Sequence[Input]) -> None:
         manifest = read_manifest(path)
         if manifest is not None:
             hint = f"Run `rlhf {manifest['stage']}` again, or restore the file."
-            issues += [
-                Issue(f.code, f.message, f.location, hint) for f in verify_files(path / "model", manifest, hash_file)
-            ]
+            folder = result_folder(path, manifest)
+            issues += [Issue(f.code, f.message, f.location, hint) for f in verify_files(folder, manifest, hash_file)]
     for path in dict.fromkeys(Path(item.path).parent for item in inputs if item.kind == "folder"):
         manifest = read_manifest(path) if is_checkpoint(path) else None
         if manifest is not None:

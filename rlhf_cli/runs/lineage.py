@@ -14,7 +14,7 @@ from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints, read_checkpoint_manifest
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.lock import lock_holder, read_started
-from rlhf_cli.runs.manifest import verify_files
+from rlhf_cli.runs.manifest import result_folder, verify_files
 
 CANDIDATE = "candidate"  # role of the input that an evaluation evaluates
 REWARD_SOURCE = re.compile(r"\w+\.reward\.\d+")  # role of an input that a policy is trained to maximize
@@ -58,12 +58,12 @@ def name_of(entry: RunEntry) -> str:
 
 
 def verify(entry: RunEntry) -> Verification:
-    """Compare the model of a complete run, and every checkpoint, with their manifests.
+    """Compare the model or the rows of a complete run, and every checkpoint, with their manifests.
 
     The checkpoints of a run that a process is writing are not read.
     """
     issues = [Issue("model.damaged-manifest", entry.manifest_error)] if entry.manifest_error else []
-    folders = [] if entry.manifest is None else [(entry.path / "model", entry.manifest)]
+    folders = [] if entry.manifest is None else [(result_folder(entry.path, entry.manifest), entry.manifest)]
     for folder in [] if lock_holder(entry.path) else checkpoints(entry.path / "checkpoints"):
         try:
             folders.append((folder, read_checkpoint_manifest(folder)))

@@ -37,6 +37,11 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def result_folder(run: Path, manifest: Manifest) -> Path:
+    """Return the folder of a run whose files its manifest lists: `model`, or `data` for a run that wrote rows."""
+    return run / str(manifest.get("folder", "model"))
+
+
 def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Issue]:
     """Return one issue for each file below `folder` that is missing or differs from `manifest`.
 

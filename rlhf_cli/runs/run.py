@@ -187,6 +187,16 @@ class Run:
         return folder
 
     @property
+    def data_dir(self) -> Path:
+        """The folder of the rows that the run writes, `<split>.jsonl`, created if it does not exist.
+
+        A run holds a model or rows. `split` is `train`; `test` for rows that are held out of training.
+        """
+        folder = self.path / "data"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
     def resumed_step(self) -> int:
         """The step of the checkpoint that the run resumed from; 0 for a new run."""
         return 0 if self.resumed_from is None else checkpoint_step(self.resumed_from)
@@ -268,7 +278,7 @@ class Run:
         Returns:
             The manifest.
         """
-        model = self.path / "model"
+        folder = "data" if (self.path / "data").is_dir() else "model"
         self._apply_umask()
         content = {
             "schema": SCHEMA,
@@ -283,7 +293,8 @@ class Run:
             "metrics": _jsonable(metrics),
             "warnings": self._log.warnings,
             **facts,
-            "files": hash_files(model) if model.is_dir() else {},
+            "folder": folder,
+            "files": hash_files(self.path / folder) if (self.path / folder).is_dir() else {},
         }
         write_manifest(self.path, content)
         remove_lock(self.path)

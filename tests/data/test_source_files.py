@@ -84,7 +84,7 @@ def test_load_single_file_reads_slice_of_train(jsonl: Jsonl) -> None:
 
 def test_load_single_file_with_other_split_adds_issue(jsonl: Jsonl) -> None:
     path = jsonl(*make_demonstrations(5))
-    message = "split 'test': not found; a file or run has only the split 'train'."
+    message = "split 'test': not found; a file has only the split 'train'."
     hint = "Use a directory with one file per split, such as train.jsonl and test.jsonl."
     issues = file_issues(path, eval_fraction=None, eval_split="test")
     assert issues == [Issue("data.unknown-split", message, str(path), hint)]
@@ -98,9 +98,11 @@ def test_load_malformed_split_adds_issue(jsonl: Jsonl) -> None:
 
 
 def test_load_run_reads_its_rows_without_its_records(jsonl: Jsonl, tmp_path: Path) -> None:
-    jsonl(*make_demonstrations(3), name="rows.jsonl")
+    (tmp_path / "data").mkdir()
+    jsonl(*make_demonstrations(3), name="data/train.jsonl")
     jsonl({"step": 1}, name="metrics.jsonl")
     jsonl({"step": 1}, name="samples.jsonl")
+    (tmp_path / "data" / "README.md").write_text("# Card")
     (tmp_path / "manifest.json").write_text("{}")
     references: list[str] = []
 
@@ -110,7 +112,39 @@ def test_load_run_reads_its_rows_without_its_records(jsonl: Jsonl, tmp_path: Pat
 
     split = load_sources([Source(run="feedback@latest", eval_fraction=0)], find=find)
     assert sorted_prompts(split.train) == ["p0", "p1", "p2"]
-    assert references == ["feedback@latest"]
+    assert {*references} == {"feedback@latest"}
+
+
+def test_load_run_with_held_out_splits_trains_on_none_of_them(jsonl: Jsonl, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    jsonl(*make_demonstrations(3), name="data/train.jsonl")
+    jsonl(*make_demonstrations(2, 5), name="data/test.jsonl")
+    jsonl(*make_demonstrations(1, 8), name="data/annotators.jsonl")
+    split = load_sources([Source(run="feedback")], find=lambda _: tmp_path)
+    assert sorted_prompts(split.train) == ["p0", "p1", "p2"]
+    assert sorted_prompts(split.held_out) == ["p5", "p6", "p8"]
+
+
+def test_load_run_with_held_out_splits_and_eval_fraction_adds_issue(jsonl: Jsonl, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    jsonl(*make_demonstrations(3), name="data/train.jsonl")
+    jsonl(*make_demonstrations(2, 5), name="data/test.jsonl")
+    with raises_issue("data.invalid-split", error=DataError, location=str(tmp_path)):
+        load_sources([Source(run="feedback", eval_fraction=0.5)], find=lambda _: tmp_path)
+
+
+def test_load_run_without_split_adds_issue(jsonl: Jsonl, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    jsonl(*make_demonstrations(3), name="data/train.jsonl")
+    with raises_issue("data.unknown-split", error=DataError, location=str(tmp_path)) as issues:
+        load_sources([Source(run="feedback", split="validation")], find=lambda _: tmp_path)
+    assert "found train" in issues[0].message
+
+
+def test_load_run_without_rows_adds_issue(jsonl: Jsonl, tmp_path: Path) -> None:
+    jsonl({"step": 1}, name="metrics.jsonl")
+    with raises_issue("data.no-files", error=DataError, location=str(tmp_path)):
+        load_sources([Source(run="sft")], find=lambda _: tmp_path)
 
 
 def test_load_hub_dataset_drops_empty_rows_and_holds_out_split(jsonl: Jsonl, tmp_path: Path) -> None:

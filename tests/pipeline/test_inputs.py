@@ -55,6 +55,15 @@ def test_run_on_other_base_is_refused(new_project: FullProject) -> None:
     assert "rlhf sft" in issue.hint
 
 
+def test_verify_inputs_refuses_changed_rows_of_run(project: FullProject) -> None:
+    run = make_run(project.runs_dir, "feedback", folder="data", files={"train.jsonl": {"size": 3, "sha256": "0" * 64}})
+    (run / "data").mkdir()
+    (run / "data" / "train.jsonl").write_text("{}\n")
+    inputs = project.resolve("export", "data.prompts={run: feedback}").inputs
+    with raises_issue("model.damaged-file", error=ModelError, location=str(run / "data" / "train.jsonl")):
+        verify_inputs([item for item in inputs if item.role == "data.prompts"])
+
+
 def test_verify_inputs_refuses_damaged_checkpoint(project: FullProject) -> None:
     with write_checkpoint(project.runs_dir / "bot/ppo/v0001/checkpoints/step-000002", {"step": 2}) as folder:
         (folder / "model").mkdir()

@@ -62,6 +62,18 @@ def test_verify_changed_byte_names_the_file(new_run: NewRun, part: str) -> None:
     assert (issue.code, issue.location) == ("model.damaged-file", str(run.path / part))
 
 
+def test_verify_changed_row_names_the_file(new_run: NewRun) -> None:
+    run = new_run("feedback")
+    rows = run.data_dir / "train.jsonl"
+    rows.write_text('{"prompt": "a"}\n')
+    run.complete({}, {"inputs": []})
+    run.close()
+    assert lineage.verify(entry(run)) == (1, 16, [])
+    rows.write_text('{"prompt": "b"}\n')
+    (issue,) = lineage.verify(entry(run)).issues
+    assert (issue.code, issue.location) == ("model.damaged-file", str(rows))
+
+
 def test_verify_skips_checkpoints_of_a_run_in_use(new_run: NewRun) -> None:
     run = new_run()
     with run.checkpoint(5) as folder:
