@@ -216,6 +216,7 @@ class NewJudgment:
         principle: Id of the constitution's principle; "" for people.
         guideline: SHA-256 of the guideline that was in force; "" if none.
         created: Time in UTC, ISO 8601; "": now.
+        key: Identifies the judgment where it comes from, so that it is recorded once; "": its content does.
     """
 
     item: NewItem | int
@@ -227,6 +228,7 @@ class NewJudgment:
     principle: str = ""
     guideline: str = ""
     created: str = ""
+    key: str = ""
 
 
 class Comparison(NamedTuple):
