@@ -16,6 +16,7 @@ GROUPS: Mapping[str, str] = {  # prefix of a code: heading in docs/errors.md
     "disk": "Disk, permissions and locks",
     "training": "Training and rewards",
     "eval": "Evaluation",
+    "feedback": "Human feedback",
     "run": "Interrupted runs",
     "internal": "Internal errors",
 }
@@ -166,6 +167,8 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "eval.duplicate-metric": "Two metrics of the evaluation have the same name.",
     "eval.nothing-to-evaluate": "The recipe has no dataset that the evaluation can use.",
     "eval.non-finite": "A metric of the evaluation is not a finite number.",
+    # feedback: completions to compare, annotators, and their judgments
+    "feedback.no-distinct-completions": "No prompt has two completions that differ enough to be compared.",
     # run
     "run.stopped": "A signal stopped the run; it can be resumed.",
     # internal

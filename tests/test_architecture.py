@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stages": {
         *(f"rlhf_cli.{room}" for room in ("recipe", "runs", "data", "models", "inference", "rewards", "evaluation")),
+        "rlhf_cli.feedback",
         *(*SMALL, "rlhf_cli.ppo", "rlhf_cli.training", "rlhf_cli.pipeline", "rlhf_cli.distributed", *ML),
     },
     "pipeline": {

@@ -18,8 +18,10 @@ Group = Literal[
     "training",
     "ppo",
     "export",
+    "sample",
     "trainer_steps",
     "ppo_iterations",
+    "sample_batches",
 ]
 
 FUNCTION, SOURCE, STAGE = "<function>", "<source>", "<stage>"  # placeholders in names
@@ -35,8 +37,10 @@ GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
     "training": "Training with a TRL trainer",
     "ppo": "PPO",
     "export": "Export",
+    "sample": "Sampling of completions to compare",
     "trainer_steps": "Each logged step of a TRL trainer, in metrics.jsonl",
     "ppo_iterations": "Each PPO iteration, in metrics.jsonl",
+    "sample_batches": "Each step of sampling, in metrics.jsonl",
 }
 
 

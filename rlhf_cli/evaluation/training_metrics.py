@@ -153,4 +153,54 @@ EXPORT_METRICS = (
     ),
 )
 
-TRAINING_METRICS = (*TRAINER_METRICS, *PPO_METRICS, *EXPORT_METRICS, *STEP_METRICS, *ITERATION_METRICS)
+SAMPLE_METRICS = (
+    Metric("sample.prompts", "prompts", "none", "Prompts with at least two distinct completions.", "sample"),
+    Metric("sample.prompts_dropped", "prompts", "lower", "Prompts with fewer than two distinct completions.", "sample"),
+    Metric("sample.completions", "completions", "none", "Distinct completions of all prompts that are kept.", "sample"),
+    Metric(
+        "sample.duplicates",
+        "completions",
+        "lower",
+        "Completions dropped because another one of the same prompt is equal or similar (sample.max_similarity).",
+        "sample",
+    ),
+    Metric("sample.empty", "completions", "lower", "Completions dropped because they are empty.", "sample"),
+    Metric(
+        "sample.response_length",
+        "tokens",
+        "none",
+        "Mean length of all sampled completions, including the end token.",
+        "sample",
+    ),
+    Metric(
+        "sample.truncation_rate",
+        "fraction of completions",
+        "lower",
+        "Sampled completions that reached sample.max_new_tokens.",
+        "sample",
+    ),
+)
+
+SAMPLE_BATCH_METRICS = (
+    Metric(
+        "response_length", "tokens", "none", "Mean length of a completion, including its end token.", "sample_batches"
+    ),
+    Metric(
+        "truncation_rate",
+        "fraction of completions",
+        "lower",
+        "Completions that reached sample.max_new_tokens.",
+        "sample_batches",
+    ),
+    Metric("tokens_per_second", "tokens per second", "higher", "Completion tokens per second.", "sample_batches"),
+)
+
+TRAINING_METRICS = (
+    *TRAINER_METRICS,
+    *PPO_METRICS,
+    *EXPORT_METRICS,
+    *SAMPLE_METRICS,
+    *STEP_METRICS,
+    *ITERATION_METRICS,
+    *SAMPLE_BATCH_METRICS,
+)

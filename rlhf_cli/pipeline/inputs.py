@@ -121,7 +121,8 @@ def check_base(stage: str, inputs: Sequence[Input]) -> None:
                 f"found {theirs['ref']}, expected {base.ref}."
             )
             hint = f"Run `rlhf {manifest['stage']}` again on this base model, or use a run on this base model."
-            location = f"{stage}.{item.role}" if item.role in STAGES[stage].accepts else item.role
+            is_field = item.role.partition(".")[0] in STAGES[stage].accepts
+            location = f"{stage}.{item.role}" if is_field else item.role
             issues.append(Issue("model.adapter-of-other-base", message, location, hint))
     if issues:
         raise ModelError(issues)

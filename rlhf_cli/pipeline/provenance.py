@@ -49,7 +49,7 @@ def diff_settings(stage: ResolvedStage, then: Mapping[str, Any], now: Mapping[st
     before, after = _by_role(then["inputs"]), _by_role(now["inputs"])
     for role in dict.fromkeys((*before, *after)):
         old, new = before.get(role), after.get(role)
-        location = f"{stage.spec.section}.{role}" if role in stage.spec.accepts else role
+        location = f"{stage.spec.section}.{role}" if role.partition(".")[0] in stage.spec.accepts else role
         if old is None or new is None:
             message = "was not an input when the run started." if old is None else "is no longer an input of the run."
             found.append(Issue("recipe.resume-changed", message, location, REVERT_HINT))

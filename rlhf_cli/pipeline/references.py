@@ -31,7 +31,7 @@ class Reference:
     """A recipe value that names a run or a model.
 
     Attributes:
-        role: The input's name in the manifest: base, start, candidate, ppo.reward.0, data.sft, …
+        role: The input's name in the manifest: base, start, of.0, candidate, ppo.reward.0, data.sft, …
         key: Where the value stands in the recipe.
         ref: The value.
         stages: Stages whose runs it accepts; empty: no run for a model, any run for a dataset.
@@ -77,10 +77,9 @@ def find_references(stage: str, recipe: Recipe) -> Iterator[Reference]:
     if spec.adapts_base:
         yield Reference("base", ("base", "model"), recipe.base.model, BASE_STAGES, revision, ("base", "revision"))
     section: Section = getattr(recipe, spec.section)
-    for field, stages in spec.accepts.items():
-        ref = getattr(section, field)
-        if ref not in NOT_A_RUN:
-            yield Reference(field, (spec.section, field), ref, stages, revision, ("base", "revision"))
+    for key, ref, stages in _run_fields(section, spec):
+        role = ".".join(map(str, key))
+        yield Reference(role, (spec.section, *key), ref, stages, revision, ("base", "revision"))
     for key, source in reward_sources(section, (spec.section,)):
         role = ".".join(map(str, key))
         if source.run is not None:
@@ -92,6 +91,16 @@ def find_references(stage: str, recipe: Recipe) -> Iterator[Reference]:
         for index, source in enumerate(getattr(recipe.data, kind) or []):
             if source.run is not None:
                 yield Reference(f"data.{kind}", ("data", kind, index, "run"), source.run, ())
+
+
+def _run_fields(section: Section, spec: StageSpec) -> Iterator[tuple[Key, str, tuple[str, ...]]]:
+    """Yield each value that names a run, with its key in the section and the stages whose runs its field accepts."""
+    for field, stages in spec.accepts.items():
+        value = getattr(section, field)
+        keys: list[Key] = [(field, index) for index in range(len(value))] if isinstance(value, list) else [(field,)]
+        for key, ref in zip(keys, value if isinstance(value, list) else [value], strict=True):
+            if ref not in NOT_A_RUN:
+                yield key, ref, stages
 
 
 def reward_sources(section: Section, key: Key = ()) -> Iterator[tuple[Key, RewardSource]]:

@@ -19,22 +19,27 @@ def shrink(recipe: Recipe) -> Recipe:
     small = recipe.smoke()
     for stage, spec in STAGES.items():
         section: Section = getattr(small, spec.section)
-        references = {field: _own_reference(stage, section, field, recipe) for field in spec.accepts}
+        references = {field: _own_references(stage, section, field, recipe) for field in spec.accepts}
         small = small.replace(**{spec.section: section.replace(**references)})
     return small
 
 
-def _own_reference(stage: str, section: Section, field: str, recipe: Recipe) -> str | None:
-    """Return the reference that replaces a field's value in a smoke run.
+def _own_references(stage: str, section: Section, field: str, recipe: Recipe) -> str | list[str] | None:
+    """Return the references that replace a field's value, a list or a single one, in a smoke run."""
+    value: str | list[str] | None = getattr(section, field)
+    kind = next(item for item in type(section).model_fields[field].metadata if isinstance(item, PathKind))
+    if isinstance(value, list):
+        return [_own_reference(stage, field, text, kind, recipe) for text in value]
+    return None if value is None else _own_reference(stage, field, value, kind, recipe)
+
+
+def _own_reference(stage: str, field: str, text: str, kind: PathKind, recipe: Recipe) -> str:
+    """Return the reference that replaces one of a field's values in a smoke run.
 
     A stage that starts from its own run, or from that of a later stage, would wait for itself; and the adapter in a
     folder does not fit the shrunk base model. Both are replaced by the field's special word, or else by the last stage
     of this recipe whose runs the field accepts.
     """
-    text: str | None = getattr(section, field)
-    if text is None:
-        return None
-    kind = next(item for item in type(section).model_fields[field].metadata if isinstance(item, PathKind))
     reference = parse_run_reference(text) if is_run_reference(text) else None
     if reference is not None and _comes_before(reference.stage, stage):
         return reference.stage

@@ -30,7 +30,7 @@ class StageSpec:
         dataset: The dataset that the stage trains on and cannot do without, or None.
         datasets: Further datasets that it reads if the recipe has them.
         dataset_switches: Datasets that it reads only if a field of its section is not zero: dataset to field.
-        accepts: Fields of its section that name a run, each with the stages whose runs it accepts.
+        accepts: Fields of its section that name a run or a list of runs, each with the stages whose runs it accepts.
         base_key: The recipe key of the base model.
         adapts_base: Whether the base and adapter settings decide the result.
         reads_settings: Keys of other sections that decide the result.
@@ -102,6 +102,20 @@ STAGES: dict[str, StageSpec] = {
         memory_model="trl",
         memory_key="sft.micro_batch_size",
         headline_metrics=("sft.train_loss", "sft.nll"),
+    ),
+    "sample": StageSpec(
+        entry_point="rlhf_cli.stages.sample:run",
+        prepare="rlhf_cli.stages.sample:prepare",
+        section="sample",
+        help="Sample several completions per prompt, for people or a judge to compare.",
+        dataset="prompts",
+        accepts={"of": POLICY_STAGES},
+        reads_settings=("ppo.stop",),
+        max_length_key="max_prompt_length",
+        generates=True,
+        memory_key="sample.batch_size",
+        headline_metrics=("sample.completions", "sample.duplicates"),
+        single_process=True,
     ),
     "reward": StageSpec(
         entry_point="rlhf_cli.stages.reward:run",

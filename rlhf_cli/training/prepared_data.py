@@ -76,6 +76,11 @@ class PreparedData:
 def log_rows(noun: str, split: Split[Any], train: TokenizedRows, warnings: Sequence[str]) -> None:
     """Log the number of rows, each reason why rows were truncated or dropped, and the warnings."""
     logger.info(f"{noun}: {format_count(train.kept, 'row')} to train on, {len(split.held_out):,} held out")
+    log_dropped(noun, split, train, warnings)
+
+
+def log_dropped(noun: str, split: Split[Any], train: TokenizedRows, warnings: Sequence[str]) -> None:
+    """Log each reason why rows were truncated or dropped, and the warnings."""
     for reason, number in {**split.counts, **train.counts}.items():
         if number and reason.startswith(("dropped", "truncated")):
             logger.warning(f"{noun}: {format_count(number, 'row')} {reason}")

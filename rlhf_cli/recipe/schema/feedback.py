@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from rlhf_cli.recipe.schema.section import PathKind, PositiveFloat, PositiveInt, Section, UnitFloat
+from rlhf_cli.recipe.schema.section import SMOKE_TOKENS, PathKind, PositiveFloat, PositiveInt, Section, UnitFloat
 
 
 class Sample(Section):
@@ -18,7 +18,7 @@ class Sample(Section):
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(
         4, description="completions per prompt, divided evenly among the models"
     )
-    prompts: PositiveInt | None = Field(None, description="maximum number of prompts, the first ones; null: all")
+    prompts: PositiveInt | None = Field(None, description="maximum number of prompts, drawn at random; null: all")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     max_new_tokens: PositiveInt = Field(256, description="maximum length of a completion, in tokens")
     max_prompt_length: PositiveInt = Field(1024, description="prompts with more tokens are skipped")
@@ -27,11 +27,17 @@ class Sample(Section):
         description="completions of a prompt that share more than this fraction of their character 5-grams (Jaccard) "
         "are near-duplicates, of which one is kept; 1: only exact duplicates are dropped",
     )
-    batch_size: PositiveInt = Field(32, description="sequences per forward pass")
+    batch_size: PositiveInt = Field(
+        32, description="sequences per forward pass; another value gives other completions with the same seed"
+    )
 
     def smoke(self) -> Self:
         """Sample short completions of eight prompts."""
-        return self.replace(prompts=min(self.prompts or 8, 8), max_new_tokens=8)
+        return self.replace(
+            prompts=min(self.prompts or 8, 8),
+            max_new_tokens=min(self.max_new_tokens, 8),
+            max_prompt_length=min(self.max_prompt_length, SMOKE_TOKENS),
+        )
 
 
 class Gold(Section):

@@ -15,6 +15,7 @@ from rlhf_cli.recipe.validation.evaluation import gate_issues
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue
 from rlhf_cli.recipe.validation.paths import path_issues
 from rlhf_cli.recipe.validation.ppo import ppo_issues
+from rlhf_cli.recipe.validation.sample import sample_issues
 from rlhf_cli.recipe.validation.secrets import secret_issues
 from rlhf_cli.recipe.validation.training import training_issues
 from rlhf_cli.stages import STAGES
@@ -36,6 +37,7 @@ def find_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
     yield from training_issues(recipe)
     yield from missing_data_issues(recipe, stages)
     yield from data_issues(recipe)
+    yield from sample_issues(recipe)
     yield from ppo_issues(recipe, stages)
     yield from gate_issues(recipe)
     yield from path_issues(recipe)
