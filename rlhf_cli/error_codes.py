@@ -16,7 +16,6 @@ GROUPS: Mapping[str, str] = {  # prefix of a code: heading in docs/errors.md
     "disk": "Disk, permissions and locks",
     "training": "Training and rewards",
     "eval": "Evaluation",
-    "feedback": "Human feedback",
     "run": "Interrupted runs",
     "internal": "Internal errors",
 }
@@ -143,6 +142,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "model.manifest-schema": "Another version of rlhf wrote the manifest.",
     "model.missing-chat-template": "A model that reads conversations has no chat template.",
     "model.reward-tokenizer-mismatch": "A reward run was trained with another tokenizer or chat template.",
+    "model.no-distinct-completions": "No prompt has two completions that differ enough to be compared.",
     # hardware
     "hardware.out-of-memory": "The device ran out of memory.",
     "hardware.not-enough-memory": "The device has less memory than the stage is estimated to need.",
@@ -167,8 +167,6 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "eval.duplicate-metric": "Two metrics of the evaluation have the same name.",
     "eval.nothing-to-evaluate": "The recipe has no dataset that the evaluation can use.",
     "eval.non-finite": "A metric of the evaluation is not a finite number.",
-    # feedback: completions to compare, annotators, and their judgments
-    "feedback.no-distinct-completions": "No prompt has two completions that differ enough to be compared.",
     # run
     "run.stopped": "A signal stopped the run; it can be resumed.",
     # internal

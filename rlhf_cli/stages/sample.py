@@ -1,6 +1,6 @@
 """Sample several completions per prompt from one or several models, for people or a judge to compare.
 
-The run's `completions.jsonl` has one line per prompt, which `rlhf annotate import` and `rlhf annotate select` read:
+The run's `data/train.jsonl` has one line per prompt, which `rlhf annotate import` and `rlhf annotate select` read:
 
     {"prompt": …, "completions": [{"text": …, "source": "support-bot/sft@v0003"}, …], "language": "en", …}
 
@@ -31,6 +31,7 @@ from rlhf_cli.feedback.similarity import distinct
 from rlhf_cli.formatting import format_count
 from rlhf_cli.pipeline.inputs import Input
 from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.recipe.schema import Source
 from rlhf_cli.rewards.base import as_completion, completion_text
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training.prepared_data import PreparedData, log_dropped, prepare_rows
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMPLETIONS_FILE = "completions.jsonl"
+ROWS_FILE = "train.jsonl"
 MIN_COMPLETIONS = 2  # of a prompt; one has nothing to be compared with
 BATCHES_PER_STEP = 4  # a killed run samples at most these again; rows of similar length share a batch
 
@@ -76,10 +77,10 @@ class Step(NamedTuple):
 def prepare(stage: ResolvedStage) -> PreparedData:
     """Load and tokenize the prompts.
 
-    Those that a hash holds out are sampled, too: the same hash holds out the pairs that people make of them. Those of
-    an `eval_split` are not, because they would be trained on.
+    Those that a hash holds out are sampled, too: the same hash holds out the pairs that people make of them. Those that
+    are held out as a split are not: the pairs would be trained on.
     """
-    sources = [source.replace(eval_fraction=0.0, eval_split=None) for source in stage.recipe.data.prompts or []]
+    sources = [_with_all_prompts(source) for source in stage.recipe.data.prompts or []]
     recipe = stage.recipe.replace(data=stage.recipe.data.replace(prompts=sources))
     limit = stage.section.prompts
 
@@ -89,8 +90,13 @@ def prepare(stage: ResolvedStage) -> PreparedData:
     return prepare_rows(replace(stage, recipe=recipe), tokenize)
 
 
+def _with_all_prompts(source: Source) -> Source:
+    """Return the source with no prompt held out by its hash."""
+    return source if source.eval_split or source.run else source.replace(eval_fraction=0.0)
+
+
 def run(stage: ResolvedStage, run: Run) -> StageMetrics:
-    """Sample the completions and write the distinct ones to `completions.jsonl`."""
+    """Sample the completions and write the distinct ones to `data/train.jsonl`."""
     data = prepare(stage)
     samplers = _samplers(stage)
     share = stage.section.samples_per_prompt // len(samplers)
@@ -201,7 +207,7 @@ def _write_rows(stage: ResolvedStage, run: Run, prompts: Sequence[PromptRow]) ->
     for line in sampled:
         by_row[line["row"]].append(line)
     counts = Counter({"prompts": 0, "prompts_dropped": 0, "completions": 0, "duplicates": 0, "empty": 0})
-    with (run.path / COMPLETIONS_FILE).open("w", encoding="utf-8") as out:
+    with (run.data_dir / ROWS_FILE).open("w", encoding="utf-8") as out:
         for index, (prompt, lines) in enumerate(zip(prompts, by_row, strict=True)):
             first = index % len(lines)  # in turns, so that no model always loses the completions that several give
             completions = _distinct_completions(stage, prompt, lines[first:] + lines[:first], counts)
@@ -215,7 +221,7 @@ def _write_rows(stage: ResolvedStage, run: Run, prompts: Sequence[PromptRow]) ->
     if not counts["prompts"] and not stage.smoke:
         message = f"no prompt has two distinct completions; sampled {format_count(len(prompts), 'prompt')}."
         hint = "Raise sample.temperature, sample.max_new_tokens or sample.max_similarity, or add models to sample.of."
-        raise ModelError("feedback.no-distinct-completions", message, location="sample", hint=hint)
+        raise ModelError("model.no-distinct-completions", message, location="sample", hint=hint)
     tokens = [number for line in sampled for number in line["tokens"]]
     truncated = [flag for line in sampled for flag in line["truncated"]]
     return {

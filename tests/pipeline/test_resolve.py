@@ -27,6 +27,12 @@ def test_run_of_wrong_stage_is_refused(project: FullProject, override: str, loca
         project.resolve("ppo", override)
 
 
+def test_each_run_of_a_list_is_pinned(project: FullProject) -> None:
+    resolved = project.resolve("sample", "sample.of=[sft, base, ppo, ppo@v0001]")
+    assert resolved.section.of == ["bot/sft@v0001", "base", "bot/ppo@v0001", "bot/ppo@v0001"]
+    assert [item.role for item in resolved.inputs if item.kind == "run"] == ["of.0", "of.2", "of.3"]
+
+
 def test_folder_of_run_is_resolved_to_its_version(project: FullProject) -> None:
     (project.runs_dir / "bot" / "sft" / "latest").symlink_to("v0001")
     stage = project.resolve("ppo", f"ppo.start={project.runs_dir}/bot/sft/latest")

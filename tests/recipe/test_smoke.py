@@ -25,6 +25,7 @@ SIZES = {  # section: the fields that may change, besides references to runs
     "ppo.critic": {"warmup_iterations"},
     "ppo.kl": {"abort"},  # random weights exceed any limit
     "eval": {"samples", "max_new_tokens", "gates"},
+    "sample": {"prompts", "max_new_tokens", "max_prompt_length"},
 }
 REFERENCE_FIELDS = {field for spec in STAGES.values() for field in spec.accepts}
 
@@ -37,6 +38,8 @@ launch: {processes: 2}
 pretrain: {epochs: 3, batch_size: 64, learning_rate: 0.5, max_length: 2000, trainer: {optim: sgd},
   architecture: {vocab_size: 999, hidden_size: 1024, layers: 12, heads: 16, kv_heads: 8, context: 4096}}
 sft: {start: other/sft@v0003, max_steps: 900, learning_rate: 0.6, max_length: 77, trainer: {optim: sgd}}
+sample: {of: [sft@v0002, other/ppo@v0007], samples_per_prompt: 6, temperature: 0.5, max_similarity: 0.4,
+  batch_size: 7}
 reward: {start: sft@v0009, members: 4, epochs: 2.5, learning_rate: 0.7, trainer: {center_rewards_coefficient: 0.1}}
 ppo: {start: sft@latest, reward: [{run: other/reward@v0004, weight: 0.3}, {run: FOLDER, weight: -1}], iterations: 99,
   rollout_batch_size: 120, minibatches: 5, max_prompt_length: 3000, temperature: 0.7, epochs: 3, learning_rate: 0.8,
@@ -91,6 +94,8 @@ def test_shrink_makes_sizes_small(recipe: Recipe) -> None:
     assert small.ppo.max_new_tokens <= 8
     assert small.eval.samples <= 8
     assert small.launch.processes == 1
+    assert small.sample.prompts == 8
+    assert small.sample.max_new_tokens <= 8
 
 
 def test_shrink_keeps_smaller_sizes(write_recipe: WriteRecipe) -> None:
@@ -107,6 +112,7 @@ def test_shrink_replaces_runs_and_adapter_folders_with_own_stages(recipe: Recipe
     assert [source.run for source in small.ppo.reward] == ["reward", "reward"]
     assert (small.eval.candidate, small.eval.baseline, small.eval.reward) == ("ppo", "base", "reward")
     assert small.export.of == "ppo"
+    assert small.sample.of == ["sft", "base"]  # ppo comes after sample
 
 
 def test_shrink_replaces_exported_folder_with_last_policy_of_the_recipe(

@@ -62,6 +62,15 @@ def files(tmp_path: Path) -> None:
             "invalid-value",
             "pretrain.max_length: too long; found 600, expected at most architecture.context 512.",
         ),
+        # sample
+        (
+            "sample: {of: [sft, ppo, base], samples_per_prompt: 4}",
+            31,
+            "not-divisible",
+            "sample.samples_per_prompt: not divisible; found 4, expected a multiple of 3, the number of models in of. "
+            "Set it to 6.",
+        ),
+        ("sample: {of: [sft, spo]}", 20, "invalid-run-reference", "sample.of.1: not a run reference"),
         # data
         (
             "data: {sft: {hub: a/b, path: rows.jsonl}}",
@@ -449,7 +458,7 @@ def test_missing_dataset_of_stage_that_will_run_has_issue(
 ) -> None:
     (issue,) = find_issues(f"{stage}:", stages=None)
     assert (issue.code, issue.location) == ("recipe.missing-data", "r.yaml:3:1")
-    assert issue.message == f"data.{kind}: missing dataset; {stage} trains on it."
+    assert issue.message == f"data.{kind}: missing dataset; {stage} needs it."
     assert issue.hint == f"Add data.{kind}: {{path: …}}."
     (named,) = find_issues("data:", stages=(stage,))
     assert named.message == issue.message

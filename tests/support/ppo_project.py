@@ -75,6 +75,12 @@ class PPOProject:
         ppo = {"max_prompt_length": 10, "max_new_tokens": 4}
         return self._recipe(adapter=ADAPTER, ppo=ppo, eval=section)
 
+    def sample_recipe(self, *, adapter: Mapping[str, Any] | None = ADAPTER, **fields: object) -> Recipe:
+        """Return a recipe that samples from the sft adapter; `fields`: those of `sample`."""
+        lengths = {"max_prompt_length": 10, "max_new_tokens": 4, "batch_size": 8}
+        section = {"of": [str(self.folder / "sft")], **lengths, **fields}
+        return self._recipe(adapter=adapter, sample=section)
+
     def _recipe(self, **sections: object) -> Recipe:
         prompts = {"path": str(self.folder / "prompts.jsonl"), "eval_fraction": 0.2}
         common = {"name": "tiny", "base": {"model": str(self.base)}, "data": {"prompts": prompts}}

@@ -23,7 +23,7 @@ def missing_data_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[Keyed
         hint = f"Add data.{spec.dataset}: {{path: …}}."
         if spec.generates and recipe.data.preferences is not None:
             hint += " The file of data.preferences also serves: its prompts are used."
-        _, issue = keyed_issue("recipe.missing-data", key, f"missing dataset; {stage} trains on it.", hint)
+        _, issue = keyed_issue("recipe.missing-data", key, f"missing dataset; {stage} needs it.", hint)
         # Located in the data section, or else in the section of the stage.
         yield key if "data" in recipe.model_fields_set else (spec.section,), issue
 
