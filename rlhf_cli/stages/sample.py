@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,7 +162,6 @@ def _sample(
     stage: ResolvedStage, run: Run, data: PreparedData, model: MultiAdapterModel, step: Step, share: int
 ) -> None:
     """Sample the completions of one step, and append a line per prompt to `samples.jsonl`."""
-    import numpy as np
     import torch
 
     from rlhf_cli.inference import generation
@@ -169,8 +169,7 @@ def _sample(
 
     started = time.monotonic()
     stops = StoppingRules(data.tokenizer, stage.recipe.ppo.stop)
-    seeds = np.random.SeedSequence([stage.recipe.seed, step.number])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+    torch.manual_seed(random.Random(f"{stage.recipe.seed} {step.number}").getrandbits(64))
     with model.use(step.sampler.role) as active:
         responses = generation.generate(
             active,

@@ -25,6 +25,7 @@ SIZES = {  # section: the fields that may change, besides references to runs
     "ppo.critic": {"warmup_iterations"},
     "ppo.kl": {"abort"},  # random weights exceed any limit
     "eval": {"samples", "max_new_tokens", "gates"},
+    "revise": {"prompts", "rounds", "max_new_tokens"},
     "sample": {"prompts", "max_new_tokens", "max_prompt_length"},
 }
 REFERENCE_FIELDS = {field for spec in STAGES.values() for field in spec.accepts}

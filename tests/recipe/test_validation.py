@@ -65,7 +65,7 @@ def files(tmp_path: Path) -> None:
         # sample
         (
             "sample: {of: [sft, ppo, base], samples_per_prompt: 4}",
-            31,
+            32,
             "not-divisible",
             "sample.samples_per_prompt: not divisible; found 4, expected a multiple of 3, the number of models in of. "
             "Set it to 6.",
