@@ -66,7 +66,7 @@ def greedy_texts(model: PreTrainedModel | PeftModel, base: Path, prompts: list[s
 @pytest.mark.parametrize("whole", [False, True], ids=["adapters", "whole models"])
 def test_each_model_gives_its_own_completions(project: PPOProject, tmp_path: Path, whole: bool) -> None:
     folder = project.folder / ("whole-other" if whole else "sft")
-    settings = {"of": [str(folder), "base"], "samples_per_prompt": 2, "temperature": GREEDY}
+    settings: dict[str, Any] = {"of": [str(folder), "base"], "samples_per_prompt": 2, "temperature": GREEDY}
     recipe = project.sample_recipe(**settings, **({"adapter": None} if whole else {}))
     sample(recipe, tmp_path)
     lines = read_lines(tmp_path / "tiny/sample/v0001/samples.jsonl")
