@@ -43,6 +43,7 @@ EXIT_CODES: dict[str, type[errors.RlhfError]] = {  # prefix of an error code: th
     "disk": errors.DiskError,
     "training": errors.DivergedError,
     "eval": errors.GateError,
+    "feedback": errors.DataError,
     "run": errors.StoppedError,
     "internal": errors.RlhfError,
 }

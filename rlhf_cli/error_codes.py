@@ -16,6 +16,7 @@ GROUPS: Mapping[str, str] = {  # prefix of a code: heading in docs/errors.md
     "disk": "Disk, permissions and locks",
     "training": "Training and rewards",
     "eval": "Evaluation",
+    "feedback": "Human feedback",
     "run": "Interrupted runs",
     "internal": "Internal errors",
 }
@@ -167,6 +168,20 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "eval.duplicate-metric": "Two metrics of the evaluation have the same name.",
     "eval.nothing-to-evaluate": "The recipe has no dataset that the evaluation can use.",
     "eval.non-finite": "A metric of the evaluation is not a finite number.",
+    # feedback: the store, and what annotators send
+    "feedback.not-found": "An item, an assignment, a judgment, an annotator or an invite does not exist.",
+    "feedback.lease-expired": "An answer arrived late, and others have judged the item since.",
+    "feedback.invalid-item": "An item has too few completions, or its right answer does not fit them.",
+    "feedback.invalid-answer": "An answer does not fit its task or the completions of its item.",
+    "feedback.invalid-annotator": "The name of an annotator is invalid, or is used by both a person and a model.",
+    "feedback.duplicate-annotator": "An annotator of that name exists already.",
+    "feedback.not-an-expert": "Only experts and owners decide about disputed items.",
+    "feedback.foreign-file": "The SQLite file belongs to another program.",
+    "feedback.damaged": "The file of the store is damaged or is not an SQLite file.",
+    "feedback.schema-version": "Another version of rlhf wrote the store.",
+    "feedback.unreachable": "The PostgreSQL server cannot be reached, or it refuses the connection.",
+    "feedback.busy": "Another process keeps the store locked.",
+    "feedback.failed": "The database of the store failed.",
     # run
     "run.stopped": "A signal stopped the run; it can be resumed.",
     # internal

@@ -52,6 +52,12 @@ ALLOWED: dict[str, set[str]] = {
         "rlhf_cli.evaluation.text",  # repetition of completions: the same metric in training and in eval
         *("torch", "transformers", "peft", "accelerate", "safetensors"),
     },
+    "feedback": {
+        *(*SMALL, "rlhf_cli.recipe", "rlhf_cli.data", "rlhf_cli.evaluation"),
+        "sqlalchemy",  # the store
+        *("starlette", "uvicorn", "jinja2", "markdown_it", "nh3", "itsdangerous"),  # the page
+        *("numpy", "scipy"),  # quality
+    },
     "training": {
         *(f"rlhf_cli.{room}" for room in ("recipe", "runs", "data", "models", "inference", "evaluation", "pipeline")),
         *(*SMALL, "rlhf_cli.distributed", "rlhf_cli.stages", "rlhf_cli.ppo.trainer", *ML),

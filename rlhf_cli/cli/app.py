@@ -12,6 +12,7 @@ import typer
 
 from rlhf_cli import __version__, distributed
 from rlhf_cli.cli import doctor, init, options, schema, stage_commands, workers
+from rlhf_cli.cli.annotate import annotate
 from rlhf_cli.cli.failures import INTERRUPTED, report_failure
 from rlhf_cli.cli.output import Output, open_closed_streams, reserve_stdout
 from rlhf_cli.cli.runs import runs
@@ -54,6 +55,7 @@ for _name, _spec in STAGES.items():
     app.command(_name, help=_spec.help, rich_help_panel="Stages")(stage_commands.stage_command(_name))
 app.command("run", rich_help_panel="Pipeline")(stage_commands.run)
 app.command("check", rich_help_panel="Pipeline")(stage_commands.check)
+app.add_typer(annotate, name="annotate", rich_help_panel="Feedback")
 app.add_typer(runs, name="runs", rich_help_panel="Runs")
 
 

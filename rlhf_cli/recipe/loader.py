@@ -190,7 +190,11 @@ def _with_absolute_paths(section: Any, document: Document, key: Key) -> Any:
     resolved = {}
     for name, field in type(section).model_fields.items():
         kind = next((item for item in field.metadata if isinstance(item, PathKind)), None)
-        resolved[name] = _resolve(getattr(section, name), kind, document, (*key, name))
+        value = getattr(section, name)
+        if kind is not None and isinstance(value, str) and name not in section.model_fields_set:  # a default
+            resolved[name] = kind.resolve(value, document.path.parent)
+        else:
+            resolved[name] = _resolve(value, kind, document, (*key, name))
     return section.replace(**resolved)
 
 

@@ -98,7 +98,7 @@ class Revise(Section):
 class Feedback(Section):
     """Collect judgments of people in a store, and write them as versioned preference data."""
 
-    store: str = Field(
+    store: Annotated[str, PathKind("store")] = Field(
         "feedback.db",
         description="SQLite file next to the recipe, or a PostgreSQL URL without a password; the environment variable "
         "RLHF_FEEDBACK_STORE has precedence",

@@ -45,11 +45,11 @@ class PathKind:
 
     Attributes:
         kind: `file`: a file or folder. `template`: a file, or `auto`. `function`: `file.py:function`.
-            `model`: a Hub id, a folder or a run. `run`: a run or a folder.
+            `model`: a Hub id, a folder or a run. `run`: a run or a folder. `store`: a file, or the URL of a database.
         words: Special words that the field accepts in place of a path.
     """
 
-    kind: Literal["file", "template", "function", "model", "run"]
+    kind: Literal["file", "template", "function", "model", "run", "store"]
     words: tuple[str, ...] = ()
 
     def resolve(self, text: str, folder: Path) -> str:
@@ -57,9 +57,9 @@ class PathKind:
         if self.kind == "function":
             path, colon, name = text.rpartition(":")
             return f"{_join(folder, path)}:{name}" if colon else text
-        if self.kind == "template" and text == "auto":
+        if (self.kind == "template" and text == "auto") or (self.kind == "store" and "://" in text):
             return text
-        if self.kind in ("file", "template"):
+        if self.kind in ("file", "template", "store"):
             return _join(folder, text)
         if is_run_reference(text) or text in SPECIAL_WORDS:
             return text

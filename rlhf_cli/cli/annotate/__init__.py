@@ -1,0 +1,12 @@
+"""`rlhf annotate`: collect and check the judgments of people. One module per command."""
+
+from __future__ import annotations
+
+import typer
+
+from rlhf_cli.cli.annotate import adjudicate, status, users
+
+annotate = typer.Typer(help="Collect, check and export the judgments of people.", no_args_is_help=True)
+annotate.add_typer(users.user, name="user")
+annotate.command("status")(status.status)
+annotate.command("adjudicate")(adjudicate.adjudicate)

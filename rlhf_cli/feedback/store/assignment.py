@@ -1,0 +1,337 @@
+"""Assign items to annotators: live leases first, then the qualification test, gold items, repeats and open items."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, select, union_all, update
+
+from rlhf_cli.feedback.store import tables
+from rlhf_cli.feedback.store.annotators import lock_annotator
+from rlhf_cli.feedback.store.content import read_answer
+from rlhf_cli.feedback.store.errors import NotFoundError
+from rlhf_cli.feedback.store.item_state import current_judgments, update_item_state
+from rlhf_cli.feedback.store.items import find_item
+from rlhf_cli.feedback.store.projects import Project, current_guideline
+from rlhf_cli.feedback.store.records import Assignment
+
+REPEAT_DISTANCE = 5  # the latest judgments of an annotator are not repeated
+MAX_QUEUES = 100  # per statement; SQLite allows 500 parts of a compound query
+
+
+class Draw(NamedTuple):
+    """An item drawn for an annotator; `order` is that of the judgment that it repeats, reversed, or None."""
+
+    item_id: int
+    takes_slot: bool = False
+    order: tuple[int, ...] | None = None
+
+
+# --- leases ---------------------------------------------------------------------------------------------------------
+
+
+def expire_leases(connection: Connection, now: float) -> None:
+    """Mark the leases that expired, and free their slots. All projects of the database are included."""
+    table = tables.assignment
+    query = select(table.c.id, table.c.item_id).where(table.c.state == "leased", table.c.expires < now)
+    rows = connection.execute(query.with_for_update(skip_locked=True)).all()
+    if rows:
+        ids = [row.id for row in rows]
+        connection.execute(update(table).where(table.c.id.in_(ids)).values(state="expired"))
+        for item_id in sorted({row.item_id for row in rows}):  # in one order, so that no two transactions deadlock
+            update_item_state(connection, item_id)
+
+
+def has_expired_leases(connection: Connection, now: float) -> bool:
+    """Return whether a lease expired that is not marked so."""
+    table = tables.assignment
+    query = select(table.c.id).where(table.c.state == "leased", table.c.expires < now).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def assign(connection: Connection, project: Project, annotator_id: int, count: int, now: float) -> list[Assignment]:
+    """Return up to `count` assignments: the annotator's live leases, then new ones."""
+    annotator = lock_annotator(connection, project, annotator_id)
+    expires = now + project.settings.lease_minutes * 60
+    guideline = current_guideline(connection, project)
+    rows = _live_leases(connection, annotator_id, now)[:count]
+    for row in rows:
+        if row.guideline != guideline or row.expires - now < (expires - now) / 2:
+            values = {"guideline": guideline, "expires": expires}
+            connection.execute(update(tables.assignment).where(tables.assignment.c.id == row.id).values(values))
+    ids = [row.id for row in rows]
+    queues = matching_queues(connection, project, annotator)
+    for draws in range(annotator.draws, annotator.draws + count - len(ids)):
+        generator = random.Random(f"{project.name}|{annotator.name}|{draws}")
+        drawn = _draw(connection, project, annotator, queues, generator)
+        if drawn is None:
+            break
+        ids.append(_lease(connection, drawn, annotator_id, generator, expires=expires, guideline=guideline))
+        connection.execute(
+            update(tables.annotator).where(tables.annotator.c.id == annotator_id).values(draws=draws + 1)
+        )
+    return [find_assignment(connection, project, annotator_id, number) for number in ids]
+
+
+def _live_leases(connection: Connection, annotator_id: int, now: float) -> list[Row[Any]]:
+    """Return the live leases of an annotator: reopened judgments first, then in the order of ids."""
+    table = tables.assignment
+    query = select(table).where(table.c.annotator_id == annotator_id, table.c.state == "leased", table.c.expires >= now)
+    return sorted(connection.execute(query), key=lambda row: (row.reopens is None, row.id))
+
+
+def _lease(
+    connection: Connection, drawn: Draw, annotator_id: int, generator: random.Random, *, expires: float, guideline: str
+) -> int:
+    """Insert a lease with the order in which the completions are shown, and return its id."""
+    order = drawn.order or shuffled_completions(connection, drawn.item_id, generator)
+    values = {
+        "annotator_id": annotator_id,
+        "item_id": drawn.item_id,
+        "order": order,
+        "state": "leased",
+        "takes_slot": drawn.takes_slot,
+        "is_repeat": drawn.order is not None,
+        "guideline": guideline,
+        "expires": expires,
+    }
+    table = tables.assignment
+    row_id: int = connection.execute(table.insert().values(values).returning(table.c.id)).scalar_one()
+    if drawn.takes_slot:
+        update_item_state(connection, drawn.item_id)
+    return row_id
+
+
+def shuffled_completions(connection: Connection, item_id: int, generator: random.Random) -> tuple[int, ...]:
+    """Return the completion ids of an item in random order."""
+    table = tables.completion
+    query = select(table.c.id).where(table.c.item_id == item_id).order_by(table.c.position)
+    ids = list(connection.execute(query).scalars())
+    generator.shuffle(ids)
+    return tuple(ids)
+
+
+# --- which item -----------------------------------------------------------------------------------------------------
+
+
+def matching_queues(connection: Connection, project: Project, annotator: Row[Any]) -> list[int]:
+    """Return the ids of the queues whose language and field an annotator is asked about.
+
+    `en` includes `en-GB`. Items of unknown language or without a field are for everyone.
+    """
+    table = tables.queue
+    query = select(table).where(table.c.project_id == project.id).order_by(table.c.id)
+    return [
+        row.id
+        for row in connection.execute(query)
+        if _speaks(annotator.languages, row.language)
+        and (not annotator.fields or not row.field or row.field in annotator.fields)
+    ]
+
+
+def _speaks(languages: Sequence[str], language: str) -> bool:
+    tag = language.lower()
+    return not languages or not tag or any(tag == own.lower() or tag.startswith(f"{own.lower()}-") for own in languages)
+
+
+def _draw(
+    connection: Connection, project: Project, annotator: Row[Any], queues: Sequence[int], generator: random.Random
+) -> Draw | None:
+    """Draw the next item for an annotator, or None if nothing is left."""
+    settings = project.settings
+    if settings.qualification is not None and annotator.qualification != "passed":
+        if annotator.qualification == "failed":
+            return None
+        test = connection.execute(qualification_items(queues)).scalars().all()
+        if test:
+            taken = connection.execute(_taken(annotator.id).where(tables.assignment.c.item_id.in_(test))).scalars()
+            left = [item_id for item_id in test if item_id not in set(taken)]
+            return Draw(left[0]) if left else None
+    chance = generator.random()
+    gold_share = settings.gold.share if settings.gold is not None else 0.0
+    drawn: Draw | None = None
+    if chance < gold_share:
+        drawn = _draw_gold(connection, annotator, queues)
+    elif chance < gold_share + settings.repeats:
+        drawn = _draw_repeat(connection, annotator, generator)
+    return drawn or _draw_open(connection, annotator, queues)
+
+
+def qualification_items(queues: Sequence[int]) -> Select[Any]:
+    """Return the query of the ids of the qualification test in some queues, in the order of ids."""
+    table = tables.item
+    return select(table.c.id).where(table.c.queue_id.in_(queues), table.c.kind == "qualification").order_by(table.c.id)
+
+
+def _taken(annotator_id: int) -> Select[Any]:
+    """Return the query of the items that an annotator has or answered."""
+    table = tables.assignment
+    return select(table.c.item_id).where(table.c.annotator_id == annotator_id, table.c.state != "expired")
+
+
+def available(annotator: Row[Any], queue_id: int, *, kind: str = "item") -> Select[Any]:
+    """Return the query of the items of a queue that an annotator may get, the first one first."""
+    table = tables.item
+    query = select(table.c.id, table.c.missing, table.c.priority, table.c.queue_id).where(
+        table.c.queue_id == queue_id, table.c.kind == kind, *_not_excluded(annotator)
+    )
+    if kind == "item":
+        query = query.where(table.c.missing > 0)
+    return query.order_by(table.c.missing, table.c.priority, table.c.id)
+
+
+def _not_excluded(annotator: Row[Any]) -> list[ColumnElement[bool]]:
+    """Return the conditions that an annotator neither had nor wrote an item."""
+    item, author, taken = tables.item, tables.item_author, tables.assignment
+    return [
+        ~exists().where(taken.c.annotator_id == annotator.id, taken.c.item_id == item.c.id, taken.c.state != "expired"),
+        ~exists().where(author.c.item_id == item.c.id, author.c.name == annotator.name),
+    ]
+
+
+def _first(connection: Connection, annotator: Row[Any], queues: Sequence[int], kind: str) -> Row[Any] | None:
+    """Return the first available item over all queues, or None if there is none."""
+    found: list[Row[Any]] = []
+    for start in range(0, len(queues), MAX_QUEUES):
+        parts = [
+            select(available(annotator, queue_id, kind=kind).limit(1).subquery())
+            for queue_id in queues[start : start + MAX_QUEUES]
+        ]
+        found += connection.execute(union_all(*parts)).all()
+    return min(found, key=lambda row: (row.missing, row.priority, row.id), default=None)
+
+
+def _draw_open(connection: Connection, annotator: Row[Any], queues: Sequence[int]) -> Draw | None:
+    """Draw and lock the open item that lacks the fewest judgments, so that items are completed one after the other."""
+    is_sqlite = connection.dialect.name == "sqlite"  # its writers exclude each other
+    while True:
+        first = _first(connection, annotator, queues, "item")
+        if first is None or is_sqlite:
+            return None if first is None else Draw(first.id, takes_slot=True)
+        # Others may be about to take the same item: take the next one that nobody has locked. If there is none, wait
+        # for the first, as it may still have an open slot afterwards.
+        query = available(annotator, first.queue_id).with_for_update(of=tables.item, skip_locked=True).limit(1)
+        locked = connection.execute(query).first()
+        if locked is None:
+            query = available(annotator, first.queue_id).where(tables.item.c.id == first.id)
+            locked = connection.execute(query.with_for_update(of=tables.item)).first()
+        if locked is not None:
+            return Draw(locked.id, takes_slot=True)
+
+
+def _draw_gold(connection: Connection, annotator: Row[Any], queues: Sequence[int]) -> Draw | None:
+    first = _first(connection, annotator, queues, "gold")
+    return None if first is None else Draw(first.id)
+
+
+def _draw_repeat(connection: Connection, annotator: Row[Any], generator: random.Random) -> Draw | None:
+    """Draw an item that the annotator judged earlier and that was not repeated, in reversed order."""
+    judgment, item, taken = tables.judgment, tables.item, tables.assignment
+    repeated = exists().where(taken.c.annotator_id == annotator.id, taken.c.item_id == item.c.id, taken.c.is_repeat)
+    query = (
+        select(judgment.c.id, judgment.c.item_id, judgment.c.order)
+        .join(item, item.c.id == judgment.c.item_id)
+        .where(judgment.c.annotator_id == annotator.id, ~judgment.c.is_skipped, item.c.kind == "item", ~repeated)
+        .order_by(judgment.c.id)
+    )
+    earlier = {row.item_id: row for row in connection.execute(query)}  # the latest judgment of each item
+    rows = list(earlier.values())[:-REPEAT_DISTANCE]
+    if not rows:
+        return None
+    row = generator.choice(rows)
+    return Draw(row.item_id, order=tuple(reversed(row.order)))
+
+
+# --- one assignment -------------------------------------------------------------------------------------------------
+
+
+def find_assignment(connection: Connection, project: Project, annotator_id: int, assignment_id: int) -> Assignment:
+    """Return an assignment of the annotator.
+
+    Raises:
+        NotFoundError: It does not exist, or belongs to another annotator.
+    """
+    table, judgment = tables.assignment, tables.judgment
+    row = connection.execute(
+        select(table).where(table.c.id == assignment_id, table.c.annotator_id == annotator_id)
+    ).first()
+    if row is None:
+        raise NotFoundError("assignment", assignment_id)
+    item = find_item(connection, project, row.item_id)
+    judgment_id = row.judgment_id or row.reopens
+    answered = (
+        None if judgment_id is None else connection.execute(select(judgment).where(judgment.c.id == judgment_id)).one()
+    )
+    contradicted = select(tables.item.c.is_contradicted).where(tables.item.c.id == item.id)
+    by_id = {completion.id: replace(completion, source="") for completion in item.completions}
+    return Assignment(
+        id=row.id,
+        item=replace(
+            item, completions=tuple(by_id[n] for n in row.order), kind="item", answer=(), explanation="", extra={}
+        ),
+        order=tuple(row.order),
+        task=project.settings.task,
+        criteria=tuple(project.settings.criteria),
+        is_qualification=item.kind == "qualification",
+        is_disputed=connection.execute(contradicted).scalar_one(),
+        guideline=row.guideline,
+        expires=row.expires,
+        is_open=row.state != "done",
+        judgment_id=judgment_id,
+        answer=None if answered is None else read_answer(answered.tiers, answered.answer),
+    )
+
+
+def reopen(connection: Connection, project: Project, annotator_id: int, judgment_id: int, now: float) -> Assignment:
+    """Lease an annotator's own judgment again. If it was superseded, the judgment that is current is leased.
+
+    Raises:
+        NotFoundError: It does not exist, belongs to another annotator, or is part of the qualification test, whose
+            right answers were shown.
+    """
+    lock_annotator(connection, project, annotator_id)
+    row = _current_version(connection, annotator_id, judgment_id)
+    kind = connection.execute(select(tables.item.c.kind).where(tables.item.c.id == row.item_id)).scalar_one()
+    if kind == "qualification":
+        raise NotFoundError("judgment", judgment_id, hint="A qualification item is answered once.")
+    table = tables.assignment
+    leased = next((live.id for live in _live_leases(connection, annotator_id, now) if live.reopens == row.id), None)
+    if leased is None:
+        values = {
+            "annotator_id": annotator_id,
+            "item_id": row.item_id,
+            "order": row.order,
+            "state": "leased",
+            "takes_slot": False,
+            "is_repeat": row.is_repeat,
+            "reopens": row.id,
+            "guideline": current_guideline(connection, project),
+            "expires": now + project.settings.lease_minutes * 60,
+        }
+        leased = connection.execute(table.insert().values(values).returning(table.c.id)).scalar_one()
+    return find_assignment(connection, project, annotator_id, leased)
+
+
+def _current_version(connection: Connection, annotator_id: int, judgment_id: int) -> Row[Any]:
+    """Return an annotator's judgment, or the latest one that supersedes it."""
+    table = tables.judgment
+    query = select(table).where(table.c.annotator_id == annotator_id)
+    row = connection.execute(query.where(table.c.id == judgment_id)).first()
+    if row is None:
+        raise NotFoundError("judgment", judgment_id)
+    while (later := connection.execute(query.where(table.c.supersedes == row.id)).first()) is not None:
+        row = later
+    return row
+
+
+def current_judgment_of(connection: Connection, annotator_id: int, item_id: int) -> int | None:
+    """Return the id of an annotator's current vote on an item, or None if there is none."""
+    table = tables.judgment
+    query = current_judgments().where(
+        table.c.annotator_id == annotator_id, table.c.item_id == item_id, ~table.c.is_repeat
+    )
+    row = connection.execute(query).first()
+    return None if row is None else row.id
