@@ -131,13 +131,13 @@ def cli_page() -> str:
     command = [sys.executable, "-m", "typer", "rlhf_cli.cli.app", "utils", "docs", "--name", "rlhf"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = text.replace("# `rlhf`", "# Command-line reference", 1)
-    helps = dict(re.findall(r"^## `rlhf ([\w ]+)`\n\n(.+)$", text, re.MULTILINE))
-    helps |= {name.rpartition(" ")[2]: line for name, line in re.findall(r"^### `rlhf ([\w ]+)`\n\n(.+)$", text, re.M)}
+    helps = re.findall(r"^#{2,4} `rlhf (?:[\w ]+ )?(\w+)`\n\n(.+)$", text, re.MULTILINE)
 
     def whole(match: re.Match[str]) -> str:
-        return f"* `{match[1]}`: {helps[match[1]]}"  # Typer shortens them to 45 characters
+        """Return the whole help of a command, which Typer shortens to 45 characters."""
+        return next(f"* `{name}`: {line}" for name, line in helps if name == match[1] and line.startswith(match[2]))
 
-    return re.sub(r"^\* `(\w+)`: .*\.\.\.$", whole, text, flags=re.MULTILINE).rstrip() + "\n"
+    return re.sub(r"^\* `(\w+)`: (.*)\.\.\.$", whole, text, flags=re.MULTILINE).rstrip() + "\n"
 
 
 def metrics_page() -> str:

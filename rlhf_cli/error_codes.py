@@ -170,9 +170,9 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "eval.non-finite": "A metric of the evaluation is not a finite number.",
     # feedback: the store, and what annotators send
     "feedback.not-found": "An item, an assignment, a judgment, an annotator or an invite does not exist.",
-    "feedback.lease-expired": "An answer arrived late, and others have judged the item since.",
+    "feedback.lease-expired": "A judgment arrived late, and others have judged the item since.",
     "feedback.invalid-item": "An item has too few completions, or its right answer does not fit them.",
-    "feedback.invalid-answer": "An answer does not fit its task or the completions of its item.",
+    "feedback.invalid-answer": "A judgment does not fit its task or the completions of its item.",
     "feedback.invalid-annotator": "The name of an annotator is invalid, or is used by both a person and a model.",
     "feedback.duplicate-annotator": "An annotator of that name exists already.",
     "feedback.not-an-expert": "Only experts and owners decide about disputed items.",

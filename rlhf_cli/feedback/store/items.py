@@ -44,7 +44,7 @@ def _check_item(item: NewItem, project: Project) -> None:
     elif item.kind == "item" and project.settings.task == "pair" and count != 2:
         problem = f"found {count} completions, expected 2 because feedback.task is pair"
     elif item.kind != "item" and sorted(index for tier in item.answer for index in tier) != list(range(count)):
-        problem = f"found the answer {item.answer}, expected each index from 0 to {count - 1} once"
+        problem = f"found the right tiers {item.answer}, expected each index from 0 to {count - 1} once"
     elif max(len(item.language), len(item.field)) > MAX_NAME:
         problem = f"language or field is too long; expected at most {MAX_NAME} characters"
     if problem:
