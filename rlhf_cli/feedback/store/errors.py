@@ -20,7 +20,7 @@ class LeaseExpiredError(DataError):
     """Raised if an answer arrives after the lease expired and the item got enough judgments by others."""
 
     def __init__(self) -> None:
-        message = "the time to answer this item is over, and others have judged it since, so that the judgment was not stored."
+        message = "the time to answer this item is over, and others have judged it since; not stored."
         super().__init__("feedback.lease-expired", message, hint="Continue with the next item.")
 
     def __reduce__(self) -> tuple[type[DataError], tuple[object]]:
