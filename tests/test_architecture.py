@@ -45,7 +45,6 @@ ALLOWED: dict[str, set[str]] = {
         *("httpx2", "safetensors"),
     },
     "evaluation": {*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.stages", "numpy", "scipy"},
-    "feedback": {*SMALL, "rlhf_cli.data", "numpy", "scipy"},
     "ppo": {
         *(*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.runs", "rlhf_cli.distributed", "rlhf_cli.data"),
         *("rlhf_cli.models", "rlhf_cli.inference", "rlhf_cli.rewards"),
