@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "redaction": set(),
     "run_reference": set(),
     "distributed": {"torch", "accelerate"},
+    "http_client": {"rlhf_cli.errors", "rlhf_cli.formatting", "httpx2"},
     "recipe": {*SMALL, "pydantic", "yaml", "rlhf_cli.stages"},
     "runs": {*SMALL, *TENSORS},
     "data": {
@@ -42,7 +43,13 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": {
         "rlhf_cli.distributed",  # a reward that fails in one process fails in all
         *(*SMALL, "rlhf_cli.models", "rlhf_cli.data", "rlhf_cli.inference", "rlhf_cli.recipe", "torch", "transformers"),
-        *("httpx2", "safetensors"),
+        *("rlhf_cli.http_client", "rlhf_cli.ai_feedback", "safetensors"),  # the judge is a reward source, too
+    },
+    "ai_feedback": {
+        *(f"rlhf_cli.{room}" for room in ("recipe", "data", "models", "inference", "http_client")),
+        *("rlhf_cli.feedback.types", "rlhf_cli.feedback.store", *SMALL),
+        "rlhf_cli.evaluation.statistics",  # agreement with people is a proportion with an interval
+        *("torch", "transformers"),
     },
     "evaluation": {*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.stages", "numpy", "scipy"},
     "ppo": {
@@ -63,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stages": {
         *(f"rlhf_cli.{room}" for room in ("recipe", "runs", "data", "models", "inference", "rewards", "evaluation")),
-        "rlhf_cli.feedback",
+        *("rlhf_cli.feedback", "rlhf_cli.ai_feedback"),
         *(*SMALL, "rlhf_cli.ppo", "rlhf_cli.training", "rlhf_cli.pipeline", "rlhf_cli.distributed", *ML),
     },
     "pipeline": {

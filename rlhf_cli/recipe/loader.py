@@ -63,7 +63,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), stages: Sequence[str]
         wanted = validation.named_stages(recipe) if stages is None else stages
         for key, issue in validation.find_issues(recipe, wanted):
             if not _is_consequence(key, issues_by_key):
-                issues.append(replace(issue, location=document.location(key)))
+                # An issue of a file that the recipe refers to has the location in that file.
+                issues.append(replace(issue, location=issue.location or document.location(key)))
     if issues or recipe is None:
         raise RecipeError(sorted(dict.fromkeys(issues), key=_position_in_files))
     return LoadedRecipe(recipe, document)

@@ -114,16 +114,20 @@ def format_value(value: object) -> str:
     return shorten(text.removesuffix("\n...\n").strip())
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, *, noun: str = "recipe", hint: str = "Start with `name:` and `base:`.") -> Document:
     """Read one file.
+
+    Args:
+        path: The file.
+        noun: What messages call it.
+        hint: How it starts, for the message about a file that is not a mapping.
 
     Raises:
         RecipeError: The file cannot be read, or is not a YAML mapping. Further issues are in the document.
     """
-    root = _compose(_read_text(path), path)
+    root = _compose(_read_text(path, noun), path)
     if not isinstance(root, yaml.MappingNode):
-        problem = "empty recipe" if root is None else "not a mapping of keys to values"
-        hint = "Start with `name:` and `base:`."
+        problem = f"empty {noun}" if root is None else "not a mapping of keys to values"
         raise RecipeError("recipe.not-a-mapping", f"{problem}.", location=format_path(path), hint=hint)
     document = Document(path)
     document.values = _Reader(document).mapping(root, ())
@@ -144,24 +148,24 @@ def parse_scalar(text: str) -> Any:
     return value
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, noun: str) -> str:
     location = format_path(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         recipes = _recipes_in(path.parent)
         hint = f"Choose one of {', '.join(recipes)} in {format_path(path.parent)}." if recipes else "Check the path."
-        raise RecipeError("recipe.not-found", "recipe file not found.", location=location, hint=hint) from None
+        raise RecipeError("recipe.not-found", f"{noun} file not found.", location=location, hint=hint) from None
     except IsADirectoryError:
         recipes = _recipes_in(path)
-        hint = f"Choose a recipe in it: {', '.join(recipes)}." if recipes else "Choose a recipe file."
-        message = "recipe file not found; found a directory."
+        hint = f"Choose a recipe in it: {', '.join(recipes)}." if recipes else f"Choose a {noun} file."
+        message = f"{noun} file not found; found a directory."
         raise RecipeError("recipe.not-found", message, location=location, hint=hint) from None
     except OSError as error:
-        message = f"cannot read the recipe: {error.strerror}."
+        message = f"cannot read the {noun}: {error.strerror}."
         raise RecipeError("recipe.unreadable", message, location=location, hint="Check its permissions.") from None
     except UnicodeDecodeError as error:
-        message = f"cannot read the recipe: {error}."
+        message = f"cannot read the {noun}: {error}."
         raise RecipeError("recipe.unreadable", message, location=location, hint="Save it as UTF-8 text.") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rlhf_cli import http_client
 from rlhf_cli.data.rows import Message, PromptRow, Text
 from rlhf_cli.errors import DataError, DivergedError, RecipeError
 from rlhf_cli.recipe.schema import RewardSource
@@ -49,9 +50,11 @@ def request_scores(server: Server, url: str = "", **fields: Any) -> list[float |
 def test_source_fields_override_defaults() -> None:
     source = RewardSource(http="https://host/x", timeout=3.0, batch_size=2, retries=0)
     scorer = HttpScorer.from_source(source)
-    assert (scorer.url, scorer.timeout, scorer.batch_size, scorer.retries) == ("https://host/x", 3.0, 2, 0)
+    client = scorer.client
+    assert (client.url, client.timeout, scorer.batch_size, client.retries) == ("https://host/x", 3.0, 2, 0)
     scorer = HttpScorer.from_source(RewardSource(http="https://host/x"))
-    assert (scorer.timeout, scorer.batch_size, scorer.retries, scorer.name) == (60.0, 64, 4, "http")
+    client = scorer.client
+    assert (client.timeout, scorer.batch_size, client.retries, scorer.name) == (60.0, 64, 4, "http")
 
 
 def test_batches_are_sent_with_prompts_completions_and_columns(server: Server) -> None:
@@ -227,7 +230,7 @@ def test_non_finite_score_raises_without_retry(server: Server, reply: bytes, ind
 
 
 def test_response_beyond_the_byte_limit_is_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 100_000)
+    monkeypatch.setattr(http_client, "MAX_RESPONSE_BYTES", 100_000)
     server.replies = [(200, b" " * 1_000_000, {})]
     with raises_issue("training.invalid-reward") as issues:
         request_scores(server)
@@ -271,7 +274,7 @@ def test_token_that_no_header_can_hold_raises_without_showing_it(
 
 
 def test_display_url_has_no_credentials_and_parameters() -> None:
-    assert HttpScorer("https://ann:pw@host:8000/a?b=c#d").display_url == "https://host:8000/a"
+    assert HttpScorer("https://ann:pw@host:8000/a?b=c#d").client.display_url == "https://host:8000/a"
 
 
 def test_columns_are_sent_as_json_or_text_but_nan_raises(server: Server) -> None:

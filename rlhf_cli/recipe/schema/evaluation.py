@@ -38,6 +38,9 @@ class Eval(Section):
     python: Annotated[list[str], PathKind("function")] = Field(
         [], description="functions (file.py:function) that score completions; never used in training"
     )
+    judge: bool = Field(
+        False, description="whether the judge in feedback.judge also compares the completions of both models"
+    )
     gates: list[Gate] = Field([], description="bounds that the metrics must satisfy")
 
     def smoke(self) -> Self:

@@ -39,7 +39,7 @@ class Rule(Section):
 
 
 class RewardSource(Section):
-    """One reward source: exactly one of `run`, `model`, `python`, `http` and `rule`."""
+    """One reward source: exactly one of `run`, `model`, `python`, `http`, `rule` and `judge`."""
 
     run: Annotated[str | None, PathKind("run")] = Field(
         None, description="a reward run that was trained on the recipe's base model"
@@ -60,6 +60,9 @@ class RewardSource(Section):
         None, description="retries of a failed `http` request, after 1, 2, 4, … seconds; null: 4"
     )
     rule: Rule | None = Field(None, description="a built-in rule: {length: {min, max}}, {pattern} or {forbidden}")
+    judge: Literal[True] | None = Field(
+        None, description="true: the judge in feedback.judge, by how well it says a completion follows its principles"
+    )
     combine: Literal["mean", "min", "uncertainty"] | None = Field(
         None,
         description="how the scores of the members of a `run` with several are combined: mean; min: the lowest; "

@@ -17,7 +17,7 @@ URL_HINT = "Use a URL such as https://host:port/path."
 def secret_issues(recipe: Recipe) -> Iterator[KeyedIssue]:
     """Yield an issue, which does not repeat the secret, for each text with a password or token.
 
-    URLs of rewards are validated by `url_issues`.
+    URLs of rewards and judges are validated by `url_issues`.
     """
     yield from _secret_issues(recipe.model_dump(), ())
 
@@ -36,8 +36,14 @@ def _secret_issues(value: Any, key: Key) -> Iterator[KeyedIssue]:
         yield keyed_issue("recipe.contains-secret", key, problem, hint)
 
 
-def url_issues(url: str, key: Key) -> Iterator[KeyedIssue]:
-    """Yield issues of a reward's URL. They do not repeat it, because a password may be anywhere in it."""
+def url_issues(url: str, key: Key, token_variable: str = "RLHF_REWARD_TOKEN") -> Iterator[KeyedIssue]:
+    """Yield issues of a server's URL. They do not repeat it, because a password may be anywhere in it.
+
+    Args:
+        url: The URL.
+        key: Its key.
+        token_variable: The environment variable whose token the server gets.
+    """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # raises ValueError for an invalid port
@@ -47,7 +53,7 @@ def url_issues(url: str, key: Key) -> Iterator[KeyedIssue]:
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if "@" in parts.netloc or redact(url) != url or any(map(SECRET_PARAMETER.search, names)):
         problem = "contains a password or a key, which would be visible in the run's recipe.yaml and logs."
-        hint = "Remove it, and set the environment variable RLHF_REWARD_TOKEN, which is sent as a Bearer token."
+        hint = f"Remove it, and set the environment variable {token_variable}, which is sent as a Bearer token."
         yield keyed_issue("recipe.contains-secret", key, problem, hint)
         return
     is_http = parts.scheme in ("http", "https") and host
