@@ -17,6 +17,7 @@ GROUPS: Mapping[str, str] = {  # prefix of a code: heading in docs/errors.md
     "training": "Training and rewards",
     "eval": "Evaluation",
     "feedback": "Human feedback",
+    "feedback": "Human and AI feedback",
     "run": "Interrupted runs",
     "internal": "Internal errors",
 }
@@ -144,6 +145,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "model.missing-chat-template": "A model that reads conversations has no chat template.",
     "model.reward-tokenizer-mismatch": "A reward run was trained with another tokenizer or chat template.",
     "model.no-distinct-completions": "No prompt has two completions that differ enough to be compared.",
+    "model.judge-tokenizer": "The tokenizer of the judge cannot distinguish the two answers.",
     # hardware
     "hardware.out-of-memory": "The device ran out of memory.",
     "hardware.not-enough-memory": "The device has less memory than the stage is estimated to need.",
@@ -162,6 +164,8 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "training.reward-raised": "A reward function raised an exception.",
     "training.invalid-reward": "A reward source did not return one number per completion.",
     "training.reward-server": "A reward server cannot be reached, times out or rejects the request.",
+    "training.judge-server": "The endpoint of the judge cannot be reached, times out or rejects the request.",
+    "training.judge-reply": "The endpoint of the judge returns something other than one of the two answers.",
     # eval
     "eval.gate-failed": "A metric is outside the bounds of a gate.",
     "eval.unknown-metric": "A gate names a metric that the evaluation does not compute.",
@@ -182,6 +186,9 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "feedback.unreachable": "The PostgreSQL server cannot be reached, or it refuses the connection.",
     "feedback.busy": "Another process keeps the store locked.",
     "feedback.failed": "The database of the store failed.",
+    # feedback: people's judgments, and the judge that compares by a constitution
+    "feedback.judge-below-agreement": "The judge agrees less often with people than min_agreement requires.",
+    "feedback.judge-not-measured": "No pair was ordered by both the judge and people, as min_agreement requires.",
     # run
     "run.stopped": "A signal stopped the run; it can be resumed.",
     # internal

@@ -25,8 +25,8 @@ MAX_TOKENS = 16  # of a reply, which is one word
 LOCATION = "feedback.judge.http"
 SERVICE = Service(
     token_variable=TOKEN_VARIABLE,
-    connection_code="feedback.judge-server",
-    response_code="feedback.judge-reply",
+    connection_code="training.judge-server",
+    response_code="training.judge-reply",
     connection_hint="Check that the server is running and can be reached; see also feedback.judge.timeout.",
     response_hint="Use an endpoint that returns chat completions in the form of OpenAI's API.",
     status_hints={
@@ -49,6 +49,8 @@ class ChatEndpoint:
         timeout: Seconds for one request with its complete response.
         concurrency: Requests at a time.
     """
+
+    has_weights = False
 
     def __init__(self, url: str, model: str, *, timeout: float, concurrency: int) -> None:
         self.client = JsonClient(f"{url.rstrip('/')}/chat/completions", SERVICE, timeout=timeout, retries=RETRIES)
@@ -73,7 +75,7 @@ class ChatEndpoint:
             if len(invalid) == len(replies):
                 message = f"{self.client.display_url}: unexpected replies; found {found}, expected {expected}."
                 hint = "Use a model that follows instructions."
-                raise DivergedError("feedback.judge-reply", message, location=LOCATION, hint=hint)
+                raise DivergedError("training.judge-reply", message, location=LOCATION, hint=hint)
             count = format_count(len(invalid), "reply").replace("replys", "replies")
             logger.warning(f"judge: {count} of {len(replies)} counted as ties; found {found}, expected {expected}")
         return [values.get(reply, 0.0) for reply in replies]

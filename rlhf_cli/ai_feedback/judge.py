@@ -21,7 +21,13 @@ NAME_DIGITS = 8  # of the hash in an annotator's name
 
 
 class Answerer(Protocol):
-    """A model that chooses between two answers to a question."""
+    """A model that chooses between two answers to a question.
+
+    Attributes:
+        has_weights: Whether it is a model in this process, whose weights `load` loads.
+    """
+
+    has_weights: bool
 
     def load(self, *, smoke: bool) -> None:
         """Load weights, if it has any; with `smoke` random ones of a tiny model."""
@@ -74,6 +80,11 @@ class Judge:
     def __init__(self, answerer: Answerer, constitution: Constitution, *, label: str, identity: str) -> None:
         self.answerer, self.constitution = answerer, constitution
         self.label, self.identity = label, identity
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model is in this process."""
+        return self.answerer.has_weights
 
     def annotator_name(self, principle: Principle) -> str:
         """Return the name under which judgments by a principle are stored. Another model or text gives another one."""

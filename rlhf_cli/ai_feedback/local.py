@@ -62,6 +62,8 @@ class LocalModel:
         batch_size: Questions per forward pass.
     """
 
+    has_weights = True
+
     def __init__(self, source: ModelSource, *, batch_size: int) -> None:
         self.source, self.batch_size = source, batch_size
         self._model: MultiAdapterModel | None = None
@@ -144,9 +146,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, asked: Sequence[str], answers: A
         both = zip(one.completion_ids, other.completion_ids, strict=False)
         common = next((index for index, (a, b) in enumerate(both) if a != b), None)
         if common is None:
-            message = f"the tokenizer of the judge cannot distinguish the answers {answers.first} and {answers.second}."
+            message = f"the tokenizer of the judge cannot distinguish {answers.first} and {answers.second}."
             hint = "Use a model with a vocabulary of natural language."
-            raise ModelError("feedback.judge-tokenizer", message, location="feedback.judge.model", hint=hint)
+            raise ModelError("model.judge-tokenizer", message, location="feedback.judge.model", hint=hint)
         ids = [*one.prompt_ids, *one.completion_ids[:common]]
         found.append(_Question(ids, one.completion_ids[common], other.completion_ids[common]))
     return found

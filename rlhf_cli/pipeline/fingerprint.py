@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_cli.pipeline.inputs import Input
-from rlhf_cli.pipeline.references import datasets_of
+from rlhf_cli.pipeline.references import datasets_of, uses_judge
 from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, Source
 from rlhf_cli.runs.manifest import digest
 from rlhf_cli.stages import STAGES, DatasetKind
@@ -33,6 +33,9 @@ def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
     for name, key in spec.fallbacks.items():
         if settings[spec.section][name] is None:
             settings[spec.section][name] = _value(recipe, key)
+    judge = recipe.feedback.judge
+    if judge is not None and uses_judge(getattr(recipe, spec.section)):
+        settings["feedback.judge"] = [_path_placeholder(judge.model), judge.http, judge.http_model]
     for key in spec.reads_settings:
         settings[key] = _value(recipe, key)
     for kind in datasets_of(stage, recipe):

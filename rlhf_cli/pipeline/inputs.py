@@ -9,7 +9,14 @@ from typing import Literal, NamedTuple
 from rlhf_cli.errors import Issue, ModelError
 from rlhf_cli.models import hub
 from rlhf_cli.pipeline.local_imports import find_local_imports
-from rlhf_cli.pipeline.references import Key, ResolvedReference, datasets_of, is_checkpoint, user_functions
+from rlhf_cli.pipeline.references import (
+    Key,
+    ResolvedReference,
+    constitution_of,
+    datasets_of,
+    is_checkpoint,
+    user_functions,
+)
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.runs import lineage
 from rlhf_cli.runs.layout import RunEntry
@@ -56,6 +63,9 @@ def hash_inputs(
     spec = STAGES[stage]
     for key, function in user_functions(getattr(recipe, spec.section), (spec.section,)):
         inputs += [(key, item) for item in _hash_code(".".join(map(str, key)), function)]
+    constitution = constitution_of(getattr(recipe, spec.section), recipe)
+    if constitution is not None:
+        inputs.append(((), _hash_file("constitution", constitution)))
     if spec.exports:
         exported = next(item for _, item in inputs if item.role == "of")
         entry = lineage.newest_evaluation(runs_dir, recipe.name, Path(exported.path), smoke=smoke)

@@ -18,9 +18,10 @@ from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import read_manifest
-from rlhf_cli.stages import BASE_STAGES, REWARD_STAGES, STAGES, DatasetKind, StageSpec
+from rlhf_cli.stages import BASE_STAGES, POLICY_STAGES, REWARD_STAGES, STAGES, DatasetKind, StageSpec
 
 NOT_A_RUN = (None, "base", "scratch")  # values of a run field that refer to no run
+JUDGE_ROLE = "judge"
 MODEL_FILES = ("config.json", "adapter_config.json")  # a folder that holds a model or an adapter has one of them
 
 Key = tuple[str | int, ...]  # of a value in the recipe, such as ("ppo", "reward", 0, "run")
@@ -75,18 +76,14 @@ def find_references(stage: str, recipe: Recipe) -> Iterator[Reference]:
     spec = STAGES[stage]
     revision = recipe.base.revision
     if spec.adapts_base:
-        yield Reference("base", ("base", "model"), recipe.base.model, BASE_STAGES, revision, ("base", "revision"))
+        yield base_reference(recipe)
     section: Section = getattr(recipe, spec.section)
     for key, ref, stages in _run_fields(section, spec):
         role = ".".join(map(str, key))
         yield Reference(role, (spec.section, *key), ref, stages, revision, ("base", "revision"))
-    for key, source in reward_sources(section, (spec.section,)):
-        role = ".".join(map(str, key))
-        if source.run is not None:
-            yield Reference(role, (*key, "run"), source.run, REWARD_STAGES)
-        elif source.model is not None:
-            model_revision = source.revision or "main"
-            yield Reference(role, (*key, "model"), source.model, (), model_revision, (*key, "revision"))
+    yield from _reward_references(section, spec.section)
+    if uses_judge(section):
+        yield from judge_references(recipe)
     for kind in datasets_of(stage, recipe):
         for index, source in enumerate(getattr(recipe.data, kind) or []):
             if source.run is not None:
@@ -111,6 +108,48 @@ def reward_sources(section: Section, key: Key = ()) -> Iterator[tuple[Key, Rewar
             for index, item in enumerate(value):
                 if isinstance(item, RewardSource):
                     yield (*key, name, index), item
+
+
+def base_reference(recipe: Recipe) -> Reference:
+    """Return the base model."""
+    return Reference(
+        "base", ("base", "model"), recipe.base.model, BASE_STAGES, recipe.base.revision, ("base", "revision")
+    )
+
+
+def _reward_references(section: Section, name: str) -> Iterator[Reference]:
+    """Yield the runs and models among the reward sources of the section `name`."""
+    for key, source in reward_sources(section, (name,)):
+        role = ".".join(map(str, key))
+        if source.run is not None:
+            yield Reference(role, (*key, "run"), source.run, REWARD_STAGES)
+        elif source.model is not None:
+            model_revision = source.revision or "main"
+            yield Reference(role, (*key, "model"), source.model, (), model_revision, (*key, "revision"))
+
+
+def uses_judge(section: Section) -> bool:
+    """Return whether a stage with this section asks the judge in feedback.judge."""
+    return bool(getattr(section, "judge", None)) or any(source.judge for _, source in reward_sources(section))
+
+
+def judge_references(recipe: Recipe) -> Iterator[Reference]:
+    """Yield the model of the judge, unless it is the base model or behind an endpoint."""
+    judge = recipe.feedback.judge
+    if judge is not None and judge.model not in NOT_A_RUN:
+        assert judge.model is not None
+        key: Key = ("feedback", "judge")
+        revision = judge.revision or "main"
+        yield Reference(JUDGE_ROLE, (*key, "model"), judge.model, POLICY_STAGES, revision, (*key, "revision"))
+
+
+def constitution_of(section: Section, recipe: Recipe) -> str | None:
+    """Return the path of the constitution that a stage with this section reads, or None if it reads none."""
+    own = getattr(section, "constitution", None)
+    judge = recipe.feedback.judge
+    if own is not None or judge is None or not (uses_judge(section) or "constitution" in type(section).model_fields):
+        return own
+    return judge.constitution
 
 
 def user_functions(section: Section, key: Key = ()) -> Iterator[tuple[Key, str]]:
@@ -230,7 +269,8 @@ def check_adapters(stage: str, recipe: Recipe, found: Sequence[ResolvedReference
     for one in found:
         reference = one.reference
         is_trained = STAGES[stage].adapts_base and reference.stages and not reference.is_dataset
-        if not is_trained or reference.role == "base" or one.kind == "hub":
+        # The judge is loaded beside the base model if it is not an adapter on it.
+        if not is_trained or reference.role in ("base", JUDGE_ROLE) or one.kind == "hub":
             continue
         folder = Path(one.path) if one.entry is None else one.entry.path / "model"
         with errors.collect():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli import distributed
+from rlhf_cli.ai_feedback.judge import Judge
 from rlhf_cli.data.rows import PromptRow
 from rlhf_cli.errors import DivergedError
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
@@ -29,6 +30,7 @@ from rlhf_cli.rewards import ensemble
 from rlhf_cli.rewards.base import Completions, RewardScorer, completion_text, quote
 from rlhf_cli.rewards.ensemble import RewardEnsemble
 from rlhf_cli.rewards.http import HttpScorer
+from rlhf_cli.rewards.judge import JudgeScorer
 from rlhf_cli.rewards.model import ModelScorer
 from rlhf_cli.rewards.python import PythonScorer
 from rlhf_cli.rewards.rules import RuleScorer
@@ -63,7 +65,9 @@ class RewardFunction(NamedTuple):
 
 
 def build_reward_functions(
-    sources: Sequence[RewardSource], find: Callable[[int], Path | None] = lambda _: None
+    sources: Sequence[RewardSource],
+    find: Callable[[int], Path | None] = lambda _: None,
+    build_judge: Callable[[], Judge] | None = None,
 ) -> list[RewardFunction]:
     """Build the recipe's reward functions. Loads functions, configs and tokenizers, but no weights.
 
@@ -72,6 +76,7 @@ def build_reward_functions(
     Args:
         sources: The reward sources.
         find: Returns the folder of the reward model of a source that is a run, by the index of the source.
+        build_judge: Builds the recipe's judge; needed if it is one of the sources.
 
     Raises:
         RecipeError: A Python function cannot be loaded.
@@ -79,7 +84,8 @@ def build_reward_functions(
     """
     found: list[RewardFunction] = []
     for index, source in enumerate(sources):
-        members, scorer = None, None
+        members: RewardEnsemble | None = None
+        scorer: RewardScorer | None = None
         if source.run is not None:
             folder = find(index)
             assert folder is not None, f"the folder of {source.run} is needed"
@@ -87,6 +93,10 @@ def build_reward_functions(
             role = f"reward_{runs + 1}" if runs else "reward"
             members = ensemble.find_ensemble(role, folder, source.combine or "mean")
             name = Path(source.run).name.partition("@")[0]
+        elif source.judge is not None:
+            assert build_judge is not None, "the judge of the recipe is needed"
+            scorer = JudgeScorer(build_judge())
+            name = scorer.name
         else:
             kind = next((kind for kind in SCORERS if getattr(source, kind) is not None), None)
             assert kind is not None, f"a field of RewardSource has no row in SCORERS: {source!r}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import distributed
 from rlhf_cli.data import tokenization
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.evaluation.training_metrics import SUMMARIZED_ITERATION_METRICS
+from rlhf_cli.pipeline.judge import judge_of_stage
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training.length_checks import LengthLimit, check_all
@@ -39,7 +41,9 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     _check_minibatches(stage)
     arguments = optimization.training_arguments(settings.trainer, run.path)
     reward_functions = build.build_reward_functions(
-        settings.reward, lambda index: stage.model_path(f"{stage.spec.section}.reward.{index}")
+        settings.reward,
+        lambda index: stage.model_path(f"{stage.spec.section}.reward.{index}"),
+        partial(judge_of_stage, stage),
     )
     trackers = optimization.Trackers(arguments, settings.model_dump(mode="json"))
     data = prepare(stage)

@@ -122,7 +122,7 @@ def files(tmp_path: Path) -> None:
             "ppo: {reward: [{run: reward}, {weight: 2}]}",
             31,
             "missing-key",
-            "expected exactly one of run, model, python, http and rule.",
+            "expected exactly one of run, model, python, http, rule and judge.",
         ),
         ("ppo: {reward: [{model: ./gone}]}", 17, "path-not-found", "ppo.reward.0.model: directory not found: gone."),
         (

@@ -33,7 +33,7 @@ def unused_folder(_index: int) -> Path:
 
 
 def test_every_kind_of_source_has_a_scorer() -> None:
-    assert {"run", *build.SCORERS} == set(REWARD_KEYS)
+    assert {"run", "judge", *build.SCORERS} == set(REWARD_KEYS)
 
 
 def test_new_kind_of_source_needs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

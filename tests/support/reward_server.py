@@ -18,8 +18,16 @@ def ok(value: object) -> Reply:
     return 200, json.dumps(value).encode(), {}
 
 
+def lengths(body: dict[str, Any]) -> Reply:
+    """Return the lengths of the completions, as a reward."""
+    return ok([len(c) for c in body["completions"]])
+
+
 class Server:
-    """Replies with the lengths of the completions, or with `replies` in turn, and records the requests.
+    """Replies with what `respond` returns, or with `replies` in turn, and records the requests.
+
+    Args:
+        respond: Returns the reply to a request; the lengths of the completions if not given.
 
     Attributes:
         requests: The JSON body of each request.
@@ -29,7 +37,7 @@ class Server:
         url: The server's URL.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, respond: Callable[[dict[str, Any]], Reply] = lengths) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -43,7 +51,7 @@ class Server:
                 outer.requests.append(body)
                 outer.headers.append(dict(self.headers))
                 outer.paths.append(self.path)
-                reply = outer.replies.pop(0) if outer.replies else ok([len(c) for c in body["completions"]])
+                reply = outer.replies.pop(0) if outer.replies else respond(body)
                 if callable(reply):
                     reply(self)
                     return

@@ -72,7 +72,11 @@ class Judge(Section):
         description="lowest agreement with people, as a fraction of the pairs that both ordered, at which the judge "
         "may be used; null: not checked",
     )
-    batch_size: PositiveInt = Field(8, description="comparisons per forward pass or per group of concurrent requests")
+    batch_size: PositiveInt = Field(8, description="questions per forward pass, or requests at a time to the endpoint")
+
+    def smoke(self) -> Self:
+        """Ask the tiny base model instead of another one, whose random weights cannot agree with people."""
+        return self.replace(min_agreement=None, **({} if self.model is None else {"model": "base", "revision": None}))
 
 
 class Revise(Section):

@@ -26,9 +26,9 @@ def judge_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
         yield from dependent_issues(judge, JUDGE_OWNERS, JUDGE_KEY)
         if judge.http is not None:
             yield from url_issues(judge.http, (*JUDGE_KEY, "http"), TOKEN_VARIABLE)
-            if judge.http_model is None:
-                problem = "missing key; the endpoint needs the name of a model."
-                yield keyed_issue("recipe.missing-key", (*JUDGE_KEY, "http"), problem, "Set feedback.judge.http_model.")
+            if judge.http_model is None and judge.model is None:
+                problem = "missing key; expected the name of a model at the endpoint."
+                yield keyed_issue("recipe.missing-key", (*JUDGE_KEY, "http_model"), problem, "Add `http_model:`.")
         yield from _constitution_issues(judge.constitution, (*JUDGE_KEY, "constitution"))
     if recipe.revise.constitution is not None:
         yield from _constitution_issues(recipe.revise.constitution, ("revise", "constitution"))

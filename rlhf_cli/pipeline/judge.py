@@ -1,0 +1,50 @@
+"""Build the judge of a resolved stage or of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_cli.pipeline.inputs import Input, hash_model
+from rlhf_cli.pipeline.references import JUDGE_ROLE, base_reference, judge_references, resolve_reference
+from rlhf_cli.pipeline.resolve import ResolvedStage
+from rlhf_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from rlhf_cli.ai_feedback.judge import Judge
+
+
+def judge_of_stage(stage: ResolvedStage) -> Judge:
+    """Return the judge that a stage asks, without weights. The stage's references include the judge's model."""
+    return _build(stage.recipe, stage.inputs)
+
+
+def judge_of_recipe(recipe: Recipe, runs_dir: Path) -> Judge:
+    """Return the judge in feedback.judge, without weights.
+
+    Raises:
+        RlhfError: The judge's model cannot be found.
+    """
+    references = [base_reference(recipe), *judge_references(recipe)]
+    if recipe.feedback.judge is not None and recipe.feedback.judge.http is not None:
+        references = []
+    found = [resolve_reference(reference, recipe.name, runs_dir, smoke=False) for reference in references]
+    return _build(recipe, [hash_model(one) for one in found])
+
+
+def _build(recipe: Recipe, inputs: Sequence[Input]) -> Judge:
+    from rlhf_cli.ai_feedback.build import JudgeModel, build_judge
+
+    by_role = {item.role: item for item in inputs}
+    judge, base = by_role.get(JUDGE_ROLE), by_role.get("base")
+    model: JudgeModel | None = None
+    if base is not None:
+        content = judge or base
+        model = JudgeModel(
+            base_path=base.model_path,
+            path=None if judge is None else judge.model_path,
+            label=content.versioned_ref if content.kind == "run" else content.ref,
+            content=content.sha256 or content.ref,
+        )
+    return build_judge(recipe, model)
