@@ -16,7 +16,6 @@ GROUPS: Mapping[str, str] = {  # prefix of a code: heading in docs/errors.md
     "disk": "Disk, permissions and locks",
     "training": "Training and rewards",
     "eval": "Evaluation",
-    "feedback": "Human feedback",
     "feedback": "Human and AI feedback",
     "run": "Interrupted runs",
     "internal": "Internal errors",
