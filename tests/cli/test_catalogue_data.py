@@ -16,7 +16,7 @@ from tests.support.catalogue import check_in_fresh_interpreter, list_files, make
 from tests.support.command import Rlhf
 
 # The first stage that trains on each dataset.
-STAGE_OF = {spec.dataset: stage for stage, spec in reversed(STAGES.items()) if spec.dataset is not None}
+STAGE_OF = {spec.dataset: stage for stage, spec in STAGES.items() if spec.dataset is not None}
 RECIPE = (
     "name: bot\nbase: {{model: ./base}}\ndata:\n  {kind}: {{path: {path}{settings}}}\npretrain:\nsft:\n"
     "reward: {{start: base}}\nppo: {{start: base, reward: [{{rule: {{length: {{max: 9}}}}}}]}}\n"

@@ -17,6 +17,7 @@ TRAINING_STAGES = [name for name, spec in STAGES.items() if spec.prepare]
 LIMITS = {  # so that some rows are truncated or dropped
     "pretrain": "pretrain.max_length=16",
     "sft": "sft.max_length=9",
+    "sample": "sample.max_prompt_length=4",
     "reward": "reward.max_length=8",
     "ppo": "ppo.max_prompt_length=4",
 }
@@ -45,8 +46,8 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[PreparedData]:
 def test_dry_run_prepares_the_data_of_the_stage(
     training_project: TrainingProject, prepared: list[PreparedData], stage: str
 ) -> None:
-    steps = "ppo.iterations=1" if stage == "ppo" else f"{stage}.max_steps=1"
-    overrides = (LIMITS[stage], steps)
+    steps = {"ppo": "ppo.iterations=1", "sample": "sample.prompts=20"}
+    overrides = (LIMITS[stage], steps.get(stage, f"{stage}.max_steps=1"))
     recipe = training_project.load(stage, *overrides)
     preview = dry_run.preview(stage, recipe, training_project.runs_dir, smoke=False)
     training_project.train(stage, *overrides)

@@ -27,6 +27,7 @@ data:
   preferences: {{path: preferences.jsonl}}
   prompts: {{path: sft.jsonl}}
 sft: {{max_steps: 2, batch_size: 4, micro_batch_size: 4, max_length: 64}}
+sample: {{of: [base], max_new_tokens: 4}}
 reward: {{start: base, max_steps: 2, batch_size: 4, micro_batch_size: 4, max_length: 64}}
 ppo:
   start: base
