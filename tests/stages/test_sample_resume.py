@@ -13,6 +13,7 @@ import pytest
 from rlhf_cli.errors import StoppedError
 from rlhf_cli.inference import generation
 from rlhf_cli.pipeline.runner import StageResult
+from rlhf_cli.runs.run import Run
 from rlhf_cli.stages import sample
 from tests.support.issues import raises_issue
 from tests.support.stage_harness import StageHarness, kill_this_process, logged_steps, write_ppo_project
@@ -68,7 +69,7 @@ def act_at_call(number: int, module: Any, name: str, act: Callable[[], object]) 
         pytest.param(act_at_call(3, generation, "generate", kill_this_process), 2, id="in a batch"),
         pytest.param(act_at_call(6, generation, "generate", kill_this_process), 5, id="in the second model"),
         # Two lines of the third step are written, of which the resumed run knows nothing.
-        pytest.param(act_at_call(2 * 10 + 3, sample.Run, "sample", kill_this_process), 2, id="between two lines"),
+        pytest.param(act_at_call(2 * 10 + 3, Run, "sample", kill_this_process), 2, id="between two lines"),
         pytest.param(act_at_call(20, sample, "distinct", kill_this_process), STEPS, id="while writing the rows"),
     ],
 )
