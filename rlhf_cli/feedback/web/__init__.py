@@ -1,0 +1,1 @@
+"""The page on which annotators judge, and the owner's overview."""
