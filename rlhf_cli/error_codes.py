@@ -31,6 +31,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "recipe.not-a-mapping": "The recipe is empty or is not a mapping of keys to values.",
     "recipe.unsupported-schema": "Another version of rlhf wrote the recipe.",
     "recipe.circular-extends": "A recipe extends itself, directly or through other recipes.",
+    "recipe.address-unavailable": "The address of `rlhf annotate serve` is in use or cannot be used.",
     "recipe.invalid-override": "A --set option is not KEY=VALUE, or its key cannot be set.",
     "recipe.duplicate-key": "The key occurs twice in its section.",
     "recipe.missing-key": "A required key is missing.",

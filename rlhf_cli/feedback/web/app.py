@@ -18,7 +18,7 @@ from rlhf_cli.errors import RlhfError
 from rlhf_cli.feedback.store import NotFoundError, Store
 from rlhf_cli.feedback.web import accounts, annotation, overview
 from rlhf_cli.feedback.web.security import ProtectionMiddleware
-from rlhf_cli.feedback.web.site import STATIC, Site, logged_in, site_of
+from rlhf_cli.feedback.web.site import EXPERTS, OWNERS, STATIC, Site, logged_in, site_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ def create_app(store: Store, allowed_hosts: Sequence[str] = LOOPBACK) -> Starlet
         allowed_hosts: Names by which the page may be addressed. Another `Host` is refused, so that a page of another
             site cannot reach this one by a name that it controls.
     """
-    owner, experts = ("owner",), ("expert", "owner")
     routes = [
         Route("/", accounts.home),
         Route("/login", accounts.login_page),
@@ -44,10 +43,10 @@ def create_app(store: Store, allowed_hosts: Sequence[str] = LOOPBACK) -> Starlet
         Route("/items/{id:int}", logged_in(annotation.item)),
         Route("/items/{id:int}/answer", logged_in(annotation.answer), methods=["POST"]),
         Route("/judgments/{id:int}/reopen", logged_in(annotation.reopen), methods=["POST"]),
-        Route("/overview", logged_in(overview.overview, owner)),
-        Route("/disagreements", logged_in(overview.disagreements, experts)),
-        Route("/disagreements/{id:int}", logged_in(overview.disagreement, experts)),
-        Route("/disagreements/{id:int}/decision", logged_in(overview.decide, experts), methods=["POST"]),
+        Route("/overview", logged_in(overview.overview, OWNERS)),
+        Route("/disagreements", logged_in(overview.disagreements, EXPERTS)),
+        Route("/disagreements/{id:int}", logged_in(overview.disagreement, EXPERTS)),
+        Route("/disagreements/{id:int}/decision", logged_in(overview.decide, EXPERTS), methods=["POST"]),
         Mount("/static", CachedFiles(directory=STATIC)),
     ]
     app = Starlette(
@@ -77,7 +76,7 @@ def _http_error(request: Request, error: Exception) -> Response:
     return _error(request, error.status_code, str(error.detail))
 
 
-def _not_found(request: Request, _error_: Exception) -> Response:
+def _not_found(request: Request, _: Exception) -> Response:
     return _error(request, 404, "Not found")
 
 
@@ -89,5 +88,7 @@ def _failed(request: Request, error: Exception) -> Response:
 
 def _error(request: Request, status: int, text: str) -> Response:
     if "text/html" in request.headers.get("accept", "") and request.method == "GET":
-        return site_of(request).message(request, text, "The address does not exist, or belongs to someone else.", status)
+        return site_of(request).message(
+            request, text, "The address does not exist, or belongs to someone else.", status
+        )
     return JSONResponse({"message": f"{text}."}, status)

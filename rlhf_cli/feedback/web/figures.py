@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rlhf_cli.feedback.store import Status
-from rlhf_cli.feedback.types import Snapshot
 
 
-def overall_agreement(snapshot: Snapshot) -> Any:
-    return None
-
-
-def agreement_chart(snapshot: Snapshot) -> Any:
-    return None
-
-
-def annotator_rows(status: Status, snapshot: Snapshot) -> list[dict[str, Any]]:
+def annotator_rows(status: Status) -> list[dict[str, Any]]:
     """Return one row per person."""
     return [
         {
@@ -26,7 +16,11 @@ def annotator_rows(status: Status, snapshot: Snapshot) -> list[dict[str, Any]]:
             "judged": row.judged,
             "skipped": row.skipped,
             "test": "" if row.qualification == "none" else row.qualification,
-            "pace": "–", "gold": "–", "agreement": "–", "first": "–", "longer": "–",
+            "pace": "–",
+            "gold": "–",
+            "agreement": "–",
+            "first": "–",
+            "longer": "–",
             "latest": row.latest[:16].replace("T", " "),
         }
         for row in status.annotators

@@ -106,7 +106,7 @@ def answer_from_json(values: Any, assignment: Assignment) -> Answer:
         InvalidAnswerError: It is not an answer to this item.
     """
     if not isinstance(values, dict):
-        raise InvalidAnswerError("an answer must be an object.")
+        raise InvalidAnswerError("it must be an object.")
     skip_reason = _text(values, "skip_reason")
     tiers = () if skip_reason else tiers_from_positions(values.get("tiers"), assignment.order)
     return Answer(

@@ -57,7 +57,8 @@ def render_completion(text: Text) -> str:
 def render(text: str) -> str:
     """Return Markdown as HTML that can be inserted into a page.
 
-    Raw HTML is shown as written. Each block at the top level has its own direction, so that Arabic and English can follow each other.
+    Raw HTML is shown as written. Each block at the top level has its own direction: Arabic and English can follow each
+    other.
     """
     text = displayable(text)
     if len(text) > MAX_MARKDOWN:
@@ -90,7 +91,10 @@ def _parser() -> MarkdownIt:
 
 
 def _prepare_tokens(state: StateCore) -> None:
-    """Give each block at the top level its own direction, and turn headings into paragraphs, as the page has its own outline."""
+    """Give each block at the top level its own direction, and turn headings into paragraphs.
+
+    The page has an outline of its own, which the headings of completions would break.
+    """
     for token in state.tokens:
         if token.tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
             if token.nesting == 1:

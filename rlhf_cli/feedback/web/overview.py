@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from rlhf_cli.feedback.store import DisputedItem, NotFoundError
 from rlhf_cli.feedback.types import Annotator, Item, Judgment
-from rlhf_cli.feedback.web.figures import agreement_chart, annotator_rows, overall_agreement
+from rlhf_cli.feedback.web.figures import annotator_rows
 from rlhf_cli.feedback.web.items import (
     MAX_TEXT,
     InvalidAnswerError,
@@ -29,12 +29,12 @@ EXCERPT = 160  # characters of a prompt in the list
 def overview(request: Request, annotator: Annotator, _values: Any) -> Response:
     """Return the overview: progress, agreement over time, and annotators."""
     site = site_of(request)
-    status, snapshot = site.store.status(), site.store.snapshot()
+    status = site.store.status()
     values = {
         "status": status,
-        "agreement": overall_agreement(snapshot),
-        "chart": agreement_chart(snapshot),
-        "annotators": annotator_rows(status, snapshot),
+        "agreement": None,
+        "chart": None,
+        "annotators": annotator_rows(status),
     }
     return HTMLResponse(site.render("overview.html", request, annotator, **values))
 

@@ -44,7 +44,8 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
 
 def _address_error(host: str, port: int, error: OSError) -> RecipeError:
     message = f"cannot listen on {host}, port {port}: {error.strerror}."
-    return RecipeError("feedback.address", message, hint="Pass another one with --port or --host; port 0 is any free one.")
+    hint = "Pass another one with --port or --host; port 0 is any free one."
+    return RecipeError("recipe.address-unavailable", message, hint=hint)
 
 
 def address_of(listening: socket.socket, host: str) -> str:
@@ -61,7 +62,7 @@ def hosts_of(host: str, allowed: Sequence[str]) -> list[str]:
 def serve(app: Starlette, listening: socket.socket) -> None:
     """Handle requests until Ctrl-C or SIGTERM. Running requests are finished first.
 
-    There is no access log: it would grow by one line per key that an annotator presses, and tells who worked when.
+    There is no access log: it would tell who worked when, which nobody needs to know.
     """
     config = Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off"

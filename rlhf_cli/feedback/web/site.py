@@ -23,6 +23,8 @@ from rlhf_cli.feedback.web.security import MAX_BODY, SAFE_METHODS, SESSION_COOKI
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
+OWNERS: tuple[Role, ...] = ("owner",)
+EXPERTS: tuple[Role, ...] = ("expert", "owner")
 ANYONE: tuple[Role, ...] = ("annotator", "expert", "owner")
 
 Handler = Callable[[Request, Annotator, Any], Response]
