@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
 from sqlalchemy import Row
 
@@ -17,7 +19,6 @@ from rlhf_cli.feedback.types import (
     Annotator,
     Answer,
     Completion,
-    Flag,
     Item,
     Judgment,
     NewItem,
@@ -139,21 +140,30 @@ def read_judgment(row: Row[Any]) -> Judgment:
 # --- validation -----------------------------------------------------------------------------------------------------
 
 
-def check_answer(answer: Answer, task: TaskKind, ids: Iterable[int], *, whole: int = 0) -> None:
+def check_answer(
+    answer: Answer, task: TaskKind, ids: Sequence[int], *, criteria: Collection[str] | None = None, whole: int = 0
+) -> None:
     """Raise DataError unless an answer fits its task and the completions of its item.
 
     Args:
         answer: The answer.
         task: The kind of task.
-        ids: Ids of the completions of the item.
+        ids: Ids of the completions, in the order of the item.
+        criteria: The aspects that may be rated; None: any.
         whole: The key of `flags` that stands for the whole item.
     """
-    known = set(ids)
-    for problem in _answer_problems(answer, task, known, whole):
-        raise DataError("feedback.invalid-answer", f"invalid answer: {problem}.")
+    problems = itertools.chain(
+        _tier_problems(answer, task, ids), _strength_problems(answer, task, ids), _detail_problems(answer, ids, whole)
+    )
+    unknown = {name for ratings in answer.criteria.values() for name in ratings} - set(criteria or ())
+    if criteria is not None and unknown:
+        expected = ", ".join(criteria) or "none"
+        problems = itertools.chain(problems, [f"found ratings of {', '.join(sorted(unknown))}, expected {expected}"])
+    for problem in problems:
+        raise DataError("feedback.invalid-answer", f"invalid judgment: {problem}.")
 
 
-def _answer_problems(answer: Answer, task: TaskKind, ids: set[int], whole: int) -> Iterable[str]:
+def _tier_problems(answer: Answer, task: TaskKind, ids: Sequence[int]) -> Iterator[str]:
     placed = [number for tier in answer.tiers for number in tier]
     if answer.skip_reason:
         if placed:
@@ -163,16 +173,33 @@ def _answer_problems(answer: Answer, task: TaskKind, ids: set[int], whole: int) 
             yield f"found the completions {placed}, expected each of {sorted(ids)} once"
         elif task == "best-worst" and not _is_best_worst(answer.tiers):
             yield "found other tiers, expected one best and one worst completion"
-    if task == "pair" and answer.strength is not None and not -STRENGTH <= answer.strength <= STRENGTH:
-        yield f"found strength {answer.strength}, expected -{STRENGTH} to {STRENGTH}"
-    if not answer.flags.keys() <= {whole, *ids} or any(set(found) - set(FLAGS) for found in answer.flags.values()):
-        yield f"found flags {dict(answer.flags)}, expected {', '.join(get_args(Flag))} of its completions"
-    if not answer.criteria.keys() <= ids:
-        yield f"found ratings of {sorted(answer.criteria)}, expected {sorted(ids)}"
-    if any(rating not in RATINGS for ratings in answer.criteria.values() for rating in ratings.values()):
-        yield f"found ratings {dict(answer.criteria)}, expected {RATINGS[0]} to {RATINGS[-1]}"
 
 
 def _is_best_worst(tiers: Tiers) -> bool:
     sizes = [len(tier) for tier in tiers]
     return sizes == [1, 1] or (len(sizes) == 3 and sizes[0] == sizes[2] == 1)
+
+
+def _strength_problems(answer: Answer, task: TaskKind, ids: Sequence[int]) -> Iterator[str]:
+    """Yield the problem of a strength that contradicts the tiers: it is negative if the first completion is better."""
+    if answer.strength is None:
+        return
+    if task != "pair":
+        yield f"found a strength, which only the task pair has, not {task}"
+    elif not -STRENGTH <= answer.strength <= STRENGTH:
+        yield f"found strength {answer.strength}, expected -{STRENGTH} to {STRENGTH}"
+    elif answer.tiers:
+        sign = 0 if len(answer.tiers) == 1 else -1 if answer.tiers[0] == (ids[0],) else 1
+        if sign != (answer.strength > 0) - (answer.strength < 0):
+            yield f"strength {answer.strength} contradicts the tiers {answer.tiers}"
+
+
+def _detail_problems(answer: Answer, ids: Sequence[int], whole: int) -> Iterator[str]:
+    if not answer.flags.keys() <= {whole, *ids} or any(set(found) - set(FLAGS) for found in answer.flags.values()):
+        yield f"found flags {dict(answer.flags)}, expected {', '.join(FLAGS)} of its completions"
+    if not answer.criteria.keys() <= set(ids):
+        yield f"found ratings of {sorted(answer.criteria)}, expected {sorted(ids)}"
+    if any(rating not in RATINGS for ratings in answer.criteria.values() for rating in ratings.values()):
+        yield f"found ratings {dict(answer.criteria)}, expected {RATINGS[0]} to {RATINGS[-1]}"
+    if not (math.isfinite(answer.seconds) and answer.seconds >= 0):
+        yield f"found {answer.seconds} seconds, expected 0 or more"

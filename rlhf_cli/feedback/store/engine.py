@@ -173,6 +173,7 @@ def _sqlite_error(error: DBAPIError, reason: str, location: str) -> RlhfError:
 
 
 def _postgresql_engine(url: URL) -> Engine:
+    options = url.query.get("options", "")
     return sqlalchemy.create_engine(
         url,
         pool_size=POOL_SIZE,
@@ -180,7 +181,7 @@ def _postgresql_engine(url: URL) -> Engine:
         pool_pre_ping=True,  # a server that was restarted since is connected to again
         hide_parameters=True,
         # A server may acknowledge commits before they are on disk; a judgment must not be lost by that.
-        connect_args={"connect_timeout": CONNECT_SECONDS, "options": "-c synchronous_commit=on"},
+        connect_args={"connect_timeout": CONNECT_SECONDS, "options": f"{options} -c synchronous_commit=on"},
     )
 
 

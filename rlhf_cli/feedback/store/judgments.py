@@ -71,7 +71,8 @@ def submit(
     earlier = _earlier_judgment(connection, row)
     if earlier is not None:
         return _receipt(connection, project, annotator, earlier, is_duplicate=True)
-    check_answer(answer, project.settings.task, row.order)
+    completions, settings = _completion_ids(connection, row.item_id), project.settings
+    check_answer(answer, settings.task, completions, criteria=settings.criteria)
     if row.takes_slot and (row.state == "expired" or row.expires < now):
         _check_room(connection, row, now)
     values = {

@@ -70,7 +70,7 @@ def status(connection: Connection, project: Project) -> Status:
 def _kinds(connection: Connection, project: Project) -> dict[str, int]:
     table = tables.item
     query = select(table.c.kind, func.count()).where(table.c.project_id == project.id).group_by(table.c.kind)
-    return dict(connection.execute(query).tuples().all())
+    return {row.kind: row.count_1 for row in connection.execute(query)}
 
 
 def _groups(connection: Connection, project: Project) -> list[GroupStatus]:
@@ -109,7 +109,7 @@ def _annotators(connection: Connection, project: Project) -> list[AnnotatorStatu
     for annotator_id, is_skipped, count in connection.execute(query):
         counts[annotator_id, is_skipped] = count
     times = select(judgment.c.annotator_id, func.max(judgment.c.created)).group_by(judgment.c.annotator_id)
-    latest = dict(connection.execute(times).tuples().all())
+    latest = {row.annotator_id: row.max_1 for row in connection.execute(times)}
     rows = connection.execute(select(table).where(table.c.project_id == project.id).order_by(table.c.id)).all()
     return [
         AnnotatorStatus(
