@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_cli.pipeline.inputs import Input, hash_model
 from rlhf_cli.pipeline.references import JUDGE_ROLE, base_reference, judge_references, resolve_reference
@@ -13,11 +13,26 @@ from rlhf_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from rlhf_cli.ai_feedback.judge import Judge
+    from rlhf_cli.evaluation.statistics import Interval
 
 
-def judge_of_stage(stage: ResolvedStage) -> Judge:
-    """Return the judge that a stage asks, without weights. The stage's references include the judge's model."""
-    return _build(stage.recipe, stage.inputs)
+class MeasuredJudge(NamedTuple):
+    """A judge with its agreement with people, or None if that is not known."""
+
+    judge: Judge
+    agreement: Interval | None
+
+
+def judge_of_stage(stage: ResolvedStage) -> MeasuredJudge:
+    """Return the judge that a stage asks, without weights. The stage's references include the judge's model.
+
+    Raises:
+        DataError: Its agreement with people is below `min_agreement`.
+    """
+    from rlhf_cli.ai_feedback.agreement import check_judge
+
+    judge = _build(stage.recipe, stage.inputs)
+    return MeasuredJudge(judge, None if stage.smoke else check_judge(judge, stage.recipe))
 
 
 def judge_of_recipe(recipe: Recipe, runs_dir: Path) -> Judge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import distributed
@@ -43,7 +42,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     reward_functions = build.build_reward_functions(
         settings.reward,
         lambda index: stage.model_path(f"{stage.spec.section}.reward.{index}"),
-        partial(judge_of_stage, stage),
+        lambda: judge_of_stage(stage).judge,
     )
     trackers = optimization.Trackers(arguments, settings.model_dump(mode="json"))
     data = prepare(stage)

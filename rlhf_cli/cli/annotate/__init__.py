@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from rlhf_cli.cli.annotate import adjudicate, serve, status, users
+from rlhf_cli.cli.annotate import adjudicate, judge, serve, status, users
 
 annotate = typer.Typer(help="Collect, check and export the judgments of people.", no_args_is_help=True)
 annotate.add_typer(users.user, name="user")
 annotate.command("serve")(serve.serve)
 annotate.command("status")(status.status)
 annotate.command("adjudicate")(adjudicate.adjudicate)
+annotate.command("judge")(judge.judge)
