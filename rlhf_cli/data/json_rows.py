@@ -80,12 +80,13 @@ def _count_strings(values: list[Any]) -> float:
     return strings
 
 
-def parse_strict(text: str, *, is_terminated: bool) -> Fields | None:
+def parse_strict(text: str, *, is_terminated: bool, keep_surrogates: bool = False) -> Fields | None:
     """Return the row of a line, or None if the line is blank.
 
     Args:
         text: The line.
         is_terminated: Whether the line ends with a line break, so that it cannot be truncated.
+        keep_surrogates: Whether text may contain lone surrogates.
 
     Raises:
         RowError: The line is not a valid row.
@@ -105,10 +106,12 @@ def parse_strict(text: str, *, is_terminated: bool) -> Fields | None:
             ) from None
         message = f"invalid JSON at column {error.colno}: {error.msg}."
         raise RowError("data.invalid-json", message, LINE_HINT) from None
-    return _check_row(value, text)
+    return _check_row(value, text, keep_surrogates=keep_surrogates)
 
 
-def parse_list(text: str, path: Path, issues: IssueCollector) -> Iterator[tuple[int, Fields]]:
+def parse_list(
+    text: str, path: Path, issues: IssueCollector, *, keep_surrogates: bool = False
+) -> Iterator[tuple[int, Fields]]:
     """Yield the objects of a JSON list, each with its line. Elements are parsed one by one, so that each has a line."""
     position = _skip_whitespace(text, 0)
     if text[position : position + 1] != "[":
@@ -129,7 +132,7 @@ def parse_list(text: str, path: Path, issues: IssueCollector) -> Iterator[tuple[
             issues.add(error.code, message, f"{path}:{line}", error.hint)
             return
         try:
-            fields = _check_row(value, text[position:end])
+            fields = _check_row(value, text[position:end], keep_surrogates=keep_surrogates)
         except RowError as error:
             issues.add_row_error(error, f"{path}:{line}")
         else:
@@ -190,13 +193,13 @@ def _skip_whitespace(text: str, position: int) -> int:
     return position
 
 
-def _check_row(value: Any, text: str) -> Fields:
+def _check_row(value: Any, text: str, *, keep_surrogates: bool) -> Fields:
     """Return `value`, parsed from `text`, if it is a row. Raise RowError otherwise."""
     if not isinstance(value, dict):
         raise RowError("data.invalid-row", f"row: found {type_name(value)}, expected an object {{…}}.", LINE_HINT)
     if not value:
         raise RowError("data.invalid-row", "row: found an empty object, expected fields.", "Remove the row.")
-    if "\\u" in text and _has_lone_surrogate(value):
+    if not keep_surrogates and "\\u" in text and _has_lone_surrogate(value):
         message = "row: contains a lone surrogate, such as \\ud800, which cannot be encoded as UTF-8."
         raise RowError("data.lone-surrogate", message, "Remove it.")
     return value

@@ -34,13 +34,16 @@ def file_type(path: Path) -> str:
     return suffix if suffix in SUFFIXES and not (is_compressed and suffix == ".parquet") else ""
 
 
-def read_file(path: Path, issues: IssueCollector, *, row_by_row: bool = False) -> Iterator[Batch]:
+def read_file(
+    path: Path, issues: IssueCollector, *, row_by_row: bool = False, keep_surrogates: bool = False
+) -> Iterator[Batch]:
     """Yield the rows of one file, read by its suffix. Add an issue for each row that cannot be read, and skip it.
 
     Args:
         path: The file; `file_type` knows its suffix. It may be compressed, whatever its name is.
         issues: Where issues are added.
         row_by_row: Make batches of one row, so that a caller who stops early gets no issue of a later row.
+        keep_surrogates: Whether text in JSON may contain lone surrogates, which only feedback keeps.
     """
     assert file_type(path), path
     if path.stat().st_size == 0:
@@ -49,7 +52,7 @@ def read_file(path: Path, issues: IssueCollector, *, row_by_row: bool = False) -
     issues_before = issues.count
     has_rows = False
     try:
-        for batch in _read_batches(path, issues, row_by_row=row_by_row):
+        for batch in _read_batches(path, issues, row_by_row=row_by_row, keep_surrogates=keep_surrogates):
             has_rows = has_rows or bool(batch.rows)
             yield batch
     except DamagedFileError as error:
@@ -63,7 +66,7 @@ def read_file(path: Path, issues: IssueCollector, *, row_by_row: bool = False) -
         issues.add("data.no-rows", "file has no rows; expected at least one.", str(path), EMPTY_HINT)
 
 
-def _read_batches(path: Path, issues: IssueCollector, *, row_by_row: bool) -> Iterator[Batch]:
+def _read_batches(path: Path, issues: IssueCollector, *, row_by_row: bool, keep_surrogates: bool) -> Iterator[Batch]:
     kind = file_type(path)
     if kind == ".parquet":
         yield from number_rows(f"{path} row ", read_parquet(path, issues, row_by_row=row_by_row))
@@ -72,14 +75,20 @@ def _read_batches(path: Path, issues: IssueCollector, *, row_by_row: bool) -> It
         if is_wide(file.peek(HEAD_BYTES)[:HEAD_BYTES], path, issues):
             return
         if kind == ".jsonl":
-            yield from _read_jsonl(file, path, issues, row_by_row=row_by_row)
+            yield from _read_jsonl(file, path, issues, row_by_row=row_by_row, keep_surrogates=keep_surrogates)
             return
-        numbered_rows = _TEXT_READERS[kind](file, path, issues)
+        if kind == ".json":
+            text = file.read().decode("utf-8-sig")
+            numbered_rows = parse_list(text, path, issues, keep_surrogates=keep_surrogates)
+        else:
+            numbered_rows = _TEXT_READERS[kind](file, path, issues)
         while chunk := list(itertools.islice(numbered_rows, 1 if row_by_row else BATCH_ROWS)):
             yield Batch(f"{path}:", [number for number, _ in chunk], [fields for _, fields in chunk])
 
 
-def _read_jsonl(file: io.BufferedReader, path: Path, issues: IssueCollector, *, row_by_row: bool) -> Iterator[Batch]:
+def _read_jsonl(
+    file: io.BufferedReader, path: Path, issues: IssueCollector, *, row_by_row: bool, keep_surrogates: bool
+) -> Iterator[Batch]:
     prefix = f"{path}:"
     number = 1
     while lines := file.readlines(1 if row_by_row else BATCH_BYTES):
@@ -88,36 +97,38 @@ def _read_jsonl(file: io.BufferedReader, path: Path, issues: IssueCollector, *, 
         numbers = range(number, number + len(lines))
         number += len(lines)
         rows = parse_fast(lines)
-        yield _parse_each(prefix, numbers, lines, issues) if rows is None else Batch(prefix, numbers, rows)
+        if rows is None:
+            yield _parse_each(prefix, numbers, lines, issues, keep_surrogates=keep_surrogates)
+        else:
+            yield Batch(prefix, numbers, rows)
 
 
-def _parse_each(prefix: str, numbers: range, lines: list[bytes], issues: IssueCollector) -> Batch:
+def _parse_each(
+    prefix: str, numbers: range, lines: list[bytes], issues: IssueCollector, *, keep_surrogates: bool
+) -> Batch:
     """Return the rows of `lines` that can be read, and add an issue for each of the others."""
     kept: list[int] = []
     rows: list[Fields] = []
     for number, line in zip(numbers, lines, strict=True):
         fast = parse_fast([line])
-        fields = fast[0] if fast else _parse_line(line, f"{prefix}{number}", issues)
+        location = f"{prefix}{number}"
+        fields = fast[0] if fast else _parse_line(line, location, issues, keep_surrogates=keep_surrogates)
         if fields is not None:
             kept.append(number)
             rows.append(fields)
     return Batch(prefix, kept, rows)
 
 
-def _parse_line(line: bytes, location: str, issues: IssueCollector) -> Fields | None:
+def _parse_line(line: bytes, location: str, issues: IssueCollector, *, keep_surrogates: bool) -> Fields | None:
     """Return the row of a line, or None if the line is blank or an issue was added for it."""
     text = decode_line(line, location, issues)
     if text is None:
         return None
     try:
-        return parse_strict(text, is_terminated=line.endswith(b"\n"))
+        return parse_strict(text, is_terminated=line.endswith(b"\n"), keep_surrogates=keep_surrogates)
     except RowError as error:
         issues.add_row_error(error, location)
         return None
-
-
-def _read_json(file: io.BufferedReader, path: Path, issues: IssueCollector) -> Iterator[tuple[int, Fields]]:
-    return parse_list(file.read().decode("utf-8-sig"), path, issues)
 
 
 def _read_csv(file: io.BufferedReader, path: Path, issues: IssueCollector) -> Iterator[tuple[int, Fields]]:
@@ -142,7 +153,6 @@ def _read_txt(file: io.BufferedReader, _path: Path, _issues: IssueCollector) -> 
 
 
 _TEXT_READERS: dict[str, Callable[[io.BufferedReader, Path, IssueCollector], Iterator[tuple[int, Fields]]]] = {
-    ".json": _read_json,
     ".csv": _read_csv,
     ".txt": _read_txt,
 }

@@ -40,7 +40,14 @@ class SplitSlice(NamedTuple):
 
 
 def read_split(
-    source: Source, split: str, kind: DatasetKind, find: FindRun, issues: IssueCollector, *, row_by_row: bool
+    source: Source,
+    split: str,
+    kind: DatasetKind,
+    find: FindRun,
+    issues: IssueCollector,
+    *,
+    row_by_row: bool = False,
+    keep_surrogates: bool = False,
 ) -> Iterator[Batch]:
     """Yield the rows of one split of a source.
 
@@ -51,6 +58,7 @@ def read_split(
         find: Function from a run reference to the run's directory.
         issues: Where issues of rows, and of a split without a file, are added.
         row_by_row: Make batches of one row, so that a caller who stops early gets no issue of a later row.
+        keep_surrogates: Whether text in JSON may contain lone surrogates, which only feedback keeps.
 
     Raises:
         DataError: The source's files cannot be found, or the Hub dataset cannot be loaded.
@@ -70,7 +78,8 @@ def read_split(
         _check_file(path, kind)
         _check_only_split(wanted.name, path)
         files = [path]
-    return _slice((batch for file in files for batch in read_file(file, issues, row_by_row=row_by_row)), wanted)
+    options = {"row_by_row": row_by_row, "keep_surrogates": keep_surrogates}
+    return _slice((batch for file in files for batch in read_file(file, issues, **options)), wanted)
 
 
 def eval_splits(source: Source, find: FindRun) -> list[str]:

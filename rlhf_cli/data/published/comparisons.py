@@ -48,10 +48,12 @@ def _pandalm(fields: Fields) -> list[Fields]:
 
 def _helpsteer2(fields: Fields) -> list[Fields]:
     preference = -read_number(fields, "preference_strength")
-    return [ordered_pair(_helpsteer_turns(fields["prompt"]), fields["response_1"], fields["response_2"], preference)]
+    return [
+        ordered_pair(read_helpsteer_prompt(fields["prompt"]), fields["response_1"], fields["response_2"], preference)
+    ]
 
 
-def _helpsteer_turns(prompt: Any) -> Any:
+def read_helpsteer_prompt(prompt: Any) -> Any:
     """Return the turns of a prompt, which are separated by `<extra_id_1>Assistant` and `<extra_id_1>User`."""
     if not isinstance(prompt, str):
         return prompt
