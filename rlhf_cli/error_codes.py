@@ -98,6 +98,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.unused-column": "A column or key that may change the meaning of a row would be skipped.",
     "data.ambiguous-columns": "A row has several columns for one purpose.",
     "data.wrong-format": "The `format` of a source has no rows of this kind.",
+    "data.ambiguous-format": "The rows fit several formats, which read them differently.",
     "data.reserved-column": "A column has a name that is reserved for an argument of reward functions.",
     "data.missing-field": "A field is missing from a row.",
     "data.empty-completion": "The completion of a row is empty.",
