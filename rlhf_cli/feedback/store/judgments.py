@@ -150,7 +150,8 @@ def _receipt(
 def record(connection: Connection, project: Project, judgments: Sequence[NewJudgment], now: float) -> RecordResult:
     """Store judgments that were imported or made by a model. Equal ones are stored once.
 
-    Another judgment of the same annotator about the same item, by the same principle, supersedes the earlier one.
+    Another judgment of the same annotator about the same item, by the same principle, supersedes the earlier one. With
+    a key, it is a repeat: datasets have several comparisons of the same texts.
     """
     changed: set[int] = set()
     existing = 0
@@ -160,14 +161,15 @@ def record(connection: Connection, project: Project, judgments: Sequence[NewJudg
         check_answer(judgment.answer, judgment.task, range(len(completions)), whole=WHOLE_ITEM)
         annotator_id = _annotator_id(connection, project, judgment)
         answer = _with_ids(judgment.answer, completions)
-        order = tuple(completions[index] for index in judgment.order) or completions
+        order = tuple(completions[index] for index in judgment.order)
         key = _content_key(judgment, item_id, answer, order)
         if _judgment_with_key(connection, annotator_id, key) is not None:
             existing += 1
             continue
         earlier = _version_to_supersede(connection, annotator_id, item_id, judgment.principle)
-        assigned = {"annotator_id": annotator_id, "item_id": item_id, "order": order, "state": "done"}
-        assigned |= {"takes_slot": True, "expires": now}
+        is_repeat = bool(judgment.key) and earlier is not None
+        assigned = {"annotator_id": annotator_id, "item_id": item_id, "order": order or completions, "state": "done"}
+        assigned |= {"takes_slot": not is_repeat, "is_repeat": is_repeat, "expires": now}
         table = tables.assignment
         assignment_id = connection.execute(table.insert().values(assigned).returning(table.c.id)).scalar_one()
         values = {
@@ -178,10 +180,10 @@ def record(connection: Connection, project: Project, judgments: Sequence[NewJudg
             "task": judgment.task,
             "order": order,
             "guideline": judgment.guideline,
-            "is_repeat": False,
+            "is_repeat": is_repeat,
             "source": judgment.source,
             "principle": judgment.principle,
-            "supersedes": earlier,
+            "supersedes": None if is_repeat else earlier,
             "created": judgment.created or timestamp(now),
         }
         judgment_id = _insert(connection, values, answer)

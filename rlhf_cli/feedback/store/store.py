@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection
 
 from rlhf_cli.errors import RecipeError, RlhfError
+from rlhf_cli.feedback.formats.gold import read_gold
 from rlhf_cli.feedback.store import adjudication, annotators, assignment, items, judgments, projects, snapshot, status
 from rlhf_cli.feedback.store.engine import RETRIES, URL_VARIABLE, Database, is_conflict
 from rlhf_cli.feedback.store.records import (
@@ -258,23 +259,31 @@ class Store:
 
 
 def open_store(recipe: Recipe) -> Store:
-    """Open the store of a recipe, by RLHF_FEEDBACK_STORE or `feedback.store`, and set the guideline of the recipe.
+    """Open the store of a recipe, by RLHF_FEEDBACK_STORE or `feedback.store`.
+
+    The guideline, the gold items and the qualification test of the recipe are put into it.
 
     Raises:
         RecipeError: The guideline cannot be read, or the URL is invalid.
-        DataError: The database cannot be used.
+        DataError: The database cannot be used, or gold items or the qualification test are invalid.
     """
-    store = Store(os.environ.get(URL_VARIABLE) or recipe.feedback.store, recipe.name, recipe.feedback)
-    if recipe.feedback.guideline is not None:
-        try:
-            store.set_guideline(_read_guideline(Path(recipe.feedback.guideline)))
-        except BaseException:
-            store.close()
-            raise
+    settings = recipe.feedback
+    guideline = None if settings.guideline is None else read_guideline(Path(settings.guideline))
+    known = [] if settings.gold is None else read_gold(Path(settings.gold.path), "gold")
+    known += [] if settings.qualification is None else read_gold(Path(settings.qualification.path), "qualification")
+    store = Store(os.environ.get(URL_VARIABLE) or settings.store, recipe.name, settings)
+    try:
+        if guideline is not None:
+            store.set_guideline(guideline)
+        store.add_items(known)
+    except BaseException:
+        store.close()
+        raise
     return store
 
 
-def _read_guideline(path: Path) -> str:
+def read_guideline(path: Path) -> str:
+    """Return the text of a guideline. Raise RecipeError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
