@@ -147,8 +147,9 @@ def _draw(
             return None
         test = connection.execute(qualification_items(queues)).scalars().all()
         if test:
-            taken = connection.execute(_taken(annotator.id).where(tables.assignment.c.item_id.in_(test))).scalars()
-            left = [item_id for item_id in test if item_id not in set(taken)]
+            had = _taken(annotator.id).where(tables.assignment.c.item_id.in_(test))
+            taken = set(connection.execute(had).scalars())
+            left = [item_id for item_id in test if item_id not in taken]
             return Draw(left[0]) if left else None
     chance = generator.random()
     gold_share = settings.gold.share if settings.gold is not None else 0.0
