@@ -95,6 +95,18 @@ def win_rate(pair: PairedCompletions) -> Interval:
     return statistics.win_rate(pair.candidate.reward_scores, pair.baseline.reward_scores)
 
 
+def judge_win_rate(pair: PairedCompletions) -> Interval:
+    """Return the share of prompts on which the judge prefers the candidate. A tie is half a win."""
+    assert pair.judged is not None
+    return statistics.win_rate(pair.judged.outcomes, [0.0] * len(pair.judged.outcomes))
+
+
+def judge_consistency(pair: PairedCompletions) -> float:
+    """Return the share of the judge's verdicts that are the same in both orders."""
+    assert pair.judged is not None
+    return pair.judged.consistency
+
+
 def sequence_kl(pair: PairedCompletions) -> float:
     """Return KL(candidate ‖ baseline) per completion: k1, the mean of log(p/q) over the candidate's own samples."""
     return mean(pair.log_ratios)

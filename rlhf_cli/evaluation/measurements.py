@@ -48,6 +48,18 @@ class ScoredCompletions(NamedTuple):
     truncated: list[bool]
 
 
+class JudgedPairs(NamedTuple):
+    """Which of both models' completions a judge or people prefer.
+
+    Attributes:
+        outcomes: Above 0 for each prompt on which the candidate is preferred, below 0 for the baseline, 0 for a tie.
+        consistency: Fraction of a judge's verdicts that are the same in both orders.
+    """
+
+    outcomes: Sequence[float]
+    consistency: float = 1.0
+
+
 class PairedCompletions(NamedTuple):
     """Both models' completions of the same prompts.
 
@@ -56,9 +68,11 @@ class PairedCompletions(NamedTuple):
         baseline: The baseline's completions.
         log_ratios: log p_candidate - log p_baseline of each of the candidate's completions, in nats.
         seed: Seed of the bootstrap.
+        judged: Verdicts of the judge, or None without a judge.
     """
 
     candidate: ScoredCompletions
     baseline: ScoredCompletions
     log_ratios: Sequence[float]
     seed: int
+    judged: JudgedPairs | None = None

@@ -225,6 +225,29 @@ COMPARISON_METRICS = (
         has_interval=True,
     ),
     Metric(
+        name="judge.win_rate",
+        unit="fraction of prompts",
+        direction="higher",
+        description="How often the judge of eval.judge prefers the candidate's completion to the baseline's, by the "
+        "weighted votes of its principles; a verdict that changes with the order is a tie, and a tie counts as half a "
+        "win. Wilson interval.",
+        group="comparison",
+        needs=("prompts", "judge", "baseline"),
+        compute=comparison.judge_win_rate,
+        has_interval=True,
+        has_count=True,
+        in_overview=True,
+    ),
+    Metric(
+        name="judge.position_consistency",
+        unit="fraction of verdicts",
+        direction="higher",
+        description="How often the judge gives the same verdict in both orders of the completions.",
+        group="comparison",
+        needs=("prompts", "judge", "baseline"),
+        compute=comparison.judge_consistency,
+    ),
+    Metric(
         name="kl",
         unit="nats per completion",
         direction="none",
@@ -319,6 +342,7 @@ def _provided(recipe: Recipe) -> set[Need]:
         "baseline": recipe.eval.baseline is not None,
         "reward_model": recipe.eval.reward is not None,
         "functions": bool(recipe.eval.python),
+        "judge": recipe.eval.judge,
     }
     return {need for need, is_given in has.items() if is_given}
 

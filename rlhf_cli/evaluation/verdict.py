@@ -7,6 +7,7 @@ scores, that score alone decides only if there is no other one.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, COUNT_SUFFIX, INTERVAL_SUFFIXES
@@ -35,7 +36,8 @@ class Models(NamedTuple):
         baseline: The baseline, or None if there is none.
         reward: The reward model, or None if there is none.
         functions: The Python functions.
-        optimized: The reward model and the functions among these that the candidate was trained to maximize.
+        optimized: The reward model, functions and judges among these that the candidate was trained to maximize.
+        judges: The others that prefer one of two completions, by the metric of their win rate.
     """
 
     candidate: str
@@ -43,6 +45,7 @@ class Models(NamedTuple):
     reward: str | None
     functions: Sequence[str]
     optimized: Collection[str]
+    judges: Mapping[str, str] = MappingProxyType({})
 
 
 class Verdict(NamedTuple):
@@ -74,7 +77,7 @@ def decide(metrics: Mapping[str, float], models: Models) -> Verdict:
     independent = {name: outcome for name, outcome in scores.items() if name not in models.optimized}
     outcome = _combine((independent or scores).values())
     headline = HEADLINES[outcome].format(candidate=models.candidate, baseline=models.baseline or "a baseline")
-    evidence = [*_preference(metrics, models), *_function_changes(metrics, models, scores)]
+    evidence = [*_preferences(metrics, models), *_function_changes(metrics, models, scores)]
     evidence += [f"worse in {', '.join(_regression(name, metrics) for name in regressions)}"] if regressions else []
     text = headline + (f": {'; '.join(evidence)}" if evidence else "") + "."
     warnings = [*_optimized_warnings(models, scores, independent), *warnings_of(metrics)]
@@ -82,10 +85,13 @@ def decide(metrics: Mapping[str, float], models: Models) -> Verdict:
 
 
 def _scores(metrics: Mapping[str, float], models: Models) -> dict[str, Outcome]:
-    """Return what each reward model and function says, by its name; empty without a baseline."""
+    """Return what each reward model, judge and function says, by its name; empty without a baseline."""
     scores: dict[str, Outcome] = {}
     if models.reward is not None and "win_rate" in metrics:
         scores[models.reward] = _outcome(metrics, "win_rate", no_difference=0.5)
+    for metric, name in models.judges.items():
+        if metric in metrics:
+            scores[name] = _outcome(metrics, metric, no_difference=0.5)
     for name in models.functions:
         if f"{name}.gain" in metrics:
             scores[name] = _outcome(metrics, f"{name}.gain", no_difference=0.0)
@@ -108,14 +114,18 @@ def _combine(outcomes: Collection[Outcome]) -> Outcome:
     return next(iter(clear), "unclear")
 
 
-def _preference(metrics: Mapping[str, float], models: Models) -> list[str]:
-    """Return the win rate as text, in a list that is empty without one."""
-    if models.reward is None or "win_rate" not in metrics:
-        return []
-    share, low, high = (f"{100 * metrics['win_rate' + suffix]:.0f}" for suffix in ("", LOW, HIGH))
-    optimized = " that it was trained against" if models.reward in models.optimized else ""
-    count = format_count(int(metrics["win_rate" + COUNT_SUFFIX]), "prompt")
-    return [f"preferred on {share}% [{low}, {high}] of {count} by the reward model {models.reward}{optimized}"]
+def _preferences(metrics: Mapping[str, float], models: Models) -> list[str]:
+    """Return each win rate as text: of the reward model, and of the judges."""
+    named = {} if models.reward is None else {"win_rate": f"the reward model {models.reward}"}
+    texts = []
+    for metric, name in {**named, **models.judges}.items():
+        if metric in metrics:
+            share, low, high = (f"{100 * metrics[metric + suffix]:.0f}" for suffix in ("", LOW, HIGH))
+            is_optimized = name in models.optimized or (metric == "win_rate" and models.reward in models.optimized)
+            optimized = " that it was trained against" if is_optimized else ""
+            count = format_count(int(metrics[metric + COUNT_SUFFIX]), "prompt")
+            texts.append(f"preferred on {share}% [{low}, {high}] of {count} by {name}{optimized}")
+    return texts
 
 
 def _function_changes(metrics: Mapping[str, float], models: Models, scores: Mapping[str, Outcome]) -> list[str]:

@@ -16,12 +16,15 @@ from rlhf_cli.pipeline.references import (
     datasets_of,
     is_checkpoint,
     user_functions,
+    uses_judge,
 )
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.runs import lineage
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import MANIFEST_FILE, digest, read_manifest, result_folder, sha256, verify_files
 from rlhf_cli.stages import STAGES
+
+JUDGE_CONSTITUTION = "judge.constitution"  # role of the constitution of a stage that asks the judge
 
 
 class Input(NamedTuple):
@@ -65,7 +68,8 @@ def hash_inputs(
         inputs += [(key, item) for item in _hash_code(".".join(map(str, key)), function)]
     constitution = constitution_of(getattr(recipe, spec.section), recipe)
     if constitution is not None:
-        inputs.append(((), _hash_file("constitution", constitution)))
+        role = JUDGE_CONSTITUTION if uses_judge(getattr(recipe, spec.section)) else "constitution"
+        inputs.append(((), _hash_file(role, constitution)))
     if spec.exports:
         exported = next(item for _, item in inputs if item.role == "of")
         entry = lineage.newest_evaluation(runs_dir, recipe.name, Path(exported.path), smoke=smoke)

@@ -17,12 +17,20 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_cli.ai_feedback.agreement import describe
+from rlhf_cli.ai_feedback.judge import Judge, Pair, consistency
 from rlhf_cli.data import chat_template, held_out
 from rlhf_cli.data.held_out import HeldOut
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
 from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
 from rlhf_cli.evaluation import gates, report
-from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
+from rlhf_cli.evaluation.measurements import (
+    CompletionLoss,
+    JudgedPairs,
+    PairedCompletions,
+    PreferenceMargins,
+    ScoredCompletions,
+)
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, Metric
 from rlhf_cli.evaluation.metrics import compute, function_name, metric_names, metrics_of
 from rlhf_cli.evaluation.verdict import Models, Verdict, decide
@@ -31,7 +39,8 @@ from rlhf_cli.inference import generation, scoring
 from rlhf_cli.inference.stopping import StoppingRules
 from rlhf_cli.models import loading
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
-from rlhf_cli.pipeline.inputs import Input
+from rlhf_cli.pipeline.inputs import JUDGE_CONSTITUTION, Input
+from rlhf_cli.pipeline.judge import MeasuredJudge, judge_of_stage
 from rlhf_cli.pipeline.references import entry_of_model
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.rewards.base import Completions, as_completion
@@ -59,6 +68,7 @@ class EvalContext(NamedTuple):
     metrics: Sequence[Metric]
     scorers: Mapping[str, PythonScorer]  # the functions of eval.python, by name
     reward: RewardEnsemble | None  # the members of eval.reward, combined by their mean
+    judge: MeasuredJudge | None  # the judge of eval.judge
     sizes: dict[str, int]  # the rows that are measured, by dataset
     warnings: list[str]  # reasons to distrust the metrics that the rows give
 
@@ -92,7 +102,8 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     if rows.prompts:
         for scorer in scorers.values():
             scorer.check(rows.prompts)
-    context = _load_models(stage, run, rows, scorers)
+    judge = _load_judge(stage) if rows.prompts and stage.section.judge else None
+    context = _load_models(stage, run, rows, scorers, judge)
     parts: list[Callable[[], dict[str, float]]] = []
     if rows.sft:
         parts.append(lambda: _evaluate_demonstrations(context, rows.sft))
@@ -111,15 +122,15 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     gate_verdicts = gates.evaluate_gates(stage.section.gates, metrics)
     for gate_verdict in gate_verdicts:
         logger.info(gate_verdict.text)
-    verdict = decide(metrics, _compared_models(stage))
+    verdict = decide(metrics, _compared_models(stage, judge))
     # Random weights would cause most warnings of a smoke run.
     verdict = verdict._replace(warnings=[] if stage.smoke else [*verdict.warnings, *context.warnings])
     _write_report(stage, run, context.sizes, metrics, verdict, gate_verdicts)
     return StageMetrics(metrics, tuple(one.as_json() for one in gate_verdicts), verdict.as_json())
 
 
-def _compared_models(stage: ResolvedStage) -> Models:
-    """Return the models and functions by name, and those of them that the candidate was trained to maximize."""
+def _compared_models(stage: ResolvedStage, judge: MeasuredJudge | None) -> Models:
+    """Return the models, functions and judges by name, and those that the candidate was trained to maximize."""
     inputs = {item.role: item for item in stage.inputs}
     optimized = _optimized_rewards(inputs[CANDIDATE]) if CANDIDATE in inputs else []
     contents = {item["sha256"] for item in optimized if item["kind"] != "file"}
@@ -133,18 +144,37 @@ def _compared_models(stage: ResolvedStage) -> Models:
     for index, spec in enumerate(stage.section.python):
         if (inputs[f"{stage.spec.section}.python.{index}"].sha256, function_name(spec)) in functions:
             maximized.append(function_name(spec))
+    judges = {}
+    if judge is not None:
+        judges["judge.win_rate"] = f"the judge {judge.judge.label} ({describe(judge.agreement)})"
+        if _was_trained_with_judge(inputs):
+            maximized += judges.values()
     return Models(
         candidate=names[CANDIDATE],
         baseline=None if stage.section.baseline is None else names[BASELINE],
         reward=None if stage.section.reward is None else names[REWARD],
         functions=[function_name(spec) for spec in stage.section.python],
         optimized=maximized,
+        judges=judges,
     )
 
 
 def _optimized_rewards(candidate: Input) -> list[Mapping[str, Any]]:
     """Return the reward sources that the candidate was trained to maximize; none if it is not of a run."""
     return lineage.optimized_rewards(entry_of_model(Path(candidate.path))) if candidate.kind != "hub" else []
+
+
+def _was_trained_with_judge(inputs: Mapping[str, Input]) -> bool:
+    """Return whether a judge with the same constitution was a reward of the candidate."""
+    if CANDIDATE not in inputs or inputs[CANDIDATE].kind == "hub":
+        return False
+    entry = entry_of_model(Path(inputs[CANDIDATE].path))
+    constitution = inputs[JUDGE_CONSTITUTION].sha256
+    return any(
+        item["role"] == JUDGE_CONSTITUTION and item["sha256"] == constitution
+        for run in (*lineage.ancestor_runs(entry), entry)
+        for item in lineage.inputs(run)
+    )
 
 
 def _name(item: Input | None) -> str:
@@ -154,7 +184,20 @@ def _name(item: Input | None) -> str:
     return "/".join(Path(item.ref).parts[-2:]) if Path(item.ref).is_absolute() else item.ref
 
 
-def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping[str, PythonScorer]) -> EvalContext:
+def _load_judge(stage: ResolvedStage) -> MeasuredJudge:
+    """Return the judge with its weights. Raise DataError if its agreement with people is below `min_agreement`."""
+    measured = judge_of_stage(stage)
+    measured.judge.answerer.load(smoke=stage.smoke)
+    return measured
+
+
+def _load_models(
+    stage: ResolvedStage,
+    run: Run,
+    rows: HeldOut,
+    scorers: Mapping[str, PythonScorer],
+    judge: MeasuredJudge | None,
+) -> EvalContext:
     tokenizer = load_tokenizer(stage)
     roles = {
         role: stage.model_path(role)
@@ -175,7 +218,7 @@ def _load_models(stage: ResolvedStage, run: Run, rows: HeldOut, scorers: Mapping
         message = f"{stage.section.reward} is not a reward model; expected a run of the reward stage."
         hint = "Use a run of the reward stage, or null."
         raise ModelError("model.not-a-reward-model", message, location="eval.reward", hint=hint)
-    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers, reward, sizes={}, warnings=[])
+    return EvalContext(stage, run, model, tokenizer, metrics_of(recipe), scorers, reward, judge, {}, [])
 
 
 def _evaluate_demonstrations(context: EvalContext, rows: Sequence[SftRow]) -> dict[str, float]:
@@ -237,7 +280,8 @@ def _evaluate_completions(context: EvalContext, rows: Sequence[PromptRow]) -> di
         baseline = sides[BASELINE] = _complete(context, BASELINE, prompts, ids)
         values |= compute(context.metrics, "completions", baseline, of_baseline=True)
         log_ratios = _log_ratios(context, ids, candidate.responses)
-        pair = PairedCompletions(candidate, baseline, log_ratios, context.stage.recipe.seed)
+        judged = None if context.judge is None else _judge_completions(context, context.judge.judge, prompts, sides)
+        pair = PairedCompletions(candidate, baseline, log_ratios, context.stage.recipe.seed, judged)
         values |= compute(context.metrics, "comparison", pair)
     _write_samples(context.run, prompts, sides)
     return values
@@ -279,6 +323,30 @@ def _complete(context: EvalContext, role: str, prompts: Sequence[PromptRow], ids
         function_scores=_function_scores(context, Completions(prompts, ids, responses, completions)),
         truncated=[stops.is_truncated(response) for response in responses],
     )
+
+
+def _judge_completions(
+    context: EvalContext, judge: Judge, prompts: Sequence[PromptRow], sides: Mapping[str, ScoredCompletions]
+) -> JudgedPairs:
+    """Return the judge's verdicts on the completions of both sides.
+
+    Raises:
+        ModelError: All questions exceed the judge's context.
+    """
+    texts = [
+        [as_completion(row.prompt, text) for row, text in zip(prompts, sides[role].texts, strict=True)]
+        for role in (CANDIDATE, BASELINE)
+    ]
+    pairs = [Pair(row.prompt, *both) for row, *both in zip(prompts, *texts, strict=True)]
+    outcomes, verdicts = judge.outcomes(pairs)
+    known = [outcome for outcome in outcomes if outcome is not None]
+    if not known:
+        message = f"the questions about all {format_count(len(pairs), 'prompt')} exceed the context of the judge."
+        hint = "Use a judge with a longer context."
+        raise ModelError("eval.nothing-to-evaluate", message, location="eval.judge", hint=hint)
+    if len(known) < len(pairs):
+        context.warnings.append(f"judge: skipped {len(pairs) - len(known)} of {len(pairs)} prompts, too long for it")
+    return JudgedPairs(known, consistency(verdicts))
 
 
 def _function_scores(context: EvalContext, completions: Completions) -> dict[str, list[float]]:

@@ -8,13 +8,19 @@ import pytest
 
 from rlhf_cli.evaluation import comparison
 from rlhf_cli.evaluation.gates import evaluate_gates
-from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
+from rlhf_cli.evaluation.measurements import (
+    CompletionLoss,
+    JudgedPairs,
+    PairedCompletions,
+    PreferenceMargins,
+    ScoredCompletions,
+)
 from rlhf_cli.evaluation.metrics import COMPARISON_METRICS, COMPLETION_METRICS, PREFERENCE_METRICS, compute
 from rlhf_cli.recipe.schema import Gate
 
 CANDIDATE = ScoredCompletions([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]}, [False, True])
 BASELINE = ScoredCompletions([[7, 2], [8, 2]], ["c", "d"], [2.0, 1.0], {"gold": [0.5, 0.0]}, [False, False])
-PAIR = PairedCompletions(CANDIDATE, BASELINE, [0.5, -0.1], seed=0)
+PAIR = PairedCompletions(CANDIDATE, BASELINE, [0.5, -0.1], 0, JudgedPairs([0.5, -1.0, 0.0, 1.0, 0.25], 0.75))
 
 
 def test_nll_and_perplexity_are_per_token() -> None:
@@ -34,6 +40,12 @@ def test_completion_metrics_of_one_side() -> None:
         "policy.reward": 2.0,
     }
     assert comparison.function_score(CANDIDATE, "gold") == 0.75
+
+
+def test_win_rate_of_the_judge_counts_a_tie_as_half_a_win() -> None:
+    found = comparison.judge_win_rate(PAIR)
+    assert (found.value, found.n) == (3.5 / 5, 5)  # three wins, a loss and a tie
+    assert comparison.judge_consistency(PAIR) == 0.75
 
 
 def test_gains_are_paired_by_prompt() -> None:

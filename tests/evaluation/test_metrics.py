@@ -11,7 +11,13 @@ import pytest
 
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.evaluation import metrics
-from rlhf_cli.evaluation.measurements import CompletionLoss, PairedCompletions, PreferenceMargins, ScoredCompletions
+from rlhf_cli.evaluation.measurements import (
+    CompletionLoss,
+    JudgedPairs,
+    PairedCompletions,
+    PreferenceMargins,
+    ScoredCompletions,
+)
 from rlhf_cli.evaluation.metric_types import FUNCTION, GROUPS, Metric
 from rlhf_cli.evaluation.metrics import (
     EVALUATION_METRICS,
@@ -35,7 +41,7 @@ MEASUREMENTS = {
     "demonstrations": CompletionLoss(6.0, 3),
     "preferences": PreferenceMargins([1.0, -1.0], [2.0, 1.0]),
     "completions": SIDE,
-    "comparison": PairedCompletions(SIDE, SIDE, [0.0, 0.0], seed=0),
+    "comparison": PairedCompletions(SIDE, SIDE, [0.0, 0.0], 0, JudgedPairs([1.0, 0.0], 0.5)),
 }
 
 
@@ -88,7 +94,7 @@ def test_metric_names_two_functions_of_one_name_raises() -> None:
 
 @pytest.mark.parametrize("baseline", ["sft", None])
 def test_computed_values_have_exactly_the_declared_names(baseline: str | None) -> None:
-    recipe = make_recipe(["sft", "preferences", "prompts"], baseline=baseline, python=["gold.py:score"])
+    recipe = make_recipe(["sft", "preferences", "prompts"], baseline=baseline, python=["gold.py:score"], judge=True)
     chosen = metrics_of(recipe)
     values: dict[str, float] = {}
     for group, measurement in MEASUREMENTS.items():

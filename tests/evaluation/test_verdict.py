@@ -108,3 +108,20 @@ def test_evaluation_without_baseline_or_score_is_not_compared() -> None:
     verdict = decide({"sft.nll": 0.9, "sft.nll.baseline": 0.5}, models(reward=None))
     assert verdict.outcome == "not compared"
     assert verdict.regressions == ["sft.nll"]
+
+
+def test_judge_decides_like_a_reward_model_and_is_named() -> None:
+    found = {name.replace("win_rate", "judge.win_rate"): value for name, value in win_rate(35.5, 52).items()}
+    name = "the judge m (agrees with people on 81% [76, 85] of 200 pairs)"
+    verdict = decide(found, Models("ppo", "sft", None, (), (), {"judge.win_rate": name}))
+    assert verdict.outcome == "better"
+    assert verdict.text == f"ppo beats sft: preferred on 68% [55, 79] of 52 prompts by {name}."
+    assert not verdict.warnings
+    (warning,) = decide(found, Models("ppo", "sft", None, (), (name,), {"judge.win_rate": name})).warnings
+    assert warning.startswith(f"ppo was trained to maximize {name}")
+
+
+def test_judge_and_reward_model_that_disagree_are_mixed() -> None:
+    found = {name.replace("win_rate", "judge.win_rate"): value for name, value in win_rate(10, 52).items()}
+    compared = Models("ppo", "sft", "reward@v0001", (), (), {"judge.win_rate": "the judge m"})
+    assert decide({**found, **win_rate(42, 52)}, compared).outcome == "mixed"
