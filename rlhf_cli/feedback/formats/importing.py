@@ -49,7 +49,8 @@ def import_rows(store: Store, source: FeedbackSource, *, skip_invalid: bool) -> 
     """
     issues = IssueCollector(skips_rows=skip_invalid)
     skipped: Counter[str] = Counter()
-    if not sum(1 for _ in source.read(issues, skipped)):
+    pairs_only = store.settings.task == "pair"
+    if not sum(1 for _ in source.read(issues, skipped, pairs_only=pairs_only)):
         issues.raise_if_any()
         found = "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.items())
         hint = "Use another file." if found else "Check the path."
@@ -57,7 +58,7 @@ def import_rows(store: Store, source: FeedbackSource, *, skip_invalid: bool) -> 
     issues.raise_if_any()
     skipped.update({f"invalid ({code})": count for code, count in issues.skipped.items()})
     counts: Counter[str] = Counter()
-    for batch in _split(source.read(IssueCollector(skips_rows=True), Counter())):
+    for batch in _split(source.read(IssueCollector(skips_rows=True), Counter(), pairs_only=pairs_only)):
         items = store.add_items(row.item for row in batch)
         counts.update(items_added=items.added, items_existing=items.existing)
         judgments = store.record(judgment for row in batch for judgment in row.judgments)

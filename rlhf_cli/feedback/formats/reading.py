@@ -38,17 +38,20 @@ class FeedbackSource:
     find: FindRun
     row_format: FeedbackFormat
 
-    def read(self, issues: IssueCollector, skipped: Counter[str]) -> Iterator[ParsedRow]:
+    def read(self, issues: IssueCollector, skipped: Counter[str], *, pairs_only: bool = False) -> Iterator[ParsedRow]:
         """Yield the items with their judgments.
 
         Args:
             issues: Where the issues of rows that cannot be used are added.
             skipped: Where rows and judgments that are skipped are counted by reason.
+            pairs_only: Whether items must have two completions, as the task `pair` needs.
         """
         for batch in _read_batches(self.source, self.find, issues):
             for number, fields in zip(batch.numbers, batch.rows, strict=True):
                 try:
                     rows = read_row(self.row_format, fields)
+                    if pairs_only:
+                        _check_pairs(rows)
                 except DroppedRowError as reason:
                     skipped[str(reason)] += 1
                 except RowError as error:
@@ -141,6 +144,14 @@ def read_row(row_format: FeedbackFormat, fields: Fields) -> list[ParsedRow]:
             )
     extra = row_format.other_columns(fields) if row_format.keeps_other_columns else {}
     return [with_extra(row, extra) for row in row_format.convert(fields)]
+
+
+def _check_pairs(rows: list[ParsedRow]) -> None:
+    """Raise RowError if an ordinary item has more than two completions."""
+    for row in rows:
+        if row.item.kind == "item" and len(row.item.completions) > 2:
+            message = f"completions: found {len(row.item.completions)}, expected 2 because feedback.task is pair."
+            raise RowError("feedback.invalid-item", message, "Set feedback.task to rank, or remove the others.")
 
 
 def _read_batches(source: Source, find: FindRun, issues: IssueCollector) -> Iterator[Batch]:

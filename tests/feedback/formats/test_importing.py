@@ -100,6 +100,15 @@ def test_import_with_invalid_rows_to_skip_counts_them(store: Store, tmp_path: Pa
     assert load(store, path, skip_invalid=True) == ImportResult(2, 0, 2, 0, {"invalid (feedback.invalid-item)": 1})
 
 
+def test_import_of_three_completions_into_a_project_of_pairs_reports_the_row(tmp_path: Path) -> None:
+    rows = [*make_rows(1), {"prompt": "p", "completions": ["a", "b", "c"]}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with Store(str(tmp_path / "feedback.db"), "project", Feedback(task="pair")) as store:
+        with raises_issue("feedback.invalid-item", location=f"{path}:2"):
+            load(store, path)
+        assert load(store, path, skip_invalid=True).items_added == 1
+
+
 def test_import_without_usable_row_raises(store: Store, tmp_path: Path) -> None:
     row = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}
     with raises_issue("data.no-rows"):
