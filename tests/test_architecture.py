@@ -76,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {
         *(f"rlhf_cli.{room}" for room in ("recipe", "runs", "data", "models", "evaluation", "training", "stages")),
         *(*SMALL, "rlhf_cli.distributed", "rlhf_cli.__version__", "torch", "transformers", "huggingface_hub"),
-        "rlhf_cli.ai_feedback",
+        *("rlhf_cli.ai_feedback", "rlhf_cli.feedback"),
     },
     # At the top of a module; inside functions the command line may import anything.
     "cli": {

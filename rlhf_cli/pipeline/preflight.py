@@ -17,6 +17,7 @@ from rlhf_cli.errors import DataError, ErrorCollector, Issue, RecipeError
 from rlhf_cli.evaluation import gates, metrics
 from rlhf_cli.models import hub
 from rlhf_cli.models.architectures import read_context_limit
+from rlhf_cli.pipeline.feedback_files import check_feedback_files
 from rlhf_cli.pipeline.inputs import check_base, hash_model
 from rlhf_cli.pipeline.references import (
     Reference,
@@ -66,6 +67,7 @@ def check(
     """
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
     check_trackers(recipe, stages)
+    check_feedback_files(recipe)
     counts = check_rows(recipe, stages, smoke=smoke)
     check_arguments(recipe, stages)
     if not smoke:  # a smoke run has another base model and limits of its own

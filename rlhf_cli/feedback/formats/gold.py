@@ -30,12 +30,13 @@ def read_gold(path: Path, kind: Literal["gold", "qualification"]) -> list[NewIte
     Raises:
         DataError: With all issues: the file cannot be read, a row is invalid or has no answer, or two rows are equal.
     """
-    location = format_path(path)
+    key = f"feedback.{kind}.path"
     if not path.is_file():
-        raise DataError("data.file-not-found", "file not found.", location=location, hint="Check the path.")
+        message = f"file not found: {format_path(path)}."
+        raise DataError("data.file-not-found", message, location=key, hint="Check the path.")
     if path.suffix != SUFFIX:
         message = f"file type: found {path.suffix or 'no suffix'}, expected {SUFFIX}."
-        raise DataError("data.unsupported-file-type", message, location=location, hint="Write one object per line.")
+        raise DataError("data.unsupported-file-type", message, location=key, hint="Write one object per line.")
     issues = IssueCollector()
     items: list[NewItem] = []
     seen: Counter[str] = Counter()

@@ -10,8 +10,9 @@ from typing import Self, TypeVar
 
 from sqlalchemy import Connection
 
-from rlhf_cli.errors import RecipeError, RlhfError
+from rlhf_cli.errors import RlhfError
 from rlhf_cli.feedback.formats.gold import read_gold
+from rlhf_cli.feedback.guideline import read_guideline
 from rlhf_cli.feedback.store import adjudication, annotators, assignment, items, judgments, projects, snapshot, status
 from rlhf_cli.feedback.store.engine import RETRIES, URL_VARIABLE, Database, is_conflict
 from rlhf_cli.feedback.store.records import (
@@ -280,15 +281,3 @@ def open_store(recipe: Recipe) -> Store:
         store.close()
         raise
     return store
-
-
-def read_guideline(path: Path) -> str:
-    """Return the text of a guideline. Raise RecipeError if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        message = f"file not found: {path}."
-        raise RecipeError("recipe.path-not-found", message, location="feedback.guideline") from None
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"the guideline cannot be read as UTF-8 text: {error}."
-        raise RecipeError("recipe.unreadable", message, location="feedback.guideline") from None

@@ -1,0 +1,30 @@
+"""Check the files that the section feedback names: the guideline, the gold items and the qualification test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_cli.errors import ErrorCollector
+from rlhf_cli.feedback.formats.gold import read_gold
+from rlhf_cli.feedback.guideline import read_guideline
+from rlhf_cli.recipe.schema import Recipe
+
+
+def check_feedback_files(recipe: Recipe) -> None:
+    """Read the files of the section feedback.
+
+    Raises:
+        RlhfError: With all issues of all files.
+    """
+    settings = recipe.feedback
+    errors = ErrorCollector()
+    if settings.guideline is not None:
+        with errors.collect():
+            read_guideline(Path(settings.guideline))
+    if settings.gold is not None:
+        with errors.collect():
+            read_gold(Path(settings.gold.path), "gold")
+    if settings.qualification is not None:
+        with errors.collect():
+            read_gold(Path(settings.qualification.path), "qualification")
+    errors.raise_all()
