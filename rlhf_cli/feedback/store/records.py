@@ -129,6 +129,7 @@ class Progress:
         judged: Items that the annotator judged, without skipped ones and the qualification test.
         today: Those of the current day in UTC.
         remaining: Items that the annotator may still be asked about; at most `REMAINING_LIMIT` are counted.
+        leased: Items beside those, without the qualification test, that are reserved for the annotator and not judged.
         qualification: State of the qualification test; none: the project has no test for this annotator.
         pace_seconds: Median time of the latest judgments, in seconds; None if there is no judgment.
     """
@@ -136,6 +137,7 @@ class Progress:
     judged: int
     today: int
     remaining: int
+    leased: int
     qualification: QualificationState
     pace_seconds: float | None
 

@@ -6,7 +6,7 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select
+from sqlalchemy import Connection, Row, Select, case, func, select
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.assignment import available, matching_queues
@@ -41,7 +41,19 @@ def progress(connection: Connection, project: Project, annotator: Row[Any], now:
             remaining += connection.execute(select(func.count()).select_from(limited)).scalar_one()
             if remaining >= REMAINING_LIMIT:
                 break
-    return Progress(judged, today or 0, remaining, state, median(seconds) if seconds else None)
+    leased = connection.execute(_leases_query(annotator.id, now)).scalar_one()
+    return Progress(judged, today or 0, remaining, leased, state, median(seconds) if seconds else None)
+
+
+def _leases_query(annotator_id: int, now: float) -> Select[tuple[int]]:
+    """Return the query of the number of live leases of an annotator, without reopened judgments."""
+    table, item = tables.assignment, tables.item
+    return (
+        select(func.count())
+        .select_from(table.join(item, item.c.id == table.c.item_id))
+        .where(table.c.annotator_id == annotator_id, table.c.state == "leased", table.c.expires >= now)
+        .where(table.c.reopens.is_(None), item.c.kind != "qualification")
+    )
 
 
 def qualification_state(connection: Connection, project: Project, annotator: Row[Any]) -> QualificationState:

@@ -59,13 +59,18 @@ def hosts_of(host: str, allowed: Sequence[str]) -> list[str]:
     return [*LOOPBACK, *([host, f"[{host}]"] if host not in ("0.0.0.0", "::") else []), *allowed]
 
 
-def serve(app: Starlette, listening: socket.socket) -> None:
-    """Handle requests until Ctrl-C or SIGTERM. Running requests are finished first.
+def make_server(app: Starlette) -> Server:
+    """Return the server of an application.
 
-    There is no access log: it would tell who worked when, which nobody needs to know.
+    It has no access log, which would tell who worked when, and nobody needs to know.
     """
     config = Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off"
     )
+    return Server(config)
+
+
+def serve(app: Starlette, listening: socket.socket) -> None:
+    """Handle requests until Ctrl-C or SIGTERM. Running requests are finished first."""
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-        Server(config).run(sockets=[listening])
+        make_server(app).run(sockets=[listening])
