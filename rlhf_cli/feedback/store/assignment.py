@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, exists, select, u
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.annotators import lock_annotator
-from rlhf_cli.feedback.store.content import read_answer
+from rlhf_cli.feedback.store.content import canonical, read_answer
 from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.item_state import current_judgments, update_item_state
 from rlhf_cli.feedback.store.items import find_item
@@ -34,10 +34,13 @@ class Draw(NamedTuple):
 
 
 def expire_leases(connection: Connection, now: float) -> None:
-    """Mark the leases that expired, and free their slots. All projects of the database are included."""
+    """Mark the leases that expired, and free their slots. All projects of the database are included.
+
+    Two transactions wait for each other, so that no annotator looks for open items before the slots are free.
+    """
     table = tables.assignment
     query = select(table.c.id, table.c.item_id).where(table.c.state == "leased", table.c.expires < now)
-    rows = connection.execute(query.with_for_update(skip_locked=True)).all()
+    rows = connection.execute(query.order_by(table.c.id).with_for_update()).all()
     if rows:
         ids = [row.id for row in rows]
         connection.execute(update(table).where(table.c.id.in_(ids)).values(state="expired"))
@@ -65,7 +68,7 @@ def assign(connection: Connection, project: Project, annotator_id: int, count: i
     ids = [row.id for row in rows]
     queues = matching_queues(connection, project, annotator)
     for draws in range(annotator.draws, annotator.draws + count - len(ids)):
-        generator = random.Random(f"{project.name}|{annotator.name}|{draws}")
+        generator = random.Random(canonical([project.name, annotator.name, draws]))
         drawn = _draw(connection, project, annotator, queues, generator)
         if drawn is None:
             break

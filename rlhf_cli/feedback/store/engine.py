@@ -100,6 +100,12 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in CONFLICTS
 
 
+def wait_for_others(connection: Connection) -> None:
+    """Wait for other processes that open the store, as what they create is not visible yet."""
+    if connection.dialect.name == "postgresql":  # a transaction of SQLite waits in any case
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
+
+
 def _parse_url(text: str) -> URL:
     """Return the SQLAlchemy URL of a path or a PostgreSQL URL.
 
@@ -194,8 +200,7 @@ def _create_tables(connection: Connection, location: str) -> None:
     Raises:
         DataError: The database belongs to another program, or to a newer version of rlhf.
     """
-    if connection.dialect.name == "postgresql":  # two processes may open a new store at once
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
+    wait_for_others(connection)
     existing = sqlalchemy.inspect(connection).get_table_names()
     if tables.store.name not in existing:
         if existing and connection.dialect.name == "sqlite":

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, case, select, update
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.content import sha256, timestamp
+from rlhf_cli.feedback.store.engine import wait_for_others
 from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.item_state import missing_votes
 from rlhf_cli.feedback.store.records import Guideline
@@ -25,6 +26,7 @@ class Project:
 
 def open_project(connection: Connection, name: str, settings: Feedback) -> Project:
     """Return the project, which is created if needed. If the overlap changed, it is applied to all items."""
+    wait_for_others(connection)
     table = tables.project
     overlap, max_overlap = settings.overlap, max(settings.overlap, settings.max_overlap)
     row = connection.execute(select(table).where(table.c.name == name).with_for_update()).first()
