@@ -33,7 +33,7 @@ def stage_command(stage: str) -> Callable[..., None]:
         quiet: options.Quiet = False,
     ) -> None:
         output = Output(json=json, quiet=quiet)
-        with _load_recipe(options.recipe_path(recipe, recipe_argument), overrides, [stage]) as loaded:
+        with load_recipe(options.recipe_path(recipe, recipe_argument), overrides, [stage]) as loaded:
             if dry_run:
                 _print_dry_run(output, loaded, [stage], runs_dir.absolute(), smoke=smoke)
                 return
@@ -70,7 +70,7 @@ def run(
 ) -> None:
     """Run all stages of the recipe, or the given ones, and skip those that are up to date."""
     output = Output(json=json, quiet=quiet)
-    with _load_recipe(options.recipe_path(recipe), overrides, stages or None) as loaded:
+    with load_recipe(options.recipe_path(recipe), overrides, stages or None) as loaded:
         chain = _select_stages(loaded, stages)
         if dry_run:
             _print_dry_run(output, loaded, chain, runs_dir.absolute(), smoke=smoke)
@@ -102,7 +102,7 @@ def check(
 ) -> None:
     """Validate the recipe, its data files and its references without loading a model."""
     path = options.recipe_path(recipe)
-    with _load_recipe(path, overrides, stages or None) as loaded:
+    with load_recipe(path, overrides, stages or None) as loaded:
         chain = _select_stages(loaded, stages)
         counts = _check(loaded, chain, runs_dir.absolute())
     Output(json=json).result(
@@ -112,7 +112,7 @@ def check(
 
 
 @contextlib.contextmanager
-def _load_recipe(path: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Iterator[Recipe]:
+def load_recipe(path: Path, overrides: list[str] | None, stages: Sequence[str] | None) -> Iterator[Recipe]:
     """Yield the recipe. An issue raised inside that names one of its keys gets that key's file and line."""
     from rlhf_cli.recipe.loader import read_recipe
 

@@ -61,7 +61,15 @@ def find_ensemble(role: str, folder: Path, combine: Combine) -> RewardEnsemble:
 def score_sequences(
     model: MultiAdapterModel, ensemble: RewardEnsemble, sequences: list[list[int]], *, pad_id: int, max_tokens: int
 ) -> EnsembleScores:
-    """Score token sequences with every member, and combine the scores.
+    """Score token sequences with every member, and combine the scores. Arguments: `member_scores`."""
+    scores = member_scores(model, ensemble, sequences, pad_id=pad_id, max_tokens=max_tokens)
+    return combine_scores(scores, ensemble.combine)
+
+
+def member_scores(
+    model: MultiAdapterModel, ensemble: RewardEnsemble, sequences: list[list[int]], *, pad_id: int, max_tokens: int
+) -> Tensor:
+    """Return the score of each token sequence by each member, with the same zero: -> (M, B).
 
     Args:
         model: The model whose roles are the members.
@@ -74,7 +82,7 @@ def score_sequences(
         scoring.final_scores(model, role, sequences, pad_id=pad_id, max_tokens=max_tokens) + offset
         for role, offset in zip(ensemble.folders, ensemble.offsets, strict=True)
     ]
-    return combine_scores(torch.stack(scores), ensemble.combine)
+    return torch.stack(scores)
 
 
 def combine_scores(scores: Tensor, combine: Combine) -> EnsembleScores:

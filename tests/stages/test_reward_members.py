@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_cli.models.ensemble import member_folder
 from rlhf_cli.runs import layout, lineage
 from rlhf_cli.training import memory_check
 from rlhf_cli.training.members import member_rows, member_seed
 from rlhf_cli.training.trl import dataset
+from tests.support.plain_models import scores_by_peft
 from tests.support.stage_harness import logged_steps
 from tests.support.training_project import TrainingProject
 
@@ -32,20 +29,6 @@ def project(training_project: TrainingProject) -> TrainingProject:
     ]
     training_project.write_rows("preferences.jsonl", rows)
     return training_project
-
-
-def scores_by_peft(base: Path, adapter: Path, texts: list[str]) -> list[float]:
-    """Return a reward model's scores by plain transformers and PEFT, one text at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    scorer = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    scorer.config.pad_token_id = tokenizer.pad_token_id
-    model: Any = PeftModel.from_pretrained(scorer, adapter).eval()
-    found = []
-    for text in texts:
-        ids = torch.tensor([tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]])
-        with torch.no_grad():
-            found.append(float(model(input_ids=ids).logits[0, 0]))
-    return found
 
 
 def test_first_member_is_the_model_of_a_run_with_one(project: TrainingProject) -> None:

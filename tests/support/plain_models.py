@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from rlhf_cli.models.loading import silence_library_logging
 from rlhf_cli.recipe.schema import Adapter, Base
@@ -96,3 +102,17 @@ def padded() -> Padded:
 def base_of(folder: Path, **fields: Any) -> Base:
     """Return the recipe's base section for a model in `folder`."""
     return Base(model=str(folder), **fields)
+
+
+def scores_by_peft(base: Path, adapter: Path, texts: list[str]) -> list[float]:
+    """Return a reward model's scores by plain transformers and PEFT, one text at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    scorer = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    model: Any = PeftModel.from_pretrained(scorer, adapter).eval()
+    found = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]])
+        with torch.no_grad():
+            found.append(float(model(input_ids=ids).logits[0, 0]))
+    return found

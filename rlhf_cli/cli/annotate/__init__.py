@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rlhf_cli.cli.annotate import adjudicate, dump, import_, judge, serve, status, users
+from rlhf_cli.cli.annotate import adjudicate, dump, import_, judge, select, serve, status, users
 
 annotate = typer.Typer(help="Collect, check and export the judgments of people.", no_args_is_help=True)
 annotate.add_typer(users.user, name="user")
@@ -14,3 +14,4 @@ annotate.command("status")(status.status)
 annotate.command("adjudicate")(adjudicate.adjudicate)
 annotate.command("judge")(judge.judge)
 annotate.command("dump")(dump.dump)
+annotate.command("select")(select.select)

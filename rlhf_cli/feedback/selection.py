@@ -1,0 +1,100 @@
+"""Choose the prompts that people are asked about next: those that reward models disagree about, and random ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import NamedTuple
+
+from rlhf_cli.data.batches import Fields
+from rlhf_cli.data.issues import IssueCollector
+from rlhf_cli.data.readers import read_file
+from rlhf_cli.data.rows import Text
+
+MIN_RANDOM_SHARE = 0.3  # of the selected prompts: an evaluation on the others would be biased
+Scores = Sequence[Sequence[float]]  # (M, k): each of M reward models scores each of the k completions of a prompt
+
+
+class Selected(NamedTuple):
+    """A prompt to ask about.
+
+    Attributes:
+        row: Its index.
+        is_random: Whether it was drawn, whatever the reward models say about it.
+    """
+
+    row: int
+    is_random: bool
+
+
+def uncertainty(scores: Scores) -> float:
+    """Return how uncertain reward models are about the order of a prompt's completions, in units of their scores.
+
+    With several models, it is the standard deviation of s_i - s_j over the models, averaged over the pairs of
+    completions. A model that scores all completions of a prompt higher than the others do does not disagree about their
+    order. With one model, it is the negative mean of |s_i - s_j|: the smaller the predicted gaps, the more uncertain.
+    """
+    gaps = [[row[i] - row[j] for row in scores] for i, j in combinations(range(len(scores[0])), 2)]
+    if len(scores) == 1:
+        return -fmean(abs(gap) for (gap,) in gaps)
+    return fmean(map(pstdev, gaps))
+
+
+def select(uncertainties: Sequence[float | None], count: int, random_share: float, seed: int) -> list[Selected]:
+    """Return the prompts to ask about, in their order: first some at random, then the most uncertain ones of the rest.
+
+    Args:
+        uncertainties: The uncertainty of each prompt, or None if it could not be scored.
+        count: How many to select; all if there are fewer.
+        random_share: Fraction of them that is drawn at random, rounded up.
+        seed: Seed of the draw, which does not depend on the uncertainties.
+    """
+    total = min(count, len(uncertainties))
+    drawn = {*random.Random(seed).sample(range(len(uncertainties)), math.ceil(Fraction(str(random_share)) * total))}
+
+    def order(index: int) -> tuple[float, int]:
+        value = uncertainties[index]
+        return (math.inf if value is None else -value, index)
+
+    rest = sorted((index for index in range(len(uncertainties)) if index not in drawn), key=order)
+    return [Selected(index, index in drawn) for index in sorted([*drawn, *rest[: total - len(drawn)]])]
+
+
+def read_rows(path: Path) -> list[Fields]:
+    """Return the rows of a .jsonl file that the stage sample wrote, or others of the same form.
+
+    Raises:
+        DataError: With an issue for each row without a prompt or without two completions.
+    """
+    issues = IssueCollector()
+    rows = []
+    for batch in read_file(path, issues):
+        for number, fields in zip(batch.numbers, batch.rows, strict=True):
+            completions = fields.get("completions")
+            if not (fields.get("prompt") and isinstance(completions, list) and len(completions) > 1):
+                message = "prompt, completions: expected a prompt and a list of at least two completions."
+                hint = "Use a run of `rlhf sample`, or a file with such rows."
+                issues.add("data.missing-field", message, f"{batch.prefix}{number}", hint)
+            rows.append(fields)
+    issues.raise_if_any()
+    return rows
+
+
+def completions_of(row: Fields) -> list[Text]:
+    """Return the completions of a row, which are texts, messages, or objects with a `text` that is one of these."""
+    return [entry["text"] if isinstance(entry, dict) else entry for entry in row["completions"]]
+
+
+def write_rows(path: Path, rows: Sequence[Fields], selected: Sequence[Selected]) -> None:
+    """Write the selected rows with the column `is_random`. An existing file is replaced as a whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as out:
+        for row, is_random in selected:
+            out.write(json.dumps({**rows[row], "is_random": is_random}, ensure_ascii=False) + "\n")
+    temporary.replace(path)
