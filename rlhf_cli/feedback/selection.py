@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
-from rlhf_cli.data.batches import Fields
 from rlhf_cli.data.issues import IssueCollector
-from rlhf_cli.data.readers import read_file
-from rlhf_cli.data.rows import Text
+from rlhf_cli.errors import DataError
+from rlhf_cli.feedback.formats.format import ParsedRow
+from rlhf_cli.feedback.formats.reading import FeedbackSource
+from rlhf_cli.feedback.formats.rows import write_row
+from rlhf_cli.feedback.types import NewItem
+from rlhf_cli.formatting import format_count
 
 MIN_RANDOM_SHARE = 0.3  # of the selected prompts: an evaluation on the others would be biased
 Scores = Sequence[Sequence[float]]  # (M, k): each of M reward models scores each of the k completions of a prompt
@@ -66,35 +71,27 @@ def select(uncertainties: Sequence[float | None], count: int, random_share: floa
     return [Selected(index, index in drawn) for index in sorted([*drawn, *rest[: total - len(drawn)]])]
 
 
-def read_rows(path: Path) -> list[Fields]:
-    """Return the rows of a .jsonl file that the stage sample wrote, or others of the same form.
+def read_items(source: FeedbackSource) -> list[NewItem]:
+    """Return the items of a source that may be selected: ordinary ones without judgments.
 
     Raises:
-        DataError: With an issue for each row without a prompt or without two completions.
+        DataError: With an issue for each row that cannot be used; or no item may be selected.
     """
     issues = IssueCollector()
-    rows = []
-    for batch in read_file(path, issues):
-        for number, fields in zip(batch.numbers, batch.rows, strict=True):
-            completions = fields.get("completions")
-            if not (fields.get("prompt") and isinstance(completions, list) and len(completions) > 1):
-                message = "prompt, completions: expected a prompt and a list of at least two completions."
-                hint = "Use a run of `rlhf sample`, or a file with such rows."
-                issues.add("data.missing-field", message, f"{batch.prefix}{number}", hint)
-            rows.append(fields)
+    rows = list(source.read(issues, Counter()))
     issues.raise_if_any()
-    return rows
+    items = [row.item for row in rows if row.item.kind == "item" and not row.judgments]
+    if not items:
+        message = f"no item without judgments; found {format_count(len(rows), 'row')}."
+        raise DataError("data.no-rows", message, location=source.name, hint="Sample more completions.")
+    return items
 
 
-def completions_of(row: Fields) -> list[Text]:
-    """Return the completions of a row, which are texts, messages, or objects with a `text` that is one of these."""
-    return [entry["text"] if isinstance(entry, dict) else entry for entry in row["completions"]]
-
-
-def write_rows(path: Path, rows: Sequence[Fields], selected: Sequence[Selected]) -> None:
-    """Write the selected rows with the column `is_random`. An existing file is replaced as a whole."""
+def write_items(path: Path, items: Sequence[NewItem], selected: Sequence[Selected]) -> None:
+    """Write the selected items as `rlhf annotate import` reads them. An existing file is replaced as a whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as out:
+    with temporary.open("w", encoding="ascii") as out:
         for row, is_random in selected:
-            out.write(json.dumps({**rows[row], "is_random": is_random}, ensure_ascii=False) + "\n")
+            for fields in write_row(ParsedRow(replace(items[row], is_random=is_random)), Counter()):
+                out.write(json.dumps(fields) + "\n")  # ASCII: a completion may hold a lone surrogate
     temporary.replace(path)

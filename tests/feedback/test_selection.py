@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from rlhf_cli.errors import DataError
-from rlhf_cli.feedback.selection import Selected, completions_of, read_rows, select, uncertainty, write_rows
+from rlhf_cli.feedback.formats.reading import FeedbackSource, open_source
+from rlhf_cli.feedback.selection import Selected, read_items, select, uncertainty, write_items
 from tests.support.issues import raises_issue
 
 
@@ -90,23 +92,38 @@ def test_prompts_that_could_not_be_scored_come_last() -> None:
     assert others == sorted([row for row in (3, 4, 1, 0, 2) if row != drawn][:2])
 
 
-def test_written_rows_keep_their_columns(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i}", "completions": ["a", {"text": "é", "source": "s"}], "language": "fr"} for i in range(3)]
+def source_of(path: Path) -> FeedbackSource:
+    """Return the rows of a file."""
+    return open_source(str(path), lambda _: path)
+
+
+def test_written_items_are_read_back_with_their_columns(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{i}", "completions": ["a", {"text": "é\ud800", "source": "s"}], "language": "fr", "level": i}
+        for i in range(3)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_rows(tmp_path / "rows.jsonl")
-    assert completions_of(found[0]) == ["a", "é"]
-    write_rows(tmp_path / "out.jsonl", found, [Selected(0, True), Selected(2, False)])
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert written == [{**rows[0], "is_random": True}, {**rows[2], "is_random": False}]
-    assert read_rows(tmp_path / "out.jsonl") == written
+    items = read_items(source_of(tmp_path / "rows.jsonl"))
+    write_items(tmp_path / "out.jsonl", items, [Selected(0, True), Selected(2, False)])
+    assert read_items(source_of(tmp_path / "out.jsonl")) == [items[0], replace(items[2], is_random=False)]
+    assert items[2].extra == {"level": 2}
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out.jsonl"}
 
 
-@pytest.mark.parametrize(
-    "row", ['{"prompt": "a"}', '{"prompt": "a", "completions": ["b"]}', '{"completions": ["a", "b"]}']
-)
-def test_row_without_two_completions_is_an_issue(tmp_path: Path, row: str) -> None:
+def test_items_with_judgments_or_an_answer_are_not_selected(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"prompt": "a", "completions": ["b", "c"]}}\n{row}\n')
-    with raises_issue("data.missing-field", error=DataError, location=f"{path}:2"):
-        read_rows(path)
+    plain = {"prompt": "p", "completions": ["a", "b"]}
+    judged = {**plain, "prompt": "q", "judgments": [{"annotator": "x", "ranking": [0, 1]}]}
+    gold = {**plain, "prompt": "r", "answer": [0, 1]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (judged, plain, gold)))
+    assert [item.prompt for item in read_items(source_of(path))] == ["p"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (judged, gold)))
+    with raises_issue("data.no-rows", error=DataError, location=str(path)):
+        read_items(source_of(path))
+
+
+def test_row_with_one_completion_is_an_issue(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completions": ["b", "c"]}\n{"prompt": "a", "completions": ["b"]}\n')
+    with raises_issue("feedback.invalid-item", error=DataError, location=f"{path}:2"):
+        read_items(source_of(path))

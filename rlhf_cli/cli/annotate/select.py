@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,13 @@ import typer
 from rlhf_cli.cli import options
 from rlhf_cli.cli.output import Output, make_console
 from rlhf_cli.errors import RecipeError
-from rlhf_cli.formatting import format_count, format_path
+from rlhf_cli.formatting import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from rlhf_cli.data.batches import Fields
+    from rlhf_cli.data.rows import Text
+    from rlhf_cli.feedback.types import NewItem
     from rlhf_cli.recipe.schema import Recipe
     from rlhf_cli.rewards.comparison import ComparisonScorer
 
@@ -26,7 +28,7 @@ SourceArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="SOURCE",
-        help="A run of `rlhf sample`, or a .jsonl file with such rows. Defaults to the newest run.",
+        help="What `rlhf annotate import` reads. Defaults to the newest run of `rlhf sample`.",
         show_default=False,
     ),
 ]
@@ -59,48 +61,28 @@ def select(
     """Select the prompts that the reward model `eval.reward` is least certain about, and some random ones."""
     from rlhf_cli.cli.stage_commands import load_recipe
     from rlhf_cli.feedback import selection
+    from rlhf_cli.feedback.formats.reading import open_source
+    from rlhf_cli.runs import layout
 
-    output = Output(json=json)
+    output, runs = Output(json=json), runs_dir.absolute()
     with load_recipe(options.recipe_path(recipe), overrides, []) as loaded:
-        path = _rows_file(source or SAMPLE_RUN, loaded, runs_dir.absolute())
-        rows = selection.read_rows(path)
-        scorer = _load_scorer(loaded, runs_dir.absolute())
-        found = [None if scores is None else selection.uncertainty(scores) for scores in _score(scorer, rows, json)]
+        rows = open_source(source or SAMPLE_RUN, lambda ref: layout.find(runs, ref, loaded.name, smoke=False).path)
+        items = selection.read_items(rows)
+        scorer = _load_scorer(loaded, runs)
+        found = [None if scores is None else selection.uncertainty(scores) for scores in _score(scorer, items, json)]
         selected = selection.select(found, count, random_share, loaded.seed)
-        selection.write_rows(out, rows, selected)
+        selection.write_items(out, items, selected)
     data: dict[str, Any] = {
         "stage": "annotate select",
-        "source": str(path),
+        "source": rows.name,
         "path": str(out),
-        "prompts": len(rows),
+        "prompts": len(items),
         "too_long": found.count(None),
         "members": scorer.ensemble.size,
         "selected": len(selected),
         "random": sum(one.is_random for one in selected),
     }
     output.result(data, lambda console: console.print(_format(data), markup=False, soft_wrap=True))
-
-
-def _rows_file(source: str, recipe: Recipe, runs_dir: Path) -> Path:
-    """Return the file that `source` names, or the rows of the run that it names.
-
-    Raises:
-        RecipeError: It is neither a file nor a complete run with rows.
-    """
-    from rlhf_cli.data.readers import file_type
-    from rlhf_cli.recipe.schema import is_run_reference
-    from rlhf_cli.runs import layout
-
-    if is_run_reference(source):
-        path = layout.find(runs_dir, source, recipe.name, smoke=False, location="SOURCE").path / "data" / "train.jsonl"
-    else:
-        path = Path(source)
-    if not path.is_file() or not file_type(path):
-        message = f"not a file of rows: {format_path(path)}."
-        raise RecipeError(
-            "recipe.path-not-found", message, location="SOURCE", hint="Use a sample run or a .jsonl file."
-        )
-    return path
 
 
 def _load_scorer(recipe: Recipe, runs_dir: Path) -> ComparisonScorer:
@@ -132,22 +114,28 @@ def _load_scorer(recipe: Recipe, runs_dir: Path) -> ComparisonScorer:
     return ComparisonScorer(stage.recipe, stage.base_path, folder, load_tokenizer(stage), location="eval.reward")
 
 
-def _score(scorer: ComparisonScorer, rows: list[Fields], json: bool) -> Iterable[list[list[float]] | None]:
-    """Return the scores of each row's completions, with a progress bar on a terminal."""
+def _score(scorer: ComparisonScorer, items: Sequence[NewItem], json: bool) -> Iterable[list[list[float]] | None]:
+    """Return the scores of each item's completions, with a progress bar on a terminal."""
     from rich.progress import track
 
-    from rlhf_cli.feedback.selection import completions_of
-
     console = make_console(stderr=json)
-    questions = [(row["prompt"], completions_of(row)) for row in rows]
+    questions = [
+        (_encodable(item.prompt), [_encodable(completion.text) for completion in item.completions]) for item in items
+    ]
     return track(
         scorer.score(questions),
         "scoring",
-        total=len(rows),
+        total=len(items),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _encodable(text: Text) -> Text:
+    """Return a text or messages with lone surrogates, which no tokenizer reads, replaced."""
+    replaced: Text = json_module.loads(json_module.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
+    return replaced
 
 
 def _format(data: dict[str, Any]) -> str:
