@@ -13,12 +13,13 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from rlhf_cli.error_codes import CODES
+from rlhf_cli.formatting import escape_control
 from rlhf_cli.redaction import redact
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One problem that the user can fix. Secrets are removed from its texts.
+    """One problem that the user can fix. Secrets are removed from its texts, and control characters escaped.
 
     Attributes:
         code: Stable identifier from `error_codes.CODES`, such as `recipe.unknown-key`.
@@ -35,7 +36,7 @@ class Issue:
     def __post_init__(self) -> None:
         assert self.code in CODES, f"unregistered error code: {self.code}"
         for name in ("message", "location", "hint"):
-            object.__setattr__(self, name, redact(getattr(self, name)))
+            object.__setattr__(self, name, escape_control(redact(getattr(self, name))))
 
     def __str__(self) -> str:
         text = f"{self.location}  {self.message}" if self.location else self.message

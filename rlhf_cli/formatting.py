@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+# Characters that control a terminal or reorder the text around them, and halves of surrogate pairs. Line feeds and tabs
+# are kept.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SMALLEST_SHOWN = 1e-12  # a smaller metric is rounding error, so its digits mean nothing
+
+
+def escape_control(text: str) -> str:
+    """Return `text` with control characters escaped as in Python: data must not control the terminal that shows it."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def format_bytes(count: float) -> str:

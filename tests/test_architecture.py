@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"rlhf_cli.cli"},
     "error_codes": set(),
-    "errors": {"rlhf_cli.error_codes", "rlhf_cli.redaction"},
+    "errors": {"rlhf_cli.error_codes", "rlhf_cli.redaction", "rlhf_cli.formatting"},
     "formatting": set(),
     "redaction": set(),
     "run_reference": set(),

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json as json_module
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from rlhf_cli import distributed
+from rlhf_cli.formatting import escape_control
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from rlhf_cli.errors import Issue
     from rlhf_cli.pipeline.runner import StageReporter
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 NO_DATA: Mapping[str, Any] = MappingProxyType({})
@@ -68,7 +73,7 @@ class Output:
         if not distributed.is_main():
             yield progress.SilentReporter()
             return
-        console = make_console(stderr=self.json)
+        console = make_console(stderr=self.json, keep_going=True)  # what cannot be shown must not end a run
         live = console.is_terminal and not self.quiet
         reporter = progress.LiveReporter(console) if live else progress.PlainReporter(console, quiet=self.quiet)
         with contextlib.closing(reporter):
@@ -84,19 +89,76 @@ class Output:
         print_issues(issues)
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False, keep_going: bool = False) -> Console:
     """Return a Rich console that does not color names and numbers by guessing what they are.
 
-    If the reader of stdout ends, as `head` does, the command goes on without printing.
-    """
-    from rich.console import Console
+    Control characters in what is printed are escaped. If the reader of stdout ends, as `head` does, the command goes on
+    without printing.
 
-    class ConsoleWithoutExit(Console):
+    Args:
+        stderr: Print to stderr.
+        keep_going: Go on without printing after any error of writing, and log it.
+    """
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
+
+    class SafeConsole(Console):
         def on_broken_pipe(self) -> None:
             self.quiet = True
             discard_stdout()
 
-    return ConsoleWithoutExit(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(escape_control(text), **options)
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                text = segment.text if segment.control else escape_control(segment.text)
+                yield segment if text == segment.text else Segment(text, segment.style)
+
+    file = cast("IO[str]", SteadyStream(sys.stderr if stderr else sys.stdout)) if keep_going else None
+    return SafeConsole(file=file, stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+class SteadyStream(io.TextIOBase):
+    """A text stream that drops what cannot be written, as to a closed terminal or a full disk.
+
+    Args:
+        stream: Where to write. After the first failure its descriptor is pointed at /dev/null, so that neither buffered
+            text nor what is printed at the end of the command fails again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text`, or drop it. Return its length."""
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, or drop what it holds."""
+        self._attempt(self._stream.flush)
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the stream."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream."""
+        return self._stream.encoding
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            _point_at_null(self._stream.fileno())
+            logger.warning(f"progress is no longer shown: {self._stream.name} cannot be written ({error.strerror}).")
 
 
 def escape_markup(text: str) -> str:
@@ -152,15 +214,20 @@ def real_stdout() -> int:
     return 1 if _json_descriptor is None else _json_descriptor
 
 
-def open_closed_streams() -> None:
-    """Open /dev/null as stdout and stderr if they are closed, as under cron and some launchers.
+def prepare_streams() -> None:
+    """Make stdout and stderr usable whatever they are.
 
-    Otherwise the next file that is opened would get their descriptors, and what is printed would be written into it.
+    Streams that are closed, as under cron and some launchers, are opened as /dev/null: otherwise the next file that is
+    opened would get their descriptors, and what is printed would be written into it. Characters that an encoding such
+    as ASCII lacks are escaped.
     """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             _point_at_null(descriptor)
             setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def discard_stdout() -> None:
@@ -180,6 +247,6 @@ def _point_at_null(descriptor: int) -> None:
 def _write_json(content: Mapping[str, Any]) -> None:
     text = json_module.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n"
     assert _json_descriptor is not None, "JSON is written inside reserve_stdout"
-    data = text.encode()
+    data = text.encode(errors="backslashreplace")  # half a surrogate pair, as in a file name, becomes JSON's escape
     while data:
         data = data[os.write(_json_descriptor, data) :]

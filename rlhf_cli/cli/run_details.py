@@ -79,13 +79,12 @@ def _collapse_indices(roles: Sequence[str]) -> Iterator[str]:
 
 
 def _sample_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of one sample, with control characters escaped so that they cannot steer the terminal."""
+    """Yield the lines of one sample."""
     for name, value in row.items():
         text = format_number(value) if isinstance(value, float) else _conversation(value)
         for index, line in enumerate(text.splitlines() or [""]):
             label = name if index == 0 else ""
-            escaped = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-            yield f"{label:<16} {escaped}"
+            yield f"{label:<16} {line}"
     yield ""
 
 

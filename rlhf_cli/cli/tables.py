@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf_cli.cli.json_output import run_state
 from rlhf_cli.cli.output import escape_markup
-from rlhf_cli.formatting import format_bytes, format_count, format_duration, format_metric, format_number, format_path
+from rlhf_cli.formatting import (
+    escape_control,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_metric,
+    format_number,
+    format_path,
+)
 from rlhf_cli.runs.lineage import Ancestor, Verification, name_of
 from rlhf_cli.runs.lock import read_started
 from rlhf_cli.runs.resume import describe_incomplete
@@ -152,7 +160,7 @@ def print_runs(console: Console, runs_dir: Path, entries: Sequence[RunEntry]) ->
         lines += [head + first, *(" " * len(head) + other for other in others)]
     longest = max(map(len, lines))
     lines.insert(1, "─" * (longest if width is None else min(longest, width)))
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in lines))
+    sys.stdout.write("".join(escape_control(line.rstrip()) + "\n" for line in lines))
 
 
 def _run_row(entry: RunEntry, date_format: str) -> _RunRow:

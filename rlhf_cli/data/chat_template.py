@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from rlhf_cli.data.rows import Message, Text
 from rlhf_cli.errors import ModelError, RecipeError
-from rlhf_cli.formatting import format_exception
+from rlhf_cli.formatting import escape_control, format_exception
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,7 +132,7 @@ def render_with_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> st
     anchor = _anchor_ids(tokenizer)
     anchor_length = len(_decode(tokenizer, anchor, skip_special=False))
     prompt, completion = (
-        _escape_unprintable(_decode(tokenizer, [*anchor, *ids], skip_special=False)[anchor_length:])
+        escape_control(_decode(tokenizer, [*anchor, *ids], skip_special=False)[anchor_length:])
         for ids in (encoded.prompt_ids, encoded.completion_ids)
     )
     return f"{prompt}⟦{completion}⟧" if encoded.completion_ids else prompt
@@ -240,8 +240,3 @@ def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.unk_token:
         spare.append(tokenizer.unk_token)
     return next((name for name in spare if name != tokenizer.eos_token), cast(str, tokenizer.eos_token))
-
-
-def _escape_unprintable(text: str) -> str:
-    """Return `text` with control characters escaped: data must not control the terminal that shows it."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from rlhf_cli.cli.output import Output, real_stdout, reserve_stdout
+from rlhf_cli.cli.output import Output, make_console, real_stdout, reserve_stdout
 from rlhf_cli.errors import Issue
 
 ISSUE = Issue("recipe.unknown-key", "sft.bogus: unknown key.", "r.yaml:3:1", "Did you mean [bonus]?")
@@ -112,3 +114,50 @@ def test_reserve_stdout_redirects_python_descriptors_and_children(capfd: pytest.
     print("afterwards", flush=True)
     assert capfd.readouterr() == ("object\nafterwards\n", "python\ndescriptor\nchild\n")
     assert real_stdout() == 1
+
+
+def test_console_escapes_control_characters_but_writes_its_own(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    table = Table("head\x1b[2J")
+    table.add_row("cell\u202e")
+    make_console().print("[bold]text\x9b[/]", table)
+    written = capfd.readouterr().out
+    assert r"text\x9b" in written
+    assert r"head\x1b[2J" in written
+    assert r"cell\u202e" in written
+    assert "\x1b[1m" in written  # bold
+
+
+@pytest.mark.parametrize("target", ["/dev/full", "a pipe without a reader"])
+def test_reporter_that_cannot_write_goes_silent_and_logs_it(target: str) -> None:
+    """The run goes on: neither a later line nor the end of the process fails."""
+    if target == "/dev/full":
+        descriptor = os.open(target, os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    code = (
+        "import logging, sys\nfrom rlhf_cli.cli.output import Output\nlogging.basicConfig()\n"
+        "with Output().reporter() as reporter:\n    reporter.info('one')\n    reporter.info('two')\nprint('three')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], stdout=descriptor, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(descriptor)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("progress is no longer shown") == 1
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_stdout_without_unicode_shows_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code = "from rlhf_cli.cli.output import prepare_streams\nprepare_streams()\nprint('─ é')"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "\\u2500 \\xe9\n"
+
+
+def test_json_with_half_a_surrogate_pair_is_valid(capfd: pytest.CaptureFixture[str]) -> None:
+    with reserve_stdout():
+        Output(json=True).result({"path": "a\udc80"})
+    assert json.loads(capfd.readouterr().out)["path"] == "a\udc80"

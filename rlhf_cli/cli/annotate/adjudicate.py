@@ -127,9 +127,8 @@ def _format_tiers(tiers: Tiers, item: Item) -> str:
 
 
 def _shorten(text: object) -> str:
-    """Return the beginning of a text, or the last turn of a conversation, on one line of printable characters."""
+    """Return the beginning of a text, or the last turn of a conversation, on one line."""
     if isinstance(text, list):
         text = text[-1]["content"] if text else ""
     line = " ".join(str(text).split())
-    shown = "".join(character if character.isprintable() else "�" for character in line[:SHOWN_CHARACTERS])
-    return f"{shown}…" if len(line) > SHOWN_CHARACTERS else shown
+    return f"{line[:SHOWN_CHARACTERS]}…" if len(line) > SHOWN_CHARACTERS else line
