@@ -14,8 +14,9 @@ from rlhf_cli import __version__, distributed
 from rlhf_cli.cli import doctor, init, options, schema, stage_commands, workers
 from rlhf_cli.cli.annotate import annotate
 from rlhf_cli.cli.failures import INTERRUPTED, report_failure
-from rlhf_cli.cli.output import Output, open_closed_streams, reserve_stdout
+from rlhf_cli.cli.output import Output, prepare_streams, reserve_stdout
 from rlhf_cli.cli.runs import runs
+from rlhf_cli.runs.signals import STOP_SIGNALS
 from rlhf_cli.stages import STAGES
 
 ENVIRONMENT = {  # set before any library is imported, as they read these once; values set by the user are kept
@@ -61,8 +62,10 @@ app.add_typer(runs, name="runs", rich_help_panel="Runs")
 
 def main() -> None:
     """Run the command of `sys.argv` and exit with its code: the entry point of `rlhf`."""
-    open_closed_streams()
+    prepare_streams()
     signal.signal(signal.SIGTERM, _raise_interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _raise_interrupt)
     workers.follow_launcher()
     workers.limit_to_one_gpu(sys.argv[1:])
     for name, value in ENVIRONMENT.items():
@@ -71,7 +74,7 @@ def main() -> None:
     exit_code = INTERRUPTED  # if a second signal arrives while the first is reported
     with contextlib.suppress(KeyboardInterrupt), reserve_stdout() if json else contextlib.nullcontext():
         exit_code = _run_command(Output(json=json and distributed.is_main()))
-    for number in (signal.SIGINT, signal.SIGTERM):  # the exit code is decided: a late Ctrl-C must not change it
+    for number in STOP_SIGNALS:  # the exit code is decided: a late Ctrl-C must not change it
         signal.signal(number, signal.SIG_IGN)
     sys.exit(exit_code)
 

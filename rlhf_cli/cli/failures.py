@@ -16,6 +16,7 @@ from rlhf_cli.errors import DiskError, Issue, RlhfError
 from rlhf_cli.formatting import format_exception
 from rlhf_cli.redaction import redact
 from rlhf_cli.runs import disk
+from rlhf_cli.runs.signals import STOP_SIGNALS
 
 INTERNAL_ERROR = 1
 USAGE_ERROR = 2
@@ -30,7 +31,7 @@ def report_failure(error: BaseException, output: Output) -> int:
 
     Signals are ignored from here on: the exit code is decided, and an impatient Ctrl-C must not change it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if isinstance(error, BrokenPipeError):  # the reader of stdout has ended, as `head` does
         discard_stdout()

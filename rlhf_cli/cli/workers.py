@@ -21,6 +21,7 @@ import typer
 
 from rlhf_cli.cli.output import real_stdout
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.runs.signals import STOP_SIGNALS
 
 ONE_GPU = {"CUDA_VISIBLE_DEVICES": "0"}  # of a single process: Trainer would otherwise split batches over all GPUs
 SEES_ALL_GPUS = ("doctor",)  # commands that are one process and report every GPU
@@ -28,7 +29,6 @@ GRACE_PERIOD = 1.0  # seconds from the end of a process that failed to the end o
 POLL_INTERVAL = 0.05  # seconds
 LAUNCHER = "RLHF_LAUNCHER"  # environment variable of a worker: the process id of its launcher
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -115,7 +115,11 @@ def run_workers(count: int, arguments: Sequence[str], environment: Mapping[str, 
             process.send_signal(number)
 
     # Each worker has its own process group: a Ctrl-C reaches only this process, and each worker once through it.
-    handlers = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+    handlers = {
+        number: signal.signal(number, forward)
+        for number in STOP_SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         for rank in range(count):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}

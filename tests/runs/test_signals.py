@@ -16,10 +16,10 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-both_signals = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+every_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 
 
-@both_signals
+@every_signal
 def test_signal_before_training_interrupts(new_run: NewRun, number: int) -> None:
     run = new_run()
     with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):
@@ -27,7 +27,7 @@ def test_signal_before_training_interrupts(new_run: NewRun, number: int) -> None
     assert not run.stop_requested
 
 
-@both_signals
+@every_signal
 def test_signal_in_stage_without_handling_interrupts(new_run: NewRun, number: int) -> None:
     run = new_run()
     with pytest.raises(KeyboardInterrupt), signals.graceful_shutdown(run):  # noqa: PT012
@@ -35,7 +35,7 @@ def test_signal_in_stage_without_handling_interrupts(new_run: NewRun, number: in
         send(number)
 
 
-@both_signals
+@every_signal
 def test_signal_in_stage_with_handling_requests_stop(
     new_run: NewRun, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,7 +48,7 @@ def test_signal_in_stage_with_handling_requests_stop(
     assert capfd.readouterr().err == signals.STOPPING_MESSAGE.decode()
 
 
-@both_signals
+@every_signal
 def test_second_signal_interrupts(new_run: NewRun, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "DUPLICATE_SIGNAL_WINDOW_S", 0.0)
     run = new_run()
