@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,6 +189,12 @@ def test_password_of_the_hub_endpoint_is_not_printed_if_it_fails(
         ("/folder/https:/me:p@w@host/x", "/folder/https:/…@host/x"),
         ("https://host/x?id=1&access_token=abc&b=2", "https://host/x?id=1&access_token=…&b=2"),
         (f"token {'hf_' + 'A1b2' * 8}.", "token hf_…."),
+        (f"key sk-proj-{'A1b2' * 8}.", "key sk-…."),
+        (f"gh {'ghp_' + 'A1b2' * 9}", "gh ghp_…"),
+        ("id AKIAABCDEFGHIJKLMNOP.", "id AKIA…."),
+        ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.sig-nature!", "jwt eyJ…!"),
+        ("Authorization: Bearer abc.def-ghi/jkl=", "Authorization: Bearer …"),
+        ("a bearer of news, and sk-learn", "a bearer of news, and sk-learn"),
         ("transformers/hf_argparser.py", "transformers/hf_argparser.py"),
         ("write to me@host or see https://host/@me", "write to me@host or see https://host/@me"),
     ],
@@ -198,8 +205,34 @@ def test_redact_removes_secrets_and_nothing_else(text: str, redacted: str) -> No
 
 
 def test_redact_knows_environment_secrets_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RLHF_REWARD_TOKEN", "WANDB_API_KEY", "DB_PASSWORD"):
-        monkeypatch.setenv(name, f"value-of-{name}")
-        assert redact(f"401: value-of-{name} is wrong") == "401: … is wrong"
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.17")  # a path
+    assert redact("no /tmp/agent.17") == "no /tmp/agent.17"
+    monkeypatch.setenv("MAX_TOKENS", "16777216")  # a number
+    assert redact("16777216 bytes") == "16777216 bytes"
+    monkeypatch.setenv("KEYBOARD", "value-of-KEYBOARD")
+    assert redact("value-of-KEYBOARD") == "value-of-KEYBOARD"
     monkeypatch.setenv("SHORT_TOKEN", "no")  # shorter than any secret, and part of many texts
     assert redact("no such thing") == "no such thing"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("RLHF_REWARD_TOKEN", "WANDB_API_KEY", "DB_PASSWORD", "DB_PASS", "MYSQL_PWD", "GITHUB_PAT", "SSH_PASSPHRASE"),
+        *("GOOGLE_CREDENTIALS", "MY_JWT", "HF_TOKEN_READ", "DB_PASSWORD_PROD", "API_KEY_2", "api_key", "SLACK_WEBHOOK"),
+        *("SENTRY_DSN", "SQL_CONNECTION_STRING", "PROXY_AUTH", "AWS_SECRET_ACCESS_KEY", "PRIVATE_KEY"),
+    ],
+)
+def test_redact_removes_the_value_of_a_secret_variable_however_it_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    secret = "va\"lue\n'with quotes\\"
+    monkeypatch.setenv(name, secret)
+    forms = (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], urllib.parse.quote(secret, safe=""))
+    assert [redact(f"401: {form} is wrong") for form in forms] == ["401: … is wrong"] * 4
+
+
+def test_issue_escapes_what_controls_a_terminal() -> None:
+    issue = Issue("recipe.usage", "\x1b]0;title\x07 \x9b2J \u202egnp.exe \ud800 é 你 \u200d", "a\rb", "tab\t, line\n")
+    assert issue.message == r"\x1b]0;title\x07 \x9b2J \u202egnp.exe \ud800 é 你 " + "\u200d"
+    assert (issue.location, issue.hint) == (r"a\rb", "tab\t, line\n")
