@@ -141,6 +141,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "model.non-finite": "Weights are not finite, or outside the range of the export's data type.",
     "model.export-differs": "The exported files differ from the trained model.",
     "model.damaged-file": "A file of a run or checkpoint is missing or differs from its manifest.",
+    "model.unlisted-file": "A file was added to a run or checkpoint after it was complete.",
     "model.damaged-manifest": "The manifest of a run or checkpoint is missing or cannot be read.",
     "model.manifest-schema": "Another version of rlhf wrote the manifest.",
     "model.missing-chat-template": "A model that reads conversations has no chat template.",
@@ -156,6 +157,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     # disk
     "disk.full": "Not enough disk space is left.",
     "disk.not-writable": "A file or directory cannot be created or written.",
+    "disk.not-readable": "A file or directory cannot be read.",
     "disk.locked": "The run is in use by a running process.",
     "disk.outside-runs-dir": "The run is not in the runs directory.",
     # training: divergence, and rewards that fail while training runs

@@ -40,6 +40,9 @@ def resolve_commit(repo_type: RepoType, repo: str, revision: str, *, location: s
     """
     if _COMMIT.fullmatch(revision):
         return revision
+    if ".." in revision or revision.startswith("/"):  # the cache would look for a file of that path
+        message = f"invalid revision; found {revision}, expected a branch, a tag or a commit."
+        raise _ERROR[repo_type](_UNKNOWN_REVISION[repo_type], message, location=location, hint="Use main, or a commit.")
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set"

@@ -108,12 +108,16 @@ def verify_inputs(inputs: Sequence[Input]) -> None:
         if manifest is not None:
             hint = f"Run `rlhf {manifest['stage']}` again, or restore the file."
             folder = result_folder(path, manifest)
-            issues += [Issue(f.code, f.message, f.location, hint) for f in verify_files(folder, manifest, hash_file)]
+            issues += [
+                Issue(f.code, f.message, f.location, f.hint or hint) for f in verify_files(folder, manifest, hash_file)
+            ]
     for path in dict.fromkeys(Path(item.path).parent for item in inputs if item.kind == "folder"):
         manifest = read_manifest(path) if is_checkpoint(path) else None
         if manifest is not None:
             hint = "Use another checkpoint, or restore the file."
-            issues += [Issue(f.code, f.message, f.location, hint) for f in verify_files(path, manifest, hash_file)]
+            issues += [
+                Issue(f.code, f.message, f.location, f.hint or hint) for f in verify_files(path, manifest, hash_file)
+            ]
     if issues:
         raise ModelError(issues)
 

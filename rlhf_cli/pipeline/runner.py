@@ -191,6 +191,9 @@ def _up_to_date(stage: ResolvedStage) -> StageResult | None:
     entry = layout.newest(stage.runs_dir, stage.recipe.name, stage.name, smoke=stage.smoke)
     if entry is None or entry.manifest is None or entry.manifest["fingerprint"] != stage.fingerprint:
         return None
+    if not stage.smoke:
+        with contextlib.suppress(OSError):  # a kill may have come between the manifest and the link
+            layout.point_latest(entry.path.parent)
     return StageResult(stage.name, entry.path, entry.manifest, skipped=True, failed_gates=_failed_gates(entry.manifest))
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +17,8 @@ from rlhf_cli.run_reference import RunReference, parse_run_reference
 from rlhf_cli.runs.manifest import Manifest, read_manifest
 
 VERSION = re.compile(r"v\d{4,}")
+LAST_VERSION_FILE = ".last"  # holds the largest number when a run was removed, so that no number is used again
+_REMOVED, _NEW_LINK = ".removed-", ".latest-"  # prefixes of what a kill may leave behind
 
 
 class RunEntry(NamedTuple):
@@ -41,7 +47,9 @@ def version_number(version: str) -> int:
 
 
 def claim(runs_dir: Path, name: str, stage: str) -> Path:
-    """Create the folder of the next version. `mkdir` is exclusive, so two writers get two numbers.
+    """Create the folder of the next version, and repair what a kill may have left in the folder of the stage.
+
+    `mkdir` is exclusive, so two writers get two numbers. The number of a removed run is not used again.
 
     Raises:
         DiskError: The folder cannot be created.
@@ -49,15 +57,19 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
     parent = runs_dir / name / stage
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        last = max((version_number(p.name) for p in parent.iterdir() if VERSION.fullmatch(p.name)), default=0)
-        while True:
-            last += 1
-            path = parent / f"v{last:04d}"
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return path
+        with _locked(parent):
+            _sweep(parent)
+            with contextlib.suppress(OSError):  # the file system may have no links
+                _update_latest(parent)
+            last = _last_version(parent)
+            while True:
+                last += 1
+                path = parent / f"v{last:04d}"
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                return path
     except OSError as error:
         message = f"the run's directory cannot be created: {error.strerror}."
         hint = "Choose another directory with --runs-dir."
@@ -65,17 +77,75 @@ def claim(runs_dir: Path, name: str, stage: str) -> Path:
 
 
 def point_latest(stage_dir: Path) -> None:
-    """Point the link `latest` in `stage_dir` at its newest complete run, by rename. Never at an older one than before.
+    """Point the link `latest` in `stage_dir` at its newest complete run, by rename. No-op if it points there.
+
+    Two writers wait for each other, so that the link never goes back to an older run.
 
     Raises:
         OSError: The file system has no links.
     """
-    newest_run = newest(stage_dir.parents[1], stage_dir.parent.name, stage_dir.name, smoke=False)
-    assert newest_run is not None
-    link = stage_dir / f".latest-{os.getpid()}"
+    with _locked(stage_dir):
+        _update_latest(stage_dir)
+
+
+def remove_version(path: Path) -> None:
+    """Remove the folder of a version. The link `latest` is moved first, and the number is not used again."""
+    stage_dir = path.parent
+    with _locked(stage_dir):
+        (stage_dir / LAST_VERSION_FILE).write_text(f"{_last_version(stage_dir)}\n", encoding="utf-8")
+        _update_latest(stage_dir, without=path.name)
+        renamed = stage_dir / f"{_REMOVED}{secrets.token_hex(4)}"
+        path.rename(renamed)  # first, so that a partly removed run has no valid name
+        _sweep(stage_dir)
+
+
+def _update_latest(stage_dir: Path, *, without: str = "") -> None:
+    """Point `latest` at the newest complete run other than the version `without`, or remove it if there is none."""
+    complete = [
+        entry
+        for entry in versions(stage_dir.parents[1], stage_dir.parent.name, stage_dir.name)
+        if entry.manifest and not entry.manifest["smoke"] and entry.version != without
+    ]
+    latest = stage_dir / "latest"
+    if not complete:
+        if latest.is_symlink():
+            latest.unlink()
+        return
+    target = complete[-1].version
+    if latest.is_symlink() and latest.readlink() == Path(target):
+        return
+    link = stage_dir / f"{_NEW_LINK}{os.getpid()}"
     link.unlink(missing_ok=True)
-    link.symlink_to(newest_run.version)
-    link.replace(stage_dir / "latest")
+    link.symlink_to(target)
+    link.replace(latest)
+
+
+def _last_version(stage_dir: Path) -> int:
+    """Return the largest version number of a run in `stage_dir`, removed ones included, or 0."""
+    numbers = [version_number(path.name) for path in stage_dir.iterdir() if VERSION.fullmatch(path.name)]
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        numbers.append(int((stage_dir / LAST_VERSION_FILE).read_text(encoding="utf-8")))
+    return max(numbers, default=0)
+
+
+def _sweep(stage_dir: Path) -> None:
+    """Remove the runs and links that a killed process was removing or creating. The caller holds the lock."""
+    for path in stage_dir.glob(f"{_REMOVED}*"):
+        shutil.rmtree(path)
+    for path in stage_dir.glob(f"{_NEW_LINK}*"):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(stage_dir: Path) -> Iterator[None]:
+    """Hold the lock of a stage's folder, unless its file system has no locks."""
+    descriptor = os.open(stage_dir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def parse(text: str, name: str, *, location: str = "") -> RunReference:
@@ -110,7 +180,7 @@ def read_entry(path: Path) -> RunEntry:
     name, stage, version = path.parent.parent.name, path.parent.name, path.name
     try:
         return RunEntry(name, stage, version, path, read_manifest(path))
-    except ModelError as error:
+    except (ModelError, DiskError) as error:
         issue = error.issues[0]
         return RunEntry(name, stage, version, path, None, f"{issue.location}: {issue.message}")
 

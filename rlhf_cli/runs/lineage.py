@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,15 +183,7 @@ def remove(runs_dir: Path, entry: RunEntry, *, force: bool) -> None:
         message = f"{name_of(entry)} is an input of {', '.join(map(name_of, users))}."
         hint = "Remove those runs first, or add --force; their lineage then ends at this run."
         raise RecipeError("recipe.run-in-use", message, location=location, hint=hint)
-    stage_dir = entry.path.parent
-    renamed = stage_dir / f".removed-{secrets.token_hex(4)}"
-    entry.path.rename(renamed)  # first, so that a partly removed run has no valid name
-    shutil.rmtree(renamed)
-    link = stage_dir / "latest"
-    if link.is_symlink() and not link.exists():
-        link.unlink()
-        if layout.newest(runs_dir, entry.name, entry.stage, smoke=False) is not None:
-            layout.point_latest(stage_dir)
+    layout.remove_version(entry.path)
 
 
 def comparable_values(entry: RunEntry, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,8 +82,10 @@ def acquire_lock(folder: Path, *, new: bool = False) -> Lock:
 def lock_holder(folder: Path) -> str:
     """Return the process that holds the lock of the run in `folder`, as `process 12 on host`, or "" if none does."""
     try:
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
-    except OSError:  # the run is complete, or belongs to another user
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)  # which is possible for another user's run, too
+    except PermissionError:
+        return "a process of another user, perhaps; its lock cannot be read"
+    except OSError:  # the run is complete
         return ""
     try:
         _flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.errors import Issue, ModelError
+from rlhf_cli.errors import DiskError, Issue, ModelError
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
@@ -43,7 +43,9 @@ def result_folder(run: Path, manifest: Manifest) -> Path:
 
 
 def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str] = sha256) -> list[Issue]:
-    """Return one issue for each file below `folder` that is missing or differs from `manifest`.
+    """Return one issue for each file below `folder` that is missing, differs from `manifest` or is not listed in it.
+
+    A file that was added, such as a chat template, would change what the folder's model does.
 
     Args:
         folder: The folder that the paths in the manifest are relative to.
@@ -64,6 +66,11 @@ def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], str
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}."
         issues.append(Issue("model.damaged-file", problem, str(path)))
+    hint = "Remove the file."
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in manifest["files"] and name != MANIFEST_FILE:
+            issues.append(Issue("model.unlisted-file", "the manifest does not list this file.", str(path), hint))
     return issues
 
 
@@ -83,14 +90,18 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of `folder`, or None if it has none.
 
     Raises:
-        ModelError: The manifest cannot be read, or another version of rlhf wrote it.
+        ModelError: The manifest is damaged, or another version of rlhf wrote it.
+        DiskError: The manifest cannot be read.
     """
     path = folder / MANIFEST_FILE
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        message = f"the manifest cannot be read: {error.strerror}."
+        raise DiskError("disk.not-readable", message, location=str(path), hint="Check its permissions.") from None
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise _damaged(path, f"found {type(content).__name__}, expected an object")

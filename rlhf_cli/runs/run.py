@@ -297,14 +297,14 @@ class Run:
             "files": hash_files(self.path / folder) if (self.path / folder).is_dir() else {},
         }
         write_manifest(self.path, content)
-        remove_lock(self.path)
-        if not keep_checkpoints and self.checkpoints():
-            remove(self.path / "checkpoints")
-        if not self.smoke:
+        if not self.smoke:  # before anything else: scripts read the link
             try:
                 layout.point_latest(self.path.parent)
             except OSError as error:  # the run is complete; references do not need the link
                 logger.warning(f"The link `latest` cannot be updated: {error.strerror}.")
+        remove_lock(self.path)
+        if not keep_checkpoints and self.checkpoints():
+            remove(self.path / "checkpoints")
         return content
 
     def _apply_umask(self) -> None:

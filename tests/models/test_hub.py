@@ -56,6 +56,12 @@ def test_resolve_commit_offline_revision_not_cached_raises_issue() -> None:
         resolve_commit("dataset", "org/model", "main")
 
 
+@pytest.mark.parametrize("revision", ["../../../../../etc/hostname", "/etc/hostname", "refs/../../x"])
+def test_resolve_commit_revision_that_is_a_path_is_refused_before_the_cache_is_read(revision: str) -> None:
+    with raises_issue("model.unknown-revision", error=ModelError, location="base.model"):
+        resolve_commit("model", "org/model", revision, location="base.model")
+
+
 def test_resolve_commit_without_a_cache_raises_issue(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,7 +79,85 @@ def test_latest_link_moves_only_when_a_real_run_completes(tmp_path: Path, comple
     assert latest.readlink() == Path("v0003")
     complete(smoke=True)
     assert latest.readlink() == Path("v0003")
-    assert {path.name for path in latest.parent.iterdir()} == {"latest", "v0001", "v0002", "v0003", "v0004"}
+    assert {path.name for path in latest.parent.glob("[!.]*")} == {"latest", "v0001", "v0002", "v0003", "v0004"}
+
+
+def test_claim_never_uses_the_number_of_a_removed_run(tmp_path: Path, complete: Complete) -> None:
+    complete(), complete()
+    layout.remove_version(tmp_path / "bot" / "sft" / "v0002")
+    assert complete().version == "v0003"
+    for version in ("v0001", "v0003"):
+        layout.remove_version(tmp_path / "bot" / "sft" / version)
+    assert complete().version == "v0004"
+
+
+def test_claim_repairs_the_link_and_removes_what_a_kill_left(tmp_path: Path, complete: Complete) -> None:
+    complete(), complete()
+    stage_dir = tmp_path / "bot" / "sft"
+    (stage_dir / "latest").unlink()
+    (stage_dir / "latest").symlink_to("v0001")  # killed between the manifest and the link
+    (stage_dir / ".latest-1").symlink_to("v0002")
+    (stage_dir / ".removed-1" / "model").mkdir(parents=True)
+    layout.claim(tmp_path, "bot", "sft")
+    assert (stage_dir / "latest").readlink() == Path("v0002")
+    assert sorted(path.name for path in stage_dir.iterdir()) == ["latest", "v0001", "v0002", "v0003"]
+
+
+def test_latest_link_of_a_slower_writer_does_not_go_back(
+    tmp_path: Path, complete: Complete, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writer completes while the first one is about to create its link."""
+    complete()
+    symlink_to = Path.symlink_to
+    others: list[threading.Thread] = []
+
+    def complete_other(link: Path, target: str) -> None:
+        if not others:
+            others.append(threading.Thread(target=second.complete, args=({}, {})))
+            others[0].start()
+            while not (second.path / "manifest.json").exists():
+                pass
+        symlink_to(link, target)
+
+    first, second = new_run(), new_run()
+    monkeypatch.setattr(Path, "symlink_to", complete_other)
+    first.complete({}, {})
+    others[0].join()
+    assert (tmp_path / "bot" / "sft" / "latest").readlink() == Path("v0003")
+
+
+def test_remove_version_moves_the_link_before_the_run_is_removed(
+    tmp_path: Path, complete: Complete, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(), complete()
+    stage_dir = tmp_path / "bot" / "sft"
+
+    def killed(_path: Path, _target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        layout.remove_version(stage_dir / "v0002")
+    assert (stage_dir / "latest").readlink() == Path("v0001")
+
+
+def test_unreadable_manifest_is_an_error_of_permission_and_hides_no_other_run(
+    tmp_path: Path, complete: Complete, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(), complete()
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.parent.name == "v0001":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
+    manifest = tmp_path / "bot" / "sft" / "v0001" / "manifest.json"
+    with raises_issue("disk.not-readable", error=DiskError, location=str(manifest)):
+        layout.find(tmp_path, "sft@v0001", "bot", smoke=False)
+    entries = layout.versions(tmp_path, "bot", "sft")
+    assert [bool(entry.manifest) for entry in entries] == [False, True]
 
 
 @pytest.mark.parametrize(

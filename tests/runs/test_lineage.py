@@ -74,6 +74,21 @@ def test_verify_changed_row_names_the_file(new_run: NewRun) -> None:
     assert (issue.code, issue.location) == ("model.damaged-file", str(rows))
 
 
+@pytest.mark.parametrize("part", ["model", "checkpoints/step-000005"])
+def test_verify_added_file_names_the_file(new_run: NewRun, part: str) -> None:
+    """A chat template that is added to a model would be used by every later stage."""
+    run = new_run("ppo")
+    (run.model_dir / "weights").write_bytes(b"w")
+    with run.checkpoint(5) as folder:
+        (folder / "state").write_bytes(b"s")
+    run.complete({}, {})
+    added = run.path / part / "templates" / "chat_template.jinja"
+    added.parent.mkdir()
+    added.touch()
+    issues = lineage.verify(entry(run)).issues
+    assert [(issue.code, issue.location) for issue in issues] == [("model.unlisted-file", str(added))]
+
+
 def test_verify_skips_checkpoints_of_a_run_in_use(new_run: NewRun) -> None:
     run = new_run()
     with run.checkpoint(5) as folder:
@@ -157,7 +172,7 @@ def test_remove_latest_run_moves_link_to_the_one_before(new_run: NewRun, tmp_pat
     lineage.remove(tmp_path, entry(second), force=False)
     assert (first.path.parent / "latest").resolve() == first.path
     lineage.remove(tmp_path, entry(first), force=False)
-    assert [*first.path.parent.iterdir()] == []
+    assert [*first.path.parent.glob("[!.]*")] == []
 
 
 def test_remove_run_in_use_raises_even_with_force(new_run: NewRun, tmp_path: Path) -> None:

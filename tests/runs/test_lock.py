@@ -53,6 +53,30 @@ def test_lock_of_running_process_is_named_and_exclusive(tmp_path: Path) -> None:
         kill(child)
 
 
+def test_lock_that_cannot_be_read_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, _flags: int) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert "another user" in lock_holder(tmp_path)
+
+
+def test_lock_is_read_without_the_permission_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = lock_in_child(tmp_path, then="wait")
+    open_file = os.open
+
+    def refuse_writing(path: Path, flags: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse_writing)
+    try:
+        assert lock_holder(tmp_path).startswith(f"process {child} on ")
+    finally:
+        kill(child)
+
+
 def test_lock_of_killed_process_is_released(tmp_path: Path) -> None:
     kill(lock_in_child(tmp_path, then="wait"))
     assert lock_holder(tmp_path) == ""
