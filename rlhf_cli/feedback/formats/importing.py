@@ -59,9 +59,9 @@ def import_rows(store: Store, source: FeedbackSource, *, skip_invalid: bool) -> 
     skipped.update({f"invalid ({code})": count for code, count in issues.skipped.items()})
     counts: Counter[str] = Counter()
     for batch in _split(source.read(IssueCollector(skips_rows=True), Counter(), pairs_only=pairs_only)):
-        items = store.add_items(row.item for row in batch)
+        judged = [judgment for row in batch for judgment in row.judgments]
+        items, judgments = store.import_batch([row.item for row in batch], judged)
         counts.update(items_added=items.added, items_existing=items.existing)
-        judgments = store.record(judgment for row in batch for judgment in row.judgments)
         counts.update(judgments_added=judgments.added, judgments_existing=judgments.existing)
     return ImportResult(
         counts["items_added"],

@@ -6,10 +6,11 @@ assignment and overviews read one indexed column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, case, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, case, exists, func, select, update
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.content import as_tiers
@@ -29,23 +30,42 @@ def lock_item(connection: Connection, item_id: int) -> Row[Any]:
 
 def update_item_state(connection: Connection, item_id: int) -> None:
     """Derive the state of an item from its judgments, leases and decisions."""
-    row = lock_item(connection, item_id)
-    if row.kind != "item":
+    update_item_states(connection, [item_id])
+
+
+def update_item_states(connection: Connection, item_ids: Collection[int]) -> None:
+    """Derive the states of ordinary items from their judgments, leases and decisions."""
+    item, project, decision, lease = tables.item, tables.project, tables.decision, tables.assignment
+    query = select(item.c.id, project.c.overlap, project.c.max_overlap).join(project, project.c.id == item.c.project_id)
+    query = query.where(item.c.id.in_(item_ids), item.c.kind == "item").order_by(item.c.id)
+    rows = connection.execute(query.with_for_update(of=item)).all()
+    if not rows:
         return
-    votes = [(as_tiers(vote.tiers), vote.task) for vote in connection.execute(votes_query(item_id))]
-    leases = count_leases(connection, item_id)
-    contradicted = is_contradicted(votes)
-    decided = connection.execute(select(exists().where(tables.decision.c.item_id == item_id))).scalar_one()
-    wanted = row.max_overlap if contradicted else row.overlap
-    missing = 0 if decided else max(0, wanted - len(votes) - leases)
-    values = {
-        "votes": len(votes),
-        "leases": leases,
-        "is_contradicted": contradicted,
-        "is_decided": decided,
-        "missing": missing,
-    }
-    connection.execute(update(tables.item).where(tables.item.c.id == item_id).values(values))
+    ids = [row.id for row in rows]
+    votes: dict[int, list[tuple[Tiers, TaskKind]]] = {}
+    for vote in connection.execute(_votes(tables.judgment.c.item_id.in_(ids))):
+        votes.setdefault(vote.item_id, []).append((as_tiers(vote.tiers), vote.task))
+    leased = select(lease.c.item_id, func.count().label("count")).where(
+        lease.c.item_id.in_(ids), lease.c.state == "leased", lease.c.takes_slot
+    )
+    leases = {row.item_id: row.count for row in connection.execute(leased.group_by(lease.c.item_id))}
+    decided = set(connection.execute(select(decision.c.item_id).where(decision.c.item_id.in_(ids))).scalars())
+    values = []
+    for row in rows:
+        given = votes.get(row.id, [])
+        contradicted = is_contradicted(given)
+        wanted = row.max_overlap if contradicted else row.overlap
+        state = {
+            "votes": len(given),
+            "leases": leases.get(row.id, 0),
+            "is_contradicted": contradicted,
+            "is_decided": row.id in decided,
+            "missing": 0 if row.id in decided else max(0, wanted - len(given) - leases.get(row.id, 0)),
+        }
+        values.append({f"new_{name}": value for name, value in state.items()} | {"of_item": row.id})
+    names = ("votes", "leases", "is_contradicted", "is_decided", "missing")
+    statement = update(item).where(item.c.id == bindparam("of_item"))
+    connection.execute(statement.values({name: bindparam(f"new_{name}") for name in names}), values)
 
 
 def wanted_votes(row: Row[Any]) -> int:
@@ -77,12 +97,15 @@ def count_leases(connection: Connection, item_id: int, *, at: float | None = Non
 
 def votes_query(item_id: int) -> Select[Any]:
     """Return the query of the judgments that count as votes on an item: current ones by people, no repeats or skips."""
+    return _votes(tables.judgment.c.item_id == item_id)
+
+
+def _votes(of_items: ColumnElement[bool]) -> Select[Any]:
     table = tables.judgment
-    return current_judgments().where(
-        table.c.item_id == item_id, ~table.c.is_skipped, ~table.c.is_repeat, table.c.source == "human"
-    )
+    return current_judgments().where(of_items, ~table.c.is_skipped, ~table.c.is_repeat, table.c.source == "human")
 
 
+@functools.cache  # building it takes longer than running it
 def current_judgments() -> Select[Any]:
     """Return the query of all judgments that no later one supersedes, in the order of ids."""
     table, later = tables.judgment, tables.judgment.alias("later")

@@ -1,31 +1,25 @@
-"""Store judgments: answers of annotators, each acknowledged once, and judgments that were made elsewhere."""
+"""Store the answers of annotators, each acknowledged once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
-from rlhf_cli.feedback.store.annotators import add_annotator, find_annotator, lock_annotator
+from rlhf_cli.feedback.store.annotators import lock_annotator
 from rlhf_cli.feedback.store.assignment import current_judgment_of
 from rlhf_cli.feedback.store.content import (
     MAX_NAME,
     answer_values,
-    canonical,
     check_answer,
-    item_key,
     read_answer,
-    sha256,
     timestamp,
 )
 from rlhf_cli.feedback.store.errors import LeaseExpiredError, NotFoundError
 from rlhf_cli.feedback.store.item_state import (
     count_leases,
-    current_judgments,
     lock_item,
     update_item_state,
     wanted_votes,
@@ -33,8 +27,8 @@ from rlhf_cli.feedback.store.item_state import (
 from rlhf_cli.feedback.store.items import find_item
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.qualification import grade, update_qualification
-from rlhf_cli.feedback.store.records import QualificationFeedback, Receipt, RecordResult
-from rlhf_cli.feedback.types import Answer, NewJudgment
+from rlhf_cli.feedback.store.records import QualificationFeedback, Receipt
+from rlhf_cli.feedback.types import Answer
 
 WHOLE_ITEM = -1  # the key of `flags` in a NewJudgment that stands for the whole item
 
@@ -144,107 +138,7 @@ def _receipt(
     return Receipt(judgment_id, feedback, is_duplicate)
 
 
-# --- judgments made elsewhere ---------------------------------------------------------------------------------------
-
-
-def record(connection: Connection, project: Project, judgments: Sequence[NewJudgment], now: float) -> RecordResult:
-    """Store judgments that were imported or made by a model. Equal ones are stored once.
-
-    Another judgment of the same annotator about the same item, by the same principle, supersedes the earlier one. With
-    a key, it is a repeat: datasets have several comparisons of the same texts.
-    """
-    changed: set[int] = set()
-    existing = 0
-    for judgment in judgments:
-        item_id = _item_id(connection, project, judgment)
-        completions = _completion_ids(connection, item_id)
-        check_answer(judgment.answer, judgment.task, range(len(completions)), whole=WHOLE_ITEM)
-        annotator_id = _annotator_id(connection, project, judgment)
-        answer = _with_ids(judgment.answer, completions)
-        order = tuple(completions[index] for index in judgment.order)
-        key = _content_key(judgment, item_id, answer, order)
-        if _judgment_with_key(connection, annotator_id, key) is not None:
-            existing += 1
-            continue
-        earlier = _version_to_supersede(connection, annotator_id, item_id, judgment.principle)
-        is_repeat = bool(judgment.key) and earlier is not None
-        assigned = {"annotator_id": annotator_id, "item_id": item_id, "order": order or completions, "state": "done"}
-        assigned |= {"takes_slot": not is_repeat, "is_repeat": is_repeat, "expires": now}
-        table = tables.assignment
-        assignment_id = connection.execute(table.insert().values(assigned).returning(table.c.id)).scalar_one()
-        values = {
-            "item_id": item_id,
-            "annotator_id": annotator_id,
-            "assignment_id": assignment_id,
-            "key": key,
-            "task": judgment.task,
-            "order": order,
-            "guideline": judgment.guideline,
-            "is_repeat": is_repeat,
-            "source": judgment.source,
-            "principle": judgment.principle,
-            "supersedes": None if is_repeat else earlier,
-            "created": judgment.created or timestamp(now),
-        }
-        judgment_id = _insert(connection, values, answer)
-        connection.execute(update(table).where(table.c.id == assignment_id).values(judgment_id=judgment_id))
-        changed.add(item_id)
-    for item_id in sorted(changed):
-        update_item_state(connection, item_id)
-    return RecordResult(len(judgments) - existing, existing)
-
-
-def _item_id(connection: Connection, project: Project, judgment: NewJudgment) -> int:
-    table = tables.item
-    wanted = table.c.id == judgment.item if isinstance(judgment.item, int) else table.c.key == item_key(judgment.item)
-    found = connection.execute(select(table.c.id).where(table.c.project_id == project.id, wanted)).scalar()
-    if found is None:
-        name = judgment.item if isinstance(judgment.item, int) else str(judgment.item.prompt)[:80]
-        raise NotFoundError("item", name, hint="Add the item first.")
-    item_id: int = found
-    return item_id
-
-
 def _completion_ids(connection: Connection, item_id: int) -> tuple[int, ...]:
     table = tables.completion
     query = select(table.c.id).where(table.c.item_id == item_id).order_by(table.c.position)
     return tuple(connection.execute(query).scalars())
-
-
-def _annotator_id(connection: Connection, project: Project, judgment: NewJudgment) -> int:
-    found = find_annotator(connection, project, judgment.annotator)
-    if found is None:
-        found = add_annotator(connection, project, judgment.annotator, source=judgment.source)
-    if found.source != judgment.source:
-        message = f"{judgment.annotator} is stored as {found.source}; found a judgment with source {judgment.source}."
-        raise DataError("feedback.invalid-annotator", message, hint="Use different names for people and models.")
-    return found.id
-
-
-def _with_ids(answer: Answer, completions: Sequence[int]) -> Answer:
-    """Return an answer with completion ids instead of indices."""
-    return replace(
-        answer,
-        tiers=tuple(tuple(completions[index] for index in tier) for tier in answer.tiers),
-        criteria={completions[index]: ratings for index, ratings in answer.criteria.items()},
-        flags={0 if index == WHOLE_ITEM else completions[index]: flags for index, flags in answer.flags.items()},
-    )
-
-
-def _content_key(judgment: NewJudgment, item_id: int, answer: Answer, order: Sequence[int]) -> str:
-    if judgment.key:
-        return f"record-{sha256(canonical([item_id, judgment.key]))}"
-    content = [item_id, judgment.task, answer.tiers, answer_values(answer), order, judgment.principle]
-    return f"record-{sha256(canonical([*content, judgment.guideline, judgment.created]))}"
-
-
-def _version_to_supersede(connection: Connection, annotator_id: int, item_id: int, principle: str) -> int | None:
-    table = tables.judgment
-    query = current_judgments().where(
-        table.c.annotator_id == annotator_id,
-        table.c.item_id == item_id,
-        table.c.principle == principle,
-        ~table.c.is_repeat,
-    )
-    row = connection.execute(query).first()
-    return None if row is None else row.id

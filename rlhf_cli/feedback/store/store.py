@@ -13,7 +13,17 @@ from sqlalchemy import Connection
 from rlhf_cli.errors import RlhfError
 from rlhf_cli.feedback.formats.gold import read_gold
 from rlhf_cli.feedback.guideline import read_guideline
-from rlhf_cli.feedback.store import adjudication, annotators, assignment, items, judgments, projects, snapshot, status
+from rlhf_cli.feedback.store import (
+    adjudication,
+    annotators,
+    assignment,
+    items,
+    judgments,
+    projects,
+    recording,
+    snapshot,
+    status,
+)
 from rlhf_cli.feedback.store.engine import RETRIES, URL_VARIABLE, Database, is_conflict
 from rlhf_cli.feedback.store.records import (
     AddResult,
@@ -173,9 +183,18 @@ class Store:
         """
         added, existing = 0, 0
         for chunk in items.chunks(new):
-            result = self._write(lambda c, chunk=chunk: judgments.record(c, self._project, chunk, self._clock()))  # type: ignore[misc]
+            result = self._write(lambda c, chunk=chunk: recording.record(c, self._project, chunk, self._clock()))  # type: ignore[misc]
             added, existing = added + result.added, existing + result.existing
         return RecordResult(added, existing)
+
+    def import_batch(self, new: Sequence[NewItem], judged: Sequence[NewJudgment]) -> tuple[AddResult, RecordResult]:
+        """Add items and judgments of them in one transaction, and return how many are new."""
+
+        def add(connection: Connection) -> tuple[AddResult, RecordResult]:
+            added = items.add_items(connection, self._project, new)
+            return added, recording.record(connection, self._project, judged, self._clock())
+
+        return self._write(add)
 
     def status(self) -> Status:
         """Return the numbers of the project."""

@@ -120,17 +120,17 @@ def test_import_that_stops_after_a_batch_can_be_repeated(
 ) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", make_rows(7))
     monkeypatch.setattr(importing, "BATCH_ROWS", 3)
-    record = store.record
-    batches = iter([record, record])
+    import_batch = store.import_batch
+    batches = iter([import_batch, import_batch])
 
-    def stop_after_two(judgments: Any) -> Any:
-        return next(batches)(judgments)
+    def stop_after_two(*rows: Any) -> Any:
+        return next(batches)(*rows)
 
-    monkeypatch.setattr(store, "record", stop_after_two)
+    monkeypatch.setattr(store, "import_batch", stop_after_two)
     with pytest.raises(StopIteration):
         load(store, path)
     assert len(store.snapshot().judgments) == 6
-    monkeypatch.setattr(store, "record", record)
+    monkeypatch.setattr(store, "import_batch", import_batch)
     result = load(store, path)
     assert (result.judgments_added, result.judgments_existing) == (1, 6)
     assert len(store.snapshot().items) == 7
