@@ -71,6 +71,50 @@ def files(tmp_path: Path) -> None:
             "Set it to 6.",
         ),
         ("sample: {of: [sft, spo]}", 20, "invalid-run-reference", "sample.of.1: not a run reference"),
+        # feedback
+        (
+            "feedback: {overlap: 3, max_overlap: 2}",
+            24,
+            "invalid-value",
+            "feedback.max_overlap: below overlap; found 2, expected at least 3. Raise it to overlap or more.",
+        ),
+        ("feedback: {overlap: 6}", 1, "invalid-value", "max_overlap: below overlap; found 5, expected at least 6."),
+        (
+            "feedback: {store: 'mysql://host/db'}",
+            12,
+            "invalid-value",
+            "feedback.store: unsupported database; found mysql://, expected a file or postgresql://.",
+        ),
+        ("feedback: {store: 'postgresql://host:port/db'}", 12, "invalid-value", "feedback.store: invalid URL."),
+        ("feedback: {store: 'postgresql://u:secret@host/db'}", 12, "contains-secret", "feedback.store: contains"),
+        ("feedback: {store: 'postgresql:///db?password=x'}", 12, "contains-secret", "feedback.store: contains"),
+        ("feedback: {guideline: g.md}", 12, "path-not-found", "feedback.guideline: file not found: g.md."),
+        ("feedback: {gold: {path: g.jsonl}}", 19, "path-not-found", "feedback.gold.path: file not found: g.jsonl."),
+        (
+            "feedback: {qualification: {path: q.jsonl}}",
+            28,
+            "path-not-found",
+            "feedback.qualification.path: file not found: q.jsonl.",
+        ),
+        (
+            "feedback: {criteria: [tone, helpful, tone]}",
+            12,
+            "invalid-value",
+            "feedback.criteria: found 'tone' 2 times, expected different names.",
+        ),
+        ("feedback: {criteria: [' ']}", 12, "invalid-value", "feedback.criteria: found ' ' 1 times"),
+        (
+            "feedback: {repeats: 0.5, gold: {path: rows.jsonl, share: 0.5}}",
+            12,
+            "invalid-value",
+            "gold.share and repeats leave no other items; found 0.5 + 0.5, expected less than 1.",
+        ),
+        (
+            "feedback: {task: pair}\nsample: {samples_per_prompt: 4}",
+            12,
+            "conflicting-keys",
+            "feedback.task: pair compares 2 completions; found sample.samples_per_prompt 4.",
+        ),
         # data
         (
             "data: {sft: {hub: a/b, path: rows.jsonl}}",

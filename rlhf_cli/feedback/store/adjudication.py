@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, Select, select
 
 from rlhf_cli.errors import DataError
@@ -15,7 +17,7 @@ from rlhf_cli.feedback.store.records import DisputedItem
 from rlhf_cli.feedback.types import Answer, Decision, Tiers
 
 
-def disputed_ids(project: Project) -> Select[tuple[int]]:
+def disputed_ids(project: Project) -> Select[Any]:
     """Return the query of items with enough judgments that contradict each other, and without a decision."""
     table = tables.item
     return select(table.c.id).where(

@@ -87,7 +87,8 @@ class Database:
         reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
         if self.is_sqlite:
             return _sqlite_error(error, reason, self.location)
-        if error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError):
+        is_connecting = error.statement is None
+        if is_connecting or error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError):
             hint = f"Check that the server runs and that the URL is right. {URL_HINT}"
             message = f"the database cannot be used: {reason}."
             return DataError("feedback.unreachable", message, location=self.location, hint=hint)
@@ -146,9 +147,15 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    """Set WAL, so that readers do not wait for the writer, and FULL, so that a commit survives a power failure."""
-    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {setting}")
+    """Set WAL, so that readers do not wait for the writer, and FULL, so that a commit survives a power failure.
+
+    WAL is a setting of the file, which must not change if it belongs to another program.
+    """
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not names or tables.store.name in names:
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -45,7 +45,7 @@ def progress(connection: Connection, project: Project, annotator: Row[Any], now:
     return Progress(judged, today or 0, remaining, leased, state, median(seconds) if seconds else None)
 
 
-def _leases_query(annotator_id: int, now: float) -> Select[tuple[int]]:
+def _leases_query(annotator_id: int, now: float) -> Select[Any]:
     """Return the query of the number of live leases of an annotator, without reopened judgments."""
     table, item = tables.assignment, tables.item
     return (

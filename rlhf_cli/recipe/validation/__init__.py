@@ -12,6 +12,7 @@ from rlhf_cli.recipe.schema import Recipe
 from rlhf_cli.recipe.validation.adapter import adapter_issues
 from rlhf_cli.recipe.validation.data import data_issues, missing_data_issues
 from rlhf_cli.recipe.validation.evaluation import gate_issues
+from rlhf_cli.recipe.validation.feedback import feedback_issues
 from rlhf_cli.recipe.validation.judge import judge_issues
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue
 from rlhf_cli.recipe.validation.paths import path_issues
@@ -41,6 +42,7 @@ def find_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
     yield from sample_issues(recipe)
     yield from ppo_issues(recipe, stages)
     yield from gate_issues(recipe)
+    yield from feedback_issues(recipe)
     yield from judge_issues(recipe, stages)
     yield from path_issues(recipe)
     yield from adapter_issues(recipe)

@@ -11,6 +11,7 @@ from rlhf_cli.recipe.schema import Key, Recipe
 from rlhf_cli.recipe.validation.keyed_issue import KeyedIssue, keyed_issue
 from rlhf_cli.redaction import SECRET_PARAMETER, redact
 
+URL_FIELDS = ("http", "store")  # a URL with a user or a key is not always a secret
 URL_HINT = "Use a URL such as https://host:port/path."
 
 
@@ -30,7 +31,7 @@ def _secret_issues(value: Any, key: Key) -> Iterator[KeyedIssue]:
         is_single_source = key[0] == "data" and len(value) == 1  # a list of one item, whose index is not in the file
         for index, item in enumerate(value):
             yield from _secret_issues(item, key if is_single_source else (*key, index))
-    elif isinstance(value, str) and redact(value) != value and key[-1] != "http":
+    elif isinstance(value, str) and redact(value) != value and key[-1] not in URL_FIELDS:
         problem = "contains a password or a token, which would be visible in the run's recipe.yaml."
         hint = "Remove it, and set the token as an environment variable, such as HF_TOKEN."
         yield keyed_issue("recipe.contains-secret", key, problem, hint)
