@@ -116,6 +116,9 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.missing-margin": "Other rows have a margin, but this one does not.",
     "data.no-usable-rows": "No row of the dataset is within the length limits.",
     "data.non-finite": "A column contains NaN or infinity, which JSON cannot represent.",
+    # feedback: the store of judgments, and the versions of preference data made from it
+    "feedback.no-judgments": "The store has no judgments.",
+    "feedback.no-pairs": "The judgments imply no pair that the settings export.",
     # model: models, adapters, runs and their files
     "model.not-found": "The model directory or the Hub model was not found.",
     "model.gated": "The Hub restricts access to the model.",

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {*SMALL, *TENSORS},
     "data": {
         *(*SMALL, "rlhf_cli.recipe", "rlhf_cli.stages", "rlhf_cli.evaluation.metrics"),
+        "rlhf_cli.evaluation.slices",  # held-out rows are sampled apart from the votes of held-out annotators
         *("transformers", "datasets", "pyarrow", "jinja2", "numpy", "orjson", "huggingface_hub"),
     },
     "models": {*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.distributed", *(ML - {"trl"}), "safetensors", "psutil"},
@@ -75,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pipeline": {
         *(f"rlhf_cli.{room}" for room in ("recipe", "runs", "data", "models", "evaluation", "training", "stages")),
+        "rlhf_cli.feedback",  # the store is an input of a stage
         *(*SMALL, "rlhf_cli.distributed", "rlhf_cli.__version__", "torch", "transformers", "huggingface_hub"),
         *("rlhf_cli.ai_feedback", "rlhf_cli.feedback"),
     },

@@ -53,6 +53,8 @@ app.command("init", rich_help_panel="Setup")(init.init)
 app.command("doctor", rich_help_panel="Setup")(doctor.doctor)
 app.command("schema", rich_help_panel="Setup")(schema.schema)
 for _name, _spec in STAGES.items():
+    if _spec.command:  # registered under that name
+        continue
     app.command(_name, help=_spec.help, rich_help_panel="Stages")(stage_commands.stage_command(_name))
 app.command("run", rich_help_panel="Pipeline")(stage_commands.run)
 app.command("check", rich_help_panel="Pipeline")(stage_commands.check)

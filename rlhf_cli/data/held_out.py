@@ -14,6 +14,7 @@ from rlhf_cli.data.source_files import FindRun
 from rlhf_cli.data.splits import prompt_key, select_shortest
 from rlhf_cli.errors import DataError, Issue
 from rlhf_cli.evaluation import metrics
+from rlhf_cli.evaluation.slices import is_of_held_out_annotators
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.schema import Recipe, Sources
 from rlhf_cli.stages import DatasetKind
@@ -79,7 +80,10 @@ def load(recipe: Recipe, find: FindRun, *, smoke: bool) -> HeldOut:
                 f"data.{kind}: skipped {skipped:,} of {len(found.held_out):,} held-out prompts, because other datasets "
                 "train on them; use the same eval_fraction for all datasets with these prompts"
             )
-        return random.Random(recipe.seed).sample(rows, min(recipe.eval.samples, len(rows)))
+        votes = [row for row in rows if is_of_held_out_annotators(getattr(row, "extra", {}))]
+        labels = [row for row in rows if not is_of_held_out_annotators(getattr(row, "extra", {}))]
+        rng = random.Random(recipe.seed)
+        return [row for part in (labels, votes) for row in rng.sample(part, min(recipe.eval.samples, len(part)))]
 
     demonstrations, preferences = split("sft"), split("preferences")
     trained = {prompt_key(row) for row in (*demonstrations.train, *preferences.train)}

@@ -24,10 +24,12 @@ class TokenColumns(NamedTuple):
     Attributes:
         parts: The columns, in parts of at most `CHUNK_ROWS` rows.
         counts: Numbers of truncated and dropped rows, by reason.
+        dropped: Indices of the dropped rows, of preferences.
     """
 
     parts: list[dict[str, list[Any]]]
     counts: dict[str, int]
+    dropped: frozenset[int] = frozenset()
 
     @property
     def kept(self) -> int:
@@ -106,8 +108,9 @@ def preference_columns(
     A pair with a sequence of more than `max_length` tokens is dropped: a truncated completion would be judged on less
     than the annotator saw.
     """
-    dropped = 0
+    dropped: set[int] = set()
     parts = []
+    index = -1
     for chunk in _chunks(rows, chunk_rows):
         chosen = chat_template.encode_pairs(tokenizer, [(row.prompt, row.chosen) for row in chunk])
         rejected = chat_template.encode_pairs(tokenizer, [(row.prompt, row.rejected) for row in chunk])
@@ -115,17 +118,18 @@ def preference_columns(
         if rows[0].margin is not None:  # then all rows have one
             part["margin"] = []
         for row, better, worse in zip(chunk, chosen, rejected, strict=True):
+            index += 1
             chosen_ids = better.prompt_ids + better.completion_ids
             rejected_ids = worse.prompt_ids + worse.completion_ids
             if max(len(chosen_ids), len(rejected_ids)) > max_length:
-                dropped += 1
+                dropped.add(index)
                 continue
             part["chosen_ids"].append(chosen_ids)
             part["rejected_ids"].append(rejected_ids)
             if "margin" in part:
                 part["margin"].append(row.margin)
         parts.append(part)
-    return TokenColumns(parts, {f"dropped: over {max_length:,} tokens": dropped})
+    return TokenColumns(parts, {f"dropped: over {max_length:,} tokens": len(dropped)}, frozenset(dropped))
 
 
 def fitting_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], max_length: int) -> TokenizedPrompts:

@@ -35,6 +35,28 @@ def preference_accuracy(pairs: PreferenceMargins) -> Interval:
     return statistics.wilson(sum(margin > 0 for margin in pairs.margins), len(pairs.margins))
 
 
+def slice_accuracy(pairs: PreferenceMargins, slice_name: str) -> Interval:
+    """Return `preference_accuracy` of the pairs of one slice."""
+    margins = [margin for margin, of_pair in zip(pairs.margins, pairs.slices, strict=True) if slice_name in of_pair]
+    return statistics.wilson(sum(margin > 0 for margin in margins), len(margins))
+
+
+def held_out_annotator_accuracy(pairs: PreferenceMargins) -> Interval | None:
+    """Return `preference_accuracy` of the votes of held-out annotators, or None if there are none."""
+    votes = pairs.held_out_annotators
+    return statistics.wilson(sum(margin > 0 for margin in votes), len(votes)) if votes else None
+
+
+def ceiling(pairs: PreferenceMargins) -> Interval | None:
+    """Return how often people agree with the labels of others, or None if it is not known.
+
+    The interval is that of independent votes.
+    """
+    if pairs.ceiling is None:
+        return None
+    return statistics.wilson(pairs.ceiling.agreement * pairs.ceiling.votes, pairs.ceiling.votes)
+
+
 def ties(pairs: PreferenceMargins) -> float:
     """Return the number of pairs with equal scores."""
     return float(sum(margin == 0 for margin in pairs.margins))

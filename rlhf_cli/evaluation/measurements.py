@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rlhf_cli.evaluation.slices import is_of_held_out_annotators, slices_of
 
 
 class CompletionLoss(NamedTuple):
@@ -18,16 +20,63 @@ class CompletionLoss(NamedTuple):
     tokens: int
 
 
+class Ceiling(NamedTuple):
+    """How often a person agrees with the labels that others gave.
+
+    Attributes:
+        agreement: Fraction of the votes that agree.
+        votes: Number of votes.
+    """
+
+    agreement: float
+    votes: int
+
+
 class PreferenceMargins(NamedTuple):
-    """A reward model's scores of held-out preferences. Both lists have one item per pair.
+    """A reward model's scores of held-out preferences. Each list has one item per pair.
 
     Attributes:
         margins: r_chosen - r_rejected.
         length_differences: Tokens of the chosen completion minus those of the rejected one.
+        slices: The slices of each pair; empty if no pair has any.
+        held_out_annotators: r_chosen - r_rejected of each vote of the annotators whose votes became no labels.
+        ceiling: How often people agree with the labels; None if it is not known.
     """
 
     margins: Sequence[float]
     length_differences: Sequence[float]
+    slices: Sequence[Collection[str]] = ()
+    held_out_annotators: Sequence[float] = ()
+    ceiling: Ceiling | None = None
+
+    @classmethod
+    def from_rows(
+        cls,
+        margins: Sequence[float],
+        length_differences: Sequence[float],
+        columns: Sequence[Mapping[str, Any]],
+        ceiling: Ceiling | None,
+    ) -> PreferenceMargins:
+        """Return the measurement, with the votes of held-out annotators kept apart from the labels.
+
+        Args:
+            margins: r_chosen - r_rejected of each row.
+            length_differences: The difference of the lengths of each row.
+            columns: The columns of each row beside prompt, chosen and rejected.
+            ceiling: How often people agree with the labels; None if it is not known.
+        """
+        is_vote = [is_of_held_out_annotators(row) for row in columns]
+        votes = [margin for margin, vote in zip(margins, is_vote, strict=True) if vote]
+        # Without any label the votes are all that can be measured.
+        kept = [index for index, vote in enumerate(is_vote) if not vote] or list(range(len(margins)))
+        slices = [slices_of(columns[index]) for index in kept]
+        return cls(
+            [margins[index] for index in kept],
+            [length_differences[index] for index in kept],
+            slices,
+            votes,
+            ceiling,
+        )
 
 
 class ScoredCompletions(NamedTuple):

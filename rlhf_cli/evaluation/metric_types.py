@@ -19,12 +19,13 @@ Group = Literal[
     "ppo",
     "export",
     "sample",
+    "feedback",
     "trainer_steps",
     "ppo_iterations",
     "sample_batches",
 ]
 
-FUNCTION, SOURCE, STAGE = "<function>", "<source>", "<stage>"  # placeholders in names
+FUNCTION, SOURCE, STAGE, SLICE = "<function>", "<source>", "<stage>", "<slice>"  # placeholders in names
 BASELINE_SUFFIX = ".baseline"
 INTERVAL_SUFFIXES = (".low", ".high")
 COUNT_SUFFIX = ".n"
@@ -38,6 +39,7 @@ GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
     "ppo": "PPO",
     "export": "Export",
     "sample": "Sampling of completions to compare",
+    "feedback": "Preference data from human feedback",
     "trainer_steps": "Each logged step of a TRL trainer, in metrics.jsonl",
     "ppo_iterations": "Each PPO iteration, in metrics.jsonl",
     "sample_batches": "Each step of sampling, in metrics.jsonl",
@@ -49,7 +51,7 @@ class Metric:
     """One metric, or a family of metrics whose name holds a placeholder.
 
     Attributes:
-        name: As in manifests, reports, gates and `--json`. May hold `<function>`, `<source>` or `<stage>`.
+        name: As in manifests, reports, gates and `--json`. May hold a placeholder such as `<function>`.
         unit: The unit of its value.
         direction: Whether a higher or a lower value is better; "none" if neither.
         description: One sentence for the reference.
@@ -58,7 +60,9 @@ class Metric:
             `PairedCompletions` for comparison.
         needs: What a recipe must have for `eval` to report it.
         compute: Computes it from a measurement; returns Interval exactly if `has_interval`. In a family of functions
-            it takes the function's name too. None if a training stage or the export logs it.
+            it takes the function's name too, in a family of slices the slice. None if a training stage or the export
+            logs it.
+        is_optional: Whether only some rows have what it is computed from; `compute` returns None for others.
         has_interval: Whether `<name>.low` and `<name>.high` are reported.
         has_count: Whether `<name>.n`, the number of items, is reported.
         has_baseline: Whether `<name>.baseline`, the value of the baseline, is reported if the recipe has one.
@@ -74,7 +78,8 @@ class Metric:
     description: str
     group: Group
     needs: tuple[Need, ...] = ()
-    compute: Callable[..., float | Interval] | None = None
+    compute: Callable[..., float | Interval | None] | None = None
+    is_optional: bool = False
     has_interval: bool = False
     has_count: bool = False
     has_baseline: bool = False
@@ -94,9 +99,12 @@ class Metric:
         return [self.name + suffix for suffix in suffixes]
 
     def values(self, measurement: Any) -> dict[str, float]:
-        """Compute the metric, with the ends of its interval and its count if it has them."""
+        """Compute the metric, with the ends of its interval and its count if it has them. Empty if there is none."""
         assert self.compute is not None
         result = self.compute(measurement)
+        if self.is_optional and result is None:
+            return {}
+        assert result is not None, self.name
         assert isinstance(result, Interval) == self.has_interval, self.name
         if not isinstance(result, Interval):
             return {self.name: result}

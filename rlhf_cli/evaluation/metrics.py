@@ -26,12 +26,17 @@ from rlhf_cli.evaluation.metric_types import (
     COUNT_SUFFIX,
     FUNCTION,
     INTERVAL_SUFFIXES,
+    SLICE,
     Group,
     Metric,
     Need,
 )
+from rlhf_cli.evaluation.preference_metrics import PREFERENCE_METRICS
+from rlhf_cli.evaluation.slices import reported_slices
 from rlhf_cli.evaluation.training_metrics import TRAINING_METRICS
 from rlhf_cli.recipe.schema import Recipe
+
+SLICE_PATTERN = r"[a-z]+\.[^.]+"  # such as language.en
 
 DEMONSTRATION_METRICS = (
     Metric(
@@ -54,65 +59,6 @@ DEMONSTRATION_METRICS = (
         group="demonstrations",
         needs=("sft",),
         compute=comparison.perplexity,
-    ),
-)
-
-PREFERENCE_METRICS = (
-    Metric(
-        name="reward.accuracy",
-        unit="fraction of pairs",
-        direction="higher",
-        description="How often the reward model scores the chosen completion higher; a tie is wrong. Wilson interval.",
-        group="preferences",
-        needs=("preferences", "reward_model"),
-        compute=comparison.preference_accuracy,
-        has_interval=True,
-        has_count=True,
-    ),
-    Metric(
-        name="reward.ties",
-        unit="pairs",
-        direction="none",
-        description="Pairs in which the reward model scores both completions the same.",
-        group="preferences",
-        needs=("preferences", "reward_model"),
-        compute=comparison.ties,
-    ),
-    Metric(
-        name="reward.accuracy_longer",
-        unit="fraction of pairs",
-        direction="none",
-        description="Length baseline: the accuracy of always preferring the longer completion.",
-        group="preferences",
-        needs=("preferences", "reward_model"),
-        compute=comparison.length_accuracy,
-    ),
-    Metric(
-        name="reward.margin",
-        unit="score",
-        direction="none",
-        description="Mean difference of the scores, chosen minus rejected.",
-        group="preferences",
-        needs=("preferences", "reward_model"),
-        compute=comparison.margin,
-    ),
-    Metric(
-        name="reward.brier",
-        unit="squared probability",
-        direction="lower",
-        description="Brier score of the probability that the margin implies; 0.25 for a constant 0.5.",
-        group="preferences",
-        needs=("preferences", "reward_model"),
-        compute=comparison.brier_score,
-    ),
-    Metric(
-        name="reward.ece",
-        unit="probability",
-        direction="lower",
-        description="Expected calibration error: mean distance between confidence and accuracy over 10 bins.",
-        group="preferences",
-        needs=("preferences", "reward_model"),
-        compute=comparison.calibration_error,
     ),
 )
 
@@ -308,7 +254,7 @@ def find_metric(name: str) -> Metric | None:
     for suffix in (*INTERVAL_SUFFIXES, COUNT_SUFFIX):
         bare = bare.removesuffix(suffix)
     for metric in all_metrics():
-        pattern = re.sub("<[a-z]+>", "[^.]+", re.escape(metric.name))
+        pattern = re.sub("<[a-z]+>", "[^.]+", re.escape(metric.name).replace(SLICE, SLICE_PATTERN))
         if FUNCTION not in metric.name and any(re.fullmatch(pattern, candidate) for candidate in (name, bare)):
             return metric
     return None
@@ -354,6 +300,12 @@ def _of_function(metric: Metric, function: str) -> Metric:
     return dataclasses.replace(metric, name=name, gain=gain, compute=partial(metric.compute, function=function))
 
 
+def _of_slice(metric: Metric, slice_name: str) -> Metric:
+    assert metric.compute is not None
+    computed = partial(metric.compute, slice_name=slice_name)
+    return dataclasses.replace(metric, name=metric.name.replace(SLICE, slice_name), compute=computed)
+
+
 def evaluated_datasets(recipe: Recipe) -> frozenset[Need]:
     """Return the datasets that `eval` reads: `sft`, `preferences` and `prompts`, if any metric needs them."""
     needs = {need for metric in metrics_of(recipe) for need in metric.needs}
@@ -361,13 +313,14 @@ def evaluated_datasets(recipe: Recipe) -> frozenset[Need]:
 
 
 def metric_names(recipe: Recipe) -> list[str]:
-    """Return the name of every number that `eval` reports with this recipe. Loads no data and no model.
+    """Return the name of every number that `eval` reports with this recipe, whatever the rows. Loads no data.
 
     Raises:
         RecipeError: Two metrics have the same name.
     """
     with_baseline = recipe.eval.baseline is not None
-    names = [name for metric in metrics_of(recipe) for name in metric.names(with_baseline=with_baseline)]
+    always = [metric for metric in metrics_of(recipe) if not metric.is_optional]
+    names = [name for metric in always for name in metric.names(with_baseline=with_baseline)]
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
         message = f"two metrics have the name {duplicates[0]}; expected different names."
@@ -376,13 +329,38 @@ def metric_names(recipe: Recipe) -> list[str]:
     return names
 
 
+def optional_names(recipe: Recipe, slices: Iterable[str] = ()) -> list[str]:
+    """Return the names of the numbers that `eval` reports only if the rows have what they need.
+
+    Args:
+        recipe: The recipe.
+        slices: The slices of the rows.
+    """
+    optional = [metric for metric in metrics_of(recipe) if metric.is_optional]
+    return [
+        name
+        for metric in optional
+        for one in ([_of_slice(metric, of_rows) for of_rows in slices] if SLICE in metric.name else [metric])
+        for name in one.names()
+    ]
+
+
+def is_optional(name: str, recipe: Recipe) -> bool:
+    """Return whether `eval` reports a number called `name` with this recipe only if the rows have what it needs."""
+    metric = find_metric(name)
+    return metric is not None and metric.is_optional and metric in metrics_of(recipe)
+
+
 def compute(
     metrics: Iterable[Metric], group: Group, measurement: Any, *, of_baseline: bool = False
 ) -> dict[str, float]:
     """Compute the metrics of one group from its measurement; of the baseline, those that are reported for it."""
     values: dict[str, float] = {}
     for metric in metrics:
-        if metric.group == group and not of_baseline:
+        if metric.group == group and not of_baseline and SLICE in metric.name:
+            for slice_name in reported_slices(measurement.slices):
+                values |= _of_slice(metric, slice_name).values(measurement)
+        elif metric.group == group and not of_baseline:
             values |= metric.values(measurement)
         elif metric.group == group and metric.has_baseline:
             values[metric.name + BASELINE_SUFFIX] = metric.values(measurement)[metric.name]

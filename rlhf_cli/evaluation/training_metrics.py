@@ -15,6 +15,10 @@ def _step(name: str, unit: str, direction: Direction, description: str) -> Metri
     return Metric(name, unit, direction, description, "trainer_steps")
 
 
+def _feedback(name: str, unit: str, description: str) -> Metric:
+    return Metric(name, unit, "none", description, "feedback")
+
+
 TRAINER_METRICS = (
     Metric(
         f"{STAGE}.train_loss",
@@ -195,11 +199,49 @@ SAMPLE_BATCH_METRICS = (
     Metric("tokens_per_second", "tokens per second", "higher", "Completion tokens per second.", "sample_batches"),
 )
 
+FEEDBACK_METRICS = (
+    _feedback("feedback.pairs", "pairs", "Exported pairs, over all splits."),
+    _feedback("feedback.ties", "pairs", "Judged pairs that are tied or undecided, and are therefore not exported."),
+    _feedback("feedback.judgments", "judgments", "Judgments that count as votes."),
+    _feedback("feedback.items", "items", "Items with at least one vote."),
+    _feedback("feedback.annotators", "annotators", "Annotators with at least one vote."),
+    Metric(
+        "feedback.agreement",
+        "fraction of pairs of votes",
+        "higher",
+        "How often two people give the same label to a pair of completions; a tie agrees only with a tie. Bootstrap "
+        "interval over items.",
+        "feedback",
+        has_interval=True,
+        has_count=True,
+    ),
+    Metric(
+        "feedback.alpha",
+        "",
+        "higher",
+        "Krippendorff's alpha of these labels: 1 is perfect agreement, 0 chance. Bootstrap interval over items.",
+        "feedback",
+        has_interval=True,
+        has_count=True,
+    ),
+    Metric(
+        "feedback.label_agreement",
+        "fraction of votes",
+        "higher",
+        "How often a person's vote on a pair agrees with the majority of the other people's votes; a tied vote is half "
+        "right. Bootstrap interval over items.",
+        "feedback",
+        has_interval=True,
+        has_count=True,
+    ),
+)
+
 TRAINING_METRICS = (
     *TRAINER_METRICS,
     *PPO_METRICS,
     *EXPORT_METRICS,
     *SAMPLE_METRICS,
+    *FEEDBACK_METRICS,
     *STEP_METRICS,
     *ITERATION_METRICS,
     *SAMPLE_BATCH_METRICS,

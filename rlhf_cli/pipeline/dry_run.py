@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ def preview(stage: str, recipe: Recipe, runs_dir: Path, *, smoke: bool, earlier:
     if resolved.spec.evaluates:
         evaluated = held_out.load(resolved.recipe, resolved.dataset_path, smoke=smoke)._asdict()
         facts |= _nonzero({f"held out {kind}": len(found) for kind, found in evaluated.items()})
+    if resolved.spec.preview:
+        module, _, function = resolved.spec.preview.partition(":")
+        shown: dict[str, Any] = getattr(importlib.import_module(module), function)(resolved)
+        return {"stage": stage, **shown, "facts": {**facts, **shown["facts"]}}
     if not resolved.spec.prepare:
         return {"stage": stage, "facts": facts}
     return {"stage": stage, **_preview_training(resolved, facts)}

@@ -24,11 +24,12 @@ def fingerprint(settings: dict[str, Any], inputs: Sequence[Input], recipe: Recip
 def settings_of(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Return the recipe values that decide the result of `stage`, apart from its inputs."""
     spec = STAGES[stage]
-    settings: dict[str, Any] = {spec.section: _settings(getattr(recipe, spec.section))}
+    own = _settings(getattr(recipe, spec.section))
+    settings: dict[str, Any] = {spec.section: {name: own[name] for name in spec.result_fields or own}}
     if spec.adapts_base:
         settings["base"] = {name: v for name, v in _settings(recipe.base).items() if name not in ("model", "revision")}
         settings["adapter"] = recipe.adapter.model_dump(mode="json") if recipe.adapter else None
-    elif _value(recipe, spec.base_key) != "scratch":
+    elif spec.base_key and _value(recipe, spec.base_key) != "scratch":
         settings["base"] = [recipe.base.dtype, recipe.base.attention]
     for name, key in spec.fallbacks.items():
         if settings[spec.section][name] is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_cli.errors import Issue, ModelError
+from rlhf_cli.evaluation.measurements import Ceiling
 from rlhf_cli.models import hub
 from rlhf_cli.pipeline.local_imports import find_local_imports
 from rlhf_cli.pipeline.references import (
@@ -22,7 +23,7 @@ from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.runs import lineage
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import MANIFEST_FILE, digest, read_manifest, result_folder, sha256, verify_files
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import STAGES, command_of
 
 JUDGE_CONSTITUTION = "judge.constitution"  # role of the constitution of a stage that asks the judge
 
@@ -32,7 +33,7 @@ class Input(NamedTuple):
 
     role: str  # base, start, candidate, baseline, reward, data.sft, ppo.reward.0, …
     ref: str  # as written in the recipe
-    kind: Literal["run", "file", "folder", "hub"]
+    kind: Literal["run", "file", "folder", "hub", "store"]
     path: str
     version: str | None  # of a run; the commit of a Hub repository
     sha256: str | None  # of the content, or the commit; None if the Hub cannot be reached
@@ -106,7 +107,7 @@ def verify_inputs(inputs: Sequence[Input]) -> None:
     for path in dict.fromkeys(Path(item.path) for item in inputs if item.kind == "run"):
         manifest = read_manifest(path)
         if manifest is not None:
-            hint = f"Run `rlhf {manifest['stage']}` again, or restore the file."
+            hint = f"Run `{command_of(manifest['stage'])}` again, or restore the file."
             folder = result_folder(path, manifest)
             issues += [
                 Issue(f.code, f.message, f.location, f.hint or hint) for f in verify_files(folder, manifest, hash_file)
@@ -120,6 +121,21 @@ def verify_inputs(inputs: Sequence[Input]) -> None:
             ]
     if issues:
         raise ModelError(issues)
+
+
+def find_ceiling(inputs: Sequence[Input]) -> Ceiling | None:
+    """Return how often people agree with the labels of the runs with preferences among `inputs`, over all their votes.
+
+    None if no run has labels that several people voted on.
+    """
+    name = "feedback.label_agreement"
+    runs = dict.fromkeys(Path(item.path) for item in inputs if item.kind == "run" and item.role == "data.preferences")
+    manifests = [read_manifest(run) for run in runs]
+    found = [manifest["metrics"] for manifest in manifests if manifest is not None and name in manifest["metrics"]]
+    votes = sum(metrics[f"{name}.n"] for metrics in found)
+    if not votes:
+        return None
+    return Ceiling(sum(metrics[name] * metrics[f"{name}.n"] for metrics in found) / votes, int(votes))
 
 
 def check_base(stage: str, inputs: Sequence[Input]) -> None:
@@ -138,7 +154,7 @@ def check_base(stage: str, inputs: Sequence[Input]) -> None:
                 f"{item.ref} ({item.version}): trained on another base model; "
                 f"found {theirs['ref']}, expected {base.ref}."
             )
-            hint = f"Run `rlhf {manifest['stage']}` again on this base model, or use a run on this base model."
+            hint = f"Run `{command_of(manifest['stage'])}` again on this base model, or use a run on this base model."
             is_field = item.role.partition(".")[0] in STAGES[stage].accepts
             location = f"{stage}.{item.role}" if is_field else item.role
             issues.append(Issue("model.adapter-of-other-base", message, location, hint))

@@ -40,7 +40,7 @@ from rlhf_cli.recipe.user_functions import (
     required_parameters,
     split_spec,
 )
-from rlhf_cli.stages import STAGES
+from rlhf_cli.stages import STAGES, command_of
 
 if TYPE_CHECKING:
     from rlhf_cli.training.prepared_data import PreparedData
@@ -127,7 +127,7 @@ def _resolve(
             else f"add the section `{producer}:` to the recipe"
         )
         fix += f", or set {reference.location} to null" if _accepts_null(recipe, reference) else ""
-        hint = f"Run `rlhf {producer}` first, or {fix}."
+        hint = f"Run `{command_of(producer)}` first, or {fix}."
         raise RecipeError(issue.code, issue.message, location=issue.location, hint=hint) from error
 
 
@@ -269,7 +269,9 @@ def check_rows(recipe: Recipe, stages: Sequence[str], *, smoke: bool = False) ->
     """
     evaluates = any(STAGES[stage].evaluates for stage in stages)
     if evaluates:
-        gates.check_gate_metrics(recipe.eval.gates, metrics.metric_names(recipe))
+        # Whether the rows have a slice is known when they are loaded.
+        certain = [gate for gate in recipe.eval.gates if not metrics.is_optional(gate.metric, recipe)]
+        gates.check_gate_metrics(certain, metrics.metric_names(recipe))
     evaluated = metrics.evaluated_datasets(recipe) if evaluates and not smoke else frozenset[str]()
     counts: RowCounts = {}
     issues: list[Issue] = []

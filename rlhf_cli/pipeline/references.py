@@ -18,7 +18,7 @@ from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
 from rlhf_cli.runs.layout import RunEntry
 from rlhf_cli.runs.manifest import read_manifest
-from rlhf_cli.stages import BASE_STAGES, POLICY_STAGES, REWARD_STAGES, STAGES, DatasetKind, StageSpec
+from rlhf_cli.stages import BASE_STAGES, POLICY_STAGES, REWARD_STAGES, STAGES, DatasetKind, StageSpec, command_of
 
 NOT_A_RUN = (None, "base", "scratch")  # values of a run field that refer to no run
 JUDGE_ROLE = "judge"
@@ -193,7 +193,7 @@ def resolve_reference(reference: Reference, name: str, runs_dir: Path, *, smoke:
     """
     ref, location = reference.ref, reference.location
     if reference.is_dataset or is_run_reference(ref):
-        return _resolve_run(reference, layout.find(runs_dir, ref, name, smoke=smoke, location=location))
+        return _resolve_run(reference, _find_run(runs_dir, reference, name, smoke=smoke))
     if not Path(ref).is_absolute():
         cached = hub.cached_file(ref, "config.json", reference.revision)
         if cached is not None and reference.role == "base":
@@ -211,6 +211,11 @@ def resolve_reference(reference: Reference, name: str, runs_dir: Path, *, smoke:
     if reference.role == "base":
         check_architecture(folder, location=location)
     return ResolvedReference(reference, "folder", ref)
+
+
+def _find_run(runs_dir: Path, reference: Reference, name: str, *, smoke: bool) -> RunEntry:
+    location = reference.location
+    return layout.find(runs_dir, reference.ref, name, smoke=smoke, location=location, command_of=command_of)
 
 
 def run_of_model_dir(folder: Path) -> Path:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf_cli.errors import ErrorCollector
+from rlhf_cli.feedback.store_input import read_store
+from rlhf_cli.feedback.types import Snapshot
 from rlhf_cli.pipeline.fingerprint import fingerprint, settings_of
 from rlhf_cli.pipeline.inputs import Input, hash_inputs
 from rlhf_cli.pipeline.references import Key, ResolvedReference, find_references, resolve_reference
@@ -32,6 +34,8 @@ class ResolvedStage:
         base_path: Folder or Hub id of the base model; "scratch" if the stage creates it.
         runs_dir: The runs directory.
         smoke: Whether this is a smoke run.
+        snapshot: The judgments in the feedback store, for a stage that reads them; None if it reads none, or if there
+            is no store.
     """
 
     name: str
@@ -43,6 +47,7 @@ class ResolvedStage:
     base_path: str
     runs_dir: Path
     smoke: bool
+    snapshot: Snapshot | None = None
 
     @property
     def section(self) -> Any:
@@ -112,6 +117,9 @@ def resolve(
     spec = STAGES[stage]
     found = find_all(stage, recipe, runs_dir, smoke=smoke) if found is None else found
     keyed_inputs = hash_inputs(stage, recipe, found, runs_dir, smoke=smoke)
+    content = read_store(recipe) if spec.reads_store else None
+    if content is not None:
+        keyed_inputs.append(((), Input("store", content.location, "store", content.location, None, content.digest)))
     inputs = tuple(item for _, item in keyed_inputs)
     settings = settings_of(stage, recipe)
     base_role = "base" if spec.adapts_base else spec.base_key.rpartition(".")[2]
@@ -126,6 +134,7 @@ def resolve(
         base_path="scratch" if base is None else base.model_path,
         runs_dir=runs_dir,
         smoke=smoke,
+        snapshot=None if content is None else content.snapshot,
     )
 
 

@@ -274,6 +274,7 @@ def _execute(opened: _Opened, run: Run, facts: dict[str, Any]) -> StageResult:
                 "gates": list(result.gates),
                 "verdict": result.verdict,
                 "conversational": result.conversational,
+                **result.facts,
             }
             manifest = run.complete(result.metrics, facts, keep_checkpoints=stage.spec.keep_checkpoints)
         manifest = distributed.broadcast_object(manifest)

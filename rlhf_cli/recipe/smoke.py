@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_cli.recipe.schema import PathKind, Recipe, Section, is_run_reference
+from rlhf_cli.recipe.schema import Data, PathKind, Recipe, Section, is_run_reference
 from rlhf_cli.run_reference import parse_run_reference
 from rlhf_cli.stages import STAGES
 
@@ -21,7 +21,22 @@ def shrink(recipe: Recipe) -> Recipe:
         section: Section = getattr(small, spec.section)
         references = {field: _own_references(stage, section, field, recipe) for field in spec.accepts}
         small = small.replace(**{spec.section: section.replace(**references)})
-    return small
+    return small.replace(data=_with_own_datasets(small.data))
+
+
+def _with_own_datasets(data: Data) -> Data:
+    """Return the datasets with each run that wrote rows replaced by the recipe's own smoke run of that stage."""
+    changed = {}
+    for kind in Data.model_fields:
+        given = getattr(data, kind)
+        if isinstance(given, list):
+            changed[kind] = [source.replace(run=_stage_of(source.run)) for source in given]
+    return data.replace(**changed)
+
+
+def _stage_of(reference: str | None) -> str | None:
+    parsed = parse_run_reference(reference) if reference and is_run_reference(reference) else None
+    return parsed.stage if parsed else reference
 
 
 def _own_references(stage: str, section: Section, field: str, recipe: Recipe) -> str | list[str] | None:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,7 +197,15 @@ def newest(runs_dir: Path, name: str, stage: str, *, smoke: bool) -> RunEntry | 
     return complete[-1] if complete else None
 
 
-def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "") -> RunEntry:
+def find(
+    runs_dir: Path,
+    text: str,
+    name: str,
+    *,
+    smoke: bool,
+    location: str = "",
+    command_of: Callable[[str], str] = "rlhf {}".format,
+) -> RunEntry:
     """Return the complete run that the reference `text` names.
 
     Args:
@@ -206,6 +214,7 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "
         name: The name of the recipe that has the reference.
         smoke: Whether a smoke run has the reference. Only smoke runs may refer to smoke runs.
         location: The location of an issue.
+        command_of: Returns the command that runs a stage, for hints.
 
     Raises:
         RecipeError: The run does not exist, is incomplete, or is a smoke run that a real run refers to.
@@ -216,7 +225,7 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "
     if reference.version is None:
         entry = newest(runs_dir, reference.name, reference.stage, smoke=smoke)
         if entry is None:
-            raise _no_complete_run(runs_dir, reference.name, reference.stage, location)
+            raise _no_complete_run(runs_dir, reference, location, command_of(reference.stage))
         return entry
     path = runs_dir / reference.name / reference.stage / reference.version
     manifest = read_manifest(path)
@@ -226,7 +235,9 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "
             for entry in versions(runs_dir, reference.name, reference.stage)
             if entry.manifest is not None and entry.manifest["smoke"] == smoke
         ]
-        hint = f"Complete versions: {', '.join(complete)}." if complete else f"Run `rlhf {reference.stage}` first."
+        hint = (
+            f"Complete versions: {', '.join(complete)}." if complete else f"Run `{command_of(reference.stage)}` first."
+        )
         if path.is_dir():
             raise RecipeError("recipe.incomplete-run", f"the run {text} is incomplete.", location=location, hint=hint)
         message = f"run not found: {text} in {runs_dir}."
@@ -237,14 +248,15 @@ def find(runs_dir: Path, text: str, name: str, *, smoke: bool, location: str = "
     return RunEntry(reference.name, reference.stage, reference.version, path, manifest)
 
 
-def _no_complete_run(runs_dir: Path, name: str, stage: str, location: str) -> RecipeError | ModelError:
-    """Return an error that says which runs of the stage exist, if any."""
+def _no_complete_run(runs_dir: Path, reference: RunReference, location: str, command: str) -> RecipeError | ModelError:
+    """Return an error that says which runs of the stage exist, if any. `command` runs the stage."""
+    name, stage = str(reference.name), reference.stage
     found = versions(runs_dir, name, stage)
     damaged = next((entry for entry in reversed(found) if entry.manifest_error), None)
     if damaged is not None:
         hint = "Remove this run, and run the stage again."
         return ModelError("model.damaged-manifest", damaged.manifest_error, location=location, hint=hint)
-    hint = f"Run `rlhf {stage}` first."
+    hint = f"Run `{command}` first."
     if any(entry.manifest for entry in found):
         message = f"the {stage} runs of {name} in {runs_dir} are smoke runs; expected a real run."
         return RecipeError("recipe.smoke-run", message, location=location, hint=hint)

@@ -42,12 +42,14 @@ class StageMetrics(NamedTuple):
         gates: One verdict for each gate, as the manifest has it; only a stage that evaluates has any.
         verdict: The result in words, as the manifest has it; None if the stage does not evaluate.
         conversational: Whether it trained on conversations, and not on text only; None if it did not train.
+        facts: Further keys of the manifest.
     """
 
     metrics: dict[str, float]
     gates: tuple[dict[str, Any], ...] = ()
     verdict: dict[str, Any] | None = None
     conversational: bool | None = None
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 class Reporter(Protocol):

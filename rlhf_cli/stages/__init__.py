@@ -23,16 +23,21 @@ class StageSpec:
     Attributes:
         entry_point: `module:function` of `run(stage: ResolvedStage, run: Run) -> StageMetrics`.
         section: Name of the recipe's section.
+        command: The command that runs it, without `rlhf`; empty: the name of the stage.
         help: One line for `--help`.
         prepare: `module:function` of `prepare(stage: ResolvedStage) -> PreparedData`, which loads, tokenizes and
             counts the data without loading weights. The stage and `--dry-run` share it. Empty if the stage does not
             train.
+        preview: `module:function` of `preview(stage: ResolvedStage) -> dict`, which returns what `--dry-run` shows of a
+            stage that does not train: `facts` and, optionally, `example`.
         dataset: The dataset that the stage trains on and cannot do without, or None.
         datasets: Further datasets that it reads if the recipe has them.
         dataset_switches: Datasets that it reads only if a field of its section is not zero: dataset to field.
         accepts: Fields of its section that name a run or a list of runs, each with the stages whose runs it accepts.
-        base_key: The recipe key of the base model.
+        base_key: The recipe key of the base model; empty if the stage reads none.
         adapts_base: Whether the base and adapter settings decide the result.
+        reads_store: Whether it reads the judgments of the feedback store.
+        result_fields: The fields of its section that decide the result; empty: all.
         reads_settings: Keys of other sections that decide the result.
         fallbacks: Fields of its section that are null by default, each with the key whose value then counts.
         trl_config: Name of TRL's config class, or None if the stage does not train with a TRL trainer.
@@ -52,13 +57,17 @@ class StageSpec:
     entry_point: str
     section: str
     help: str
+    command: str = ""
     prepare: str = ""
+    preview: str = ""
     dataset: DatasetKind | None = None
     datasets: tuple[DatasetKind, ...] = ()
     dataset_switches: Mapping[DatasetKind, str] = field(default_factory=dict)
     accepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     base_key: str = "base.model"
     adapts_base: bool = True
+    reads_store: bool = False
+    result_fields: tuple[str, ...] = ()
     reads_settings: tuple[str, ...] = ()
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     trl_config: str | None = None
@@ -117,6 +126,19 @@ STAGES: dict[str, StageSpec] = {
         headline_metrics=("sample.completions", "sample.duplicates"),
         single_process=True,
     ),
+    "feedback": StageSpec(
+        entry_point="rlhf_cli.stages.feedback:run",
+        preview="rlhf_cli.stages.feedback:preview",
+        section="feedback",
+        command="annotate export",
+        help="Export the judgments in the store as a version of preference data.",
+        base_key="",
+        adapts_base=False,
+        reads_store=True,
+        result_fields=("aggregate", "pairs", "sources", "min_votes", "eval_fraction", "held_out_annotators"),
+        headline_metrics=("feedback.pairs", "feedback.agreement"),
+        single_process=True,
+    ),
     "reward": StageSpec(
         entry_point="rlhf_cli.stages.reward:run",
         prepare="rlhf_cli.stages.reward:prepare",
@@ -129,7 +151,7 @@ STAGES: dict[str, StageSpec] = {
         sequences_per_row=2,
         memory_model="trl",
         memory_key="reward.micro_batch_size",
-        headline_metrics=("reward.train_loss", "reward.accuracy"),
+        headline_metrics=("reward.train_loss", "reward.accuracy", "reward.ceiling"),
     ),
     "ppo": StageSpec(
         entry_point="rlhf_cli.stages.ppo:run",
@@ -156,7 +178,7 @@ STAGES: dict[str, StageSpec] = {
         reads_settings=("sft.max_length", "reward.max_length", "ppo.max_prompt_length", "ppo.stop"),
         fallbacks={"max_new_tokens": "ppo.max_new_tokens"},
         memory_key="eval.batch_size",
-        headline_metrics=("win_rate", "reward.accuracy"),
+        headline_metrics=("win_rate", "reward.accuracy", "reward.ceiling"),
         evaluates=True,
         single_process=True,
     ),
@@ -172,5 +194,12 @@ STAGES: dict[str, StageSpec] = {
     ),
 }
 
-BASE_STAGES = tuple(name for name, spec in STAGES.items() if not spec.adapts_base)  # write base models
+BASE_STAGES = tuple(  # write base models
+    name for name, spec in STAGES.items() if spec.model_class == "causal_lm" and not spec.adapts_base
+)
 REWARD_STAGES = tuple(name for name, spec in STAGES.items() if spec.model_class == "scorer")  # write reward models
+
+
+def command_of(stage: str) -> str:
+    """Return the command that runs `stage`, with `rlhf`. A run may be of a stage that this version does not know."""
+    return f"rlhf {STAGES[stage].command or stage if stage in STAGES else stage}"

@@ -32,14 +32,15 @@ from rlhf_cli.evaluation.measurements import (
     ScoredCompletions,
 )
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, Metric
-from rlhf_cli.evaluation.metrics import compute, function_name, metric_names, metrics_of
+from rlhf_cli.evaluation.metrics import compute, function_name, is_optional, metric_names, metrics_of, optional_names
+from rlhf_cli.evaluation.slices import reported_slices, slices_of
 from rlhf_cli.evaluation.verdict import Models, Verdict, decide
 from rlhf_cli.formatting import format_count
 from rlhf_cli.inference import generation, scoring
 from rlhf_cli.inference.stopping import StoppingRules
 from rlhf_cli.models import loading
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
-from rlhf_cli.pipeline.inputs import JUDGE_CONSTITUTION, Input
+from rlhf_cli.pipeline.inputs import JUDGE_CONSTITUTION, Input, find_ceiling
 from rlhf_cli.pipeline.judge import MeasuredJudge, judge_of_stage
 from rlhf_cli.pipeline.references import entry_of_model
 from rlhf_cli.pipeline.resolve import ResolvedStage
@@ -96,9 +97,17 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         message = "no dataset to evaluate on; expected data.sft, data.prompts, or data.preferences with eval.reward."
         hint = "Add data.prompts or data.sft."
         raise RecipeError("eval.nothing-to-evaluate", message, location="data", hint=hint)
-    gates.check_gate_metrics(stage.section.gates, names)
     scorers = {function_name(spec): PythonScorer(spec, allow_none=False) for spec in stage.section.python}
     rows = held_out.load(stage.recipe, stage.dataset_path, smoke=stage.smoke)
+    slices = reported_slices([slices_of(row.extra) for row in rows.preferences])
+    optional = optional_names(stage.recipe, slices)
+    # So few rows as those of a smoke run make no slice.
+    own_gates = [
+        gate
+        for gate in stage.section.gates
+        if not (stage.smoke and is_optional(gate.metric, stage.recipe) and gate.metric not in optional)
+    ]
+    gates.check_gate_metrics(own_gates, [*names, *optional])
     if rows.prompts:
         for scorer in scorers.values():
             scorer.check(rows.prompts)
@@ -119,7 +128,8 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         run.log(step, found)
         values |= found
     metrics = {name: values[name] for name in names}
-    gate_verdicts = gates.evaluate_gates(stage.section.gates, metrics)
+    metrics |= {name: values[name] for name in optional if name in values}
+    gate_verdicts = gates.evaluate_gates(own_gates, metrics)
     for gate_verdict in gate_verdicts:
         logger.info(gate_verdict.text)
     verdict = decide(metrics, _compared_models(stage, judge))
@@ -246,17 +256,20 @@ def _evaluate_preferences(context: EvalContext, rows: Sequence[PreferenceRow]) -
     limit = context.stage.recipe.reward.max_length
     chosen = chat_template.encode_pairs(context.tokenizer, [(row.prompt, row.chosen) for row in rows])
     rejected = chat_template.encode_pairs(context.tokenizer, [(row.prompt, row.rejected) for row in rows])
-    pairs = [
-        (c, r)
-        for c, r in zip(chosen, rejected, strict=True)
+    fitting = [
+        (c, r, row.extra)
+        for c, r, row in zip(chosen, rejected, rows, strict=True)
         if max(len(c.completion_ids), len(r.completion_ids)) + len(c.prompt_ids) <= limit
     ]
+    pairs = [(c, r) for c, r, _ in fitting]
     reason = f"longer than reward.max_length ({format_count(limit, 'token')})"
     _record_rows(context, "preferences", len(pairs), len(rows), reason, "reward.max_length")
     scores = _reward_scores(context, [e.prompt_ids + e.completion_ids for pair in pairs for e in pair])
-    margins = PreferenceMargins(
-        margins=[c - r for c, r in zip(scores[::2], scores[1::2], strict=True)],
-        length_differences=[float(len(c.completion_ids) - len(r.completion_ids)) for c, r in pairs],
+    margins = PreferenceMargins.from_rows(
+        [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)],
+        [float(len(c.completion_ids) - len(r.completion_ids)) for c, r in pairs],
+        [columns for _, _, columns in fitting],
+        find_ceiling(context.stage.inputs),
     )
     return compute(context.metrics, "preferences", margins)
 

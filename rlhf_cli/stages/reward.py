@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.data import tokenization
 from rlhf_cli.errors import RecipeError
+from rlhf_cli.pipeline.inputs import find_ceiling
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training.prepared_data import PreparedData, prepare_rows
@@ -59,7 +60,8 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         if count > 1:
             ensemble.write_ensemble(run.model_dir, member_offsets(members.scores))
         combined = [sum(scores) / count for scores in zip(*members.scores, strict=True)]
-        found |= held_out_metrics.ranking(combined, data.held_out)
+        ceiling = find_ceiling(stage.inputs)
+        found |= held_out_metrics.ranking(combined, data.held_out, data.split.held_out, ceiling)
     return StageMetrics(found)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
+from rlhf_cli.data.rows import PreferenceRow
 from rlhf_cli.data.tokenization import IGNORE_INDEX, TokenColumns
 from rlhf_cli.evaluation import metrics
-from rlhf_cli.evaluation.measurements import PreferenceMargins
+from rlhf_cli.evaluation.measurements import Ceiling, PreferenceMargins
+from rlhf_cli.evaluation.preference_metrics import PREFERENCE_METRICS
 from rlhf_cli.inference.batching import PaddedBatch, padded_batches
 from rlhf_cli.inference.scoring import read_scores
 from rlhf_cli.models.heads import ScalarHead
@@ -48,14 +50,25 @@ def pair_scores(trainer: Trainer, columns: TokenColumns, max_tokens: int, limit:
     return _scores(trainer, chosen[:limit] + rejected[:limit], max_tokens) if chosen else []
 
 
-def ranking(scores: Sequence[float], columns: TokenColumns) -> dict[str, float]:
-    """Return `reward.accuracy` and the other metrics of preferences from `pair_scores`; empty if there are no pairs."""
+def ranking(
+    scores: Sequence[float], columns: TokenColumns, rows: Sequence[PreferenceRow], ceiling: Ceiling | None = None
+) -> dict[str, float]:
+    """Return `reward.accuracy` and the other metrics of preferences from `pair_scores`; empty if there are no pairs.
+
+    Args:
+        scores: The result of `pair_scores`.
+        columns: The tokenized pairs.
+        rows: The rows that were tokenized, with those that were dropped.
+        ceiling: How often people agree with the labels; None if it is not known.
+    """
     chosen, rejected = _pairs(columns)
     if not chosen:
         return {}
     margins = [scores[i] - scores[len(chosen) + i] for i in range(len(chosen))]
     longer = [float(len(better) - len(worse)) for better, worse in zip(chosen, rejected, strict=True)]
-    return metrics.compute(metrics.PREFERENCE_METRICS, "preferences", PreferenceMargins(margins, longer))
+    kept = [row.extra for index, row in enumerate(rows) if index not in columns.dropped]
+    pairs = PreferenceMargins.from_rows(margins, longer, kept, ceiling)
+    return metrics.compute(PREFERENCE_METRICS, "preferences", pairs)
 
 
 def _pairs(columns: TokenColumns) -> tuple[list[list[int]], list[list[int]]]:

@@ -30,7 +30,7 @@ from tests.support.stand_ins import SetStage
 if TYPE_CHECKING:
     from rlhf_cli.pipeline.resolve import ResolvedStage
 
-RECIPE_COMMANDS = [*STAGES, "run", "check"]
+RECIPE_COMMANDS = [*(name for name, spec in STAGES.items() if not spec.command), "run", "check"]
 ROOT = Path(__file__).parents[2]
 HEAVY_LIBRARIES = {
     "torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "scipy", "numpy", "pandas",

@@ -15,7 +15,8 @@ from rlhf_cli.evaluation.measurements import (
     PreferenceMargins,
     ScoredCompletions,
 )
-from rlhf_cli.evaluation.metrics import COMPARISON_METRICS, COMPLETION_METRICS, PREFERENCE_METRICS, compute
+from rlhf_cli.evaluation.metrics import COMPARISON_METRICS, COMPLETION_METRICS, compute
+from rlhf_cli.evaluation.preference_metrics import PREFERENCE_METRICS
 from rlhf_cli.recipe.schema import Gate
 
 CANDIDATE = ScoredCompletions([[5, 6, 2], [5, 5, 5, 5, 5]], ["a", "b"], [1.0, 3.0], {"gold": [0.5, 1.0]}, [False, True])

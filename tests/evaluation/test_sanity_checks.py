@@ -6,7 +6,8 @@ import pytest
 
 from rlhf_cli.evaluation.comparison import preference_accuracy
 from rlhf_cli.evaluation.measurements import PreferenceMargins
-from rlhf_cli.evaluation.metrics import PREFERENCE_METRICS, compute
+from rlhf_cli.evaluation.metrics import compute
+from rlhf_cli.evaluation.preference_metrics import PREFERENCE_METRICS
 from rlhf_cli.evaluation.sanity_checks import CHECKS, warnings_of
 
 

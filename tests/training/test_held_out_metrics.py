@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import Trainer
 
+from rlhf_cli.data.rows import PreferenceRow
 from rlhf_cli.data.tokenization import TokenColumns
 from rlhf_cli.evaluation.measurements import PreferenceMargins
-from rlhf_cli.evaluation.metrics import PREFERENCE_METRICS, compute
+from rlhf_cli.evaluation.metrics import compute
+from rlhf_cli.evaluation.preference_metrics import PREFERENCE_METRICS
 from rlhf_cli.inference import scoring
 from rlhf_cli.models import adapters, loading
 from rlhf_cli.models.multi_adapter import MultiAdapterModel
@@ -114,7 +116,7 @@ def test_ranking_of_bfloat16_scorer_with_large_scores_equals_eval(base_folder: P
     )
     columns = TokenColumns([{"chosen_ids": chosen, "rejected_ids": rejected}], {})
     by_trainer = held_out_metrics.pair_scores(cast(Trainer, trainer), columns, max_tokens=600)
-    found = held_out_metrics.ranking(by_trainer, columns)
+    found = held_out_metrics.ranking(by_trainer, columns, [PreferenceRow("", "", "", None, {})] * 20)
     scores = scoring.final_scores(model, "reward", chosen + rejected, pad_id=PAD, max_tokens=600)
     assert scores.mean() == pytest.approx(12, abs=0.5)
     better, worse = scores.split(20)

@@ -138,6 +138,9 @@ class Feedback(Section):
     sources: Annotated[list[Literal["human", "ai"]], Field(min_length=1)] = Field(
         ["human"], description="whose judgments are exported"
     )
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="fraction of the prompts in the split test, which is held out; independent of the seed"
+    )
     min_votes: PositiveInt = Field(1, description="pairs with fewer votes are not exported")
     held_out_annotators: UnitFloat = Field(
         0.0,

@@ -1,0 +1,101 @@
+"""The stage feedback: versions of preference data from the store, which the reward stage reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.errors import DataError
+from rlhf_cli.pipeline.dry_run import preview
+from rlhf_cli.runs import layout
+from rlhf_cli.runs.manifest import read_manifest
+from tests.support.feedback_project import FeedbackProject, make_judgments, read_rows
+from tests.support.issues import raises_issue
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "data").iterdir()}
+
+
+def test_export_twice_writes_the_same_bytes(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(20))
+    first, second = (feedback_project.run("feedback").path for _ in range(2))
+    assert first != second
+    assert files(first) == files(second)
+    assert {*files(first)} == {"train.jsonl", "test.jsonl", "README.md"}
+
+
+def test_export_is_up_to_date_until_a_judgment_is_added(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(20))
+    first = feedback_project.run("feedback")
+    assert feedback_project.run("feedback", "feedback.overlap=5", skip_if_done=True).skipped
+    assert not feedback_project.run("feedback", "feedback.pairs=best-worst", skip_if_done=True).skipped
+    feedback_project.record(make_judgments(1, ["Cem"]))
+    second = feedback_project.run("feedback", skip_if_done=True)
+    assert not second.skipped
+    assert (first.manifest["metrics"]["feedback.judgments"], second.manifest["metrics"]["feedback.judgments"]) == (
+        40,
+        41,
+    )
+
+
+def test_export_without_judgments_says_what_to_do(feedback_project: FeedbackProject) -> None:
+    with raises_issue("feedback.no-judgments", error=DataError, location="feedback.store") as issues:
+        feedback_project.run("feedback")
+    assert "rlhf annotate serve" in issues[0].hint
+    assert not (feedback_project.folder / "feedback.db").exists()
+    assert not list(layout.all_runs(feedback_project.runs_dir))
+
+
+def test_export_without_pairs_lists_the_reasons(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(20))
+    with raises_issue("feedback.no-pairs", error=DataError, location="feedback") as issues:
+        feedback_project.run("feedback", "feedback.min_votes=3")
+    assert "pairs with fewer than 3 votes 20" in issues[0].message
+
+
+def test_export_interrupted_leaves_no_version(
+    feedback_project: FeedbackProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    feedback_project.record(make_judgments(20))
+    first = feedback_project.run("feedback")
+    monkeypatch.setattr("rlhf_cli.feedback.data_card.format_card", interrupt)
+    with raises_issue("run.stopped"):
+        feedback_project.run("feedback")
+    assert layout.newest(feedback_project.runs_dir, "team", "feedback", smoke=False) == layout.read_entry(first.path)
+    assert (feedback_project.runs_dir / "team/feedback/latest").resolve() == first.path
+    half = feedback_project.runs_dir / "team/feedback/v0002"
+    assert (half / "data/train.jsonl").exists()
+    assert read_manifest(half) is None
+
+
+def test_dry_run_shows_counts_and_the_first_pair(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(20))
+    shown = preview("feedback", feedback_project.load(), feedback_project.runs_dir, smoke=False)
+    assert shown["facts"]["pairs"] == 20
+    assert shown["facts"]["rows train"] + shown["facts"]["rows test"] == 20
+    assert '"chosen": " yes"' in shown["example"]
+    assert not list(layout.all_runs(feedback_project.runs_dir))
+
+
+def test_reward_trains_on_the_exported_version(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(40))
+    exported = feedback_project.run("feedback")
+    result = feedback_project.run("reward")
+    (source,) = [item for item in result.manifest["inputs"] if item["role"] == "data.preferences"]
+    assert (source["path"], source["version"]) == (str(exported.path), "v0001")
+    assert result.manifest["metrics"]["reward.accuracy.n"] == len(read_rows(exported.path, "test"))
+
+
+def test_smoke_run_without_store_uses_random_pairs_that_say_so(feedback_project: FeedbackProject) -> None:
+    result = feedback_project.run("reward", smoke=True)
+    (exported,) = layout.versions(feedback_project.runs_dir, "team", "feedback")
+    assert {row["source"] for row in read_rows(exported.path)} == {"smoke"}
+    assert "nobody made them" in (exported.path / "data/README.md").read_text()
+    assert exported.manifest is not None
+    assert exported.manifest["smoke"] is True
+    assert result.manifest["smoke"] is True
