@@ -313,6 +313,9 @@ def test_invite_code_leaves_the_address_bar(page_stores: Stores, chromium: Brows
         ann.page.goto(f"{address}/login#{invite.token}")
         expect(ann.page.get_by_label("Invite code")).to_have_value(invite.token)
         assert ann.page.url == f"{address}/login"
+        ann.page.get_by_label("Invite code").fill("")
+        ann.page.goto(f"{address}/login#{invite.token}")  # the same link again, which loads nothing
+        expect(ann.page.get_by_label("Invite code")).to_have_value(invite.token)
         ann.context.close()
 
 

@@ -768,11 +768,14 @@ function setUpAnnotation() {
 function setUpLogin() {
   const token = find("#token");
   const error = find("#login-error");
-  if (location.hash.length > 1) {
+  const takeToken = () => {
+    if (location.hash.length < 2) return;
     token.value = decodeURIComponent(location.hash.slice(1));
     history.replaceState(null, "", location.pathname); // the code does not stay in the address bar
     find("button", find("#login")).focus();
-  }
+  };
+  takeToken();
+  addEventListener("hashchange", takeToken); // a link that is opened while this page is shown
   find("#login").addEventListener("submit", async (event) => {
     event.preventDefault();
     error.textContent = "";
