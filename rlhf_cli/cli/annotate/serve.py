@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,7 +50,9 @@ def serve(
         from rlhf_cli.feedback.web import server
         from rlhf_cli.feedback.web.app import create_app
 
-        with server.listen(host, port) as listening:
+        app = create_app(project.store, server.hosts_of(host, allowed_host or ()))
+        # From here on, Ctrl-C is the way to end; uvicorn raises it again once it has stopped.
+        with contextlib.suppress(KeyboardInterrupt), server.listen(host, port) as listening:
             address = server.address_of(listening, "127.0.0.1" if host in ANY_ADDRESS else host)
             link, items = invite_link(address, _owner_token(project.store)), project.store.status().items
             Output(json=json).result(
@@ -63,7 +66,7 @@ def serve(
                 },
                 lambda console: _print(console, f"{project.recipe.name} ({project.store.location})", link, items),
             )
-            server.serve(create_app(project.store, server.hosts_of(host, allowed_host or ())), listening)
+            server.make_server(app).run(sockets=[listening])
 
 
 def _owner_token(store: Store) -> str:

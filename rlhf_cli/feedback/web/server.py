@@ -1,4 +1,4 @@
-"""Serve the page: listen on an address, and stop cleanly at Ctrl-C."""
+"""The address on which the page is served, and its server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACE = 5  # seconds in which running requests may end
 
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens on an address. Requests wait in it until `serve` handles them.
+    """Yield a socket that listens on an address. Requests wait in it until the server handles them.
 
     Args:
         host: Name or address.
@@ -60,7 +60,7 @@ def hosts_of(host: str, allowed: Sequence[str]) -> list[str]:
 
 
 def make_server(app: Starlette) -> Server:
-    """Return the server of an application.
+    """Return the server of an application. It stops at SIGINT and SIGTERM, once running requests are finished.
 
     It has no access log, which would tell who worked when, and nobody needs to know.
     """
@@ -68,9 +68,3 @@ def make_server(app: Starlette) -> Server:
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE, lifespan="off"
     )
     return Server(config)
-
-
-def serve(app: Starlette, listening: socket.socket) -> None:
-    """Handle requests until Ctrl-C or SIGTERM. Running requests are finished first."""
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-        make_server(app).run(sockets=[listening])
