@@ -12,7 +12,7 @@ from rlhf_cli.data.conversations import parse_messages
 from rlhf_cli.data.issues import RowError
 from rlhf_cli.data.published.format import one_name, read_object
 from rlhf_cli.feedback.formats import rows
-from rlhf_cli.feedback.formats.format import ITEM_COLUMNS, FeedbackFormat, ParsedRow, with_extra
+from rlhf_cli.feedback.formats.format import ITEM_COLUMNS, FeedbackFormat, ParsedRow
 
 FORMULA_STARTS = (
     "=+-@\t\r\n＝＋－＠"  # what spreadsheets take for the beginning of a formula, alone or after a separator
@@ -40,8 +40,7 @@ def unescape_cell(cell: str) -> str:
 
 
 def _read(fields: Fields) -> list[ParsedRow]:
-    nested = _nest(fields)
-    return [with_extra(row, rows.FORMAT.other_columns(nested)) for row in rows.read_rows(nested)]
+    return rows.read_rows(_nest(fields))
 
 
 def _nest(fields: Fields) -> Fields:
@@ -78,6 +77,8 @@ def _parse(name: str, cell: Any) -> Any:
     try:
         return json.loads(cell) if cell else None
     except (ValueError, RecursionError):
+        if name == "answer":  # of the prompt, for rewards
+            return cell
         message = f"{name}: found {cell[:50]!r}, expected JSON."
         raise RowError("data.invalid-json", message, "Correct it, or leave the cell empty.") from None
 

@@ -199,7 +199,7 @@ def read_language(value: Any) -> str:
     """Return the BCP 47 tag of a language given by tag or English name, or "" if it is neither."""
     if not isinstance(value, str):
         return ""
-    named = LANGUAGES.get(value.strip().lower(), value.strip())
+    named = LANGUAGES.get(value.strip().lower(), value.strip().replace("_", "-"))
     return named if LANGUAGE_TAG.fullmatch(named) else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from rlhf_cli.data.batches import Fields
@@ -14,13 +15,13 @@ from rlhf_cli.data.published.format import one_name, read_list, read_object
 from rlhf_cli.data.rows import Text
 from rlhf_cli.feedback.formats.format import (
     ITEM_COLUMNS,
-    LANGUAGE_TAG,
     RANKING_HINT,
     FeedbackFormat,
     ParsedRow,
     finite,
     judge_item,
     make_item,
+    read_language,
     read_ranking,
     read_text_field,
     write_ranking,
@@ -35,9 +36,30 @@ _BOOLEANS = {True: True, False: False, "true": True, "false": False}  # text as 
 
 def read_rows(fields: Fields) -> list[ParsedRow]:
     """Return the item of a row, with its judgments."""
-    item = read_item(fields)
-    judgments = read_list(fields, "judgments") if fields.get("judgments") is not None else []
-    return [ParsedRow(item, tuple(read_judgment(item, judgment) for judgment in judgments))]
+    own, others = _split_columns(fields)
+    item = replace(read_item(own), extra=others)
+    judgments = read_list(own, "judgments") if own.get("judgments") is not None else []
+    unusable = () if item.language or not fields.get("language") else ("a language that is not a BCP 47 tag",)
+    return [ParsedRow(item, tuple(read_judgment(item, judgment) for judgment in judgments), unusable)]
+
+
+def _split_columns(fields: Fields) -> tuple[Fields, Fields]:
+    """Return the columns that describe the item, and all others.
+
+    A column of the prompts may share its name with one of ours, such as the `answer` that rewards compare with. It is
+    kept under another name, such as `prompt.answer`.
+    """
+    foreign = set()
+    if not isinstance(fields.get("answer"), list):
+        foreign |= {"answer", "explanation"}
+    if fields.get("kind") not in get_args(ItemKind):
+        foreign.add("kind")
+    if not read_language(fields.get("language")):
+        foreign.add("language")
+    own = {name: value for name, value in fields.items() if name in ITEM_COLUMNS and name not in foreign}
+    others = {name: value for name, value in fields.items() if name not in ITEM_COLUMNS}
+    shared = {f"prompt.{name}": fields[name] for name in ITEM_COLUMNS if name in foreign and fields.get(name)}
+    return own, others | shared
 
 
 def read_item(fields: Fields, kind: ItemKind | None = None) -> NewItem:
@@ -53,7 +75,7 @@ def read_item(fields: Fields, kind: ItemKind | None = None) -> NewItem:
             read_prompt(fields),
             [text for text, _ in completions],
             [source for _, source in completions],
-            language=_read_tag(fields),
+            language=_read_tag(fields, is_strict=kind is not None),
             **{**given, "kind": kind or given["kind"]},
         )
     except DroppedRowError as error:  # a row that people wrote, which they can correct
@@ -100,10 +122,11 @@ def read_name(fields: Fields, name: str) -> str:
     return value
 
 
-def _read_tag(fields: Fields) -> str:
-    language = read_name(fields, "language")
-    if language and not LANGUAGE_TAG.fullmatch(language):
-        message = f"language: found {language!r}, expected a BCP 47 tag."
+def _read_tag(fields: Fields, *, is_strict: bool) -> str:
+    given = read_text_field(fields, "language") if is_strict else fields.get("language")
+    language = read_language(given)
+    if is_strict and given and not language:
+        message = f"language: found {given!r}, expected a BCP 47 tag."
         raise RowError("feedback.invalid-item", message, "Write a tag such as en or pt-BR.")
     return language
 
@@ -291,4 +314,5 @@ FORMAT = FeedbackFormat(
     convert=read_rows,
     optional=ITEM_COLUMNS[2:],
     write=write_row,
+    keeps_other_columns=False,
 )

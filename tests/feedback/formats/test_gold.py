@@ -39,6 +39,7 @@ def test_read_gold_reports_all_invalid_rows(tmp_path: Path) -> None:
         {**ROW, "prompt": "q", "answer": [0, 1]},
         {**ROW, "prompt": "q", "answer": [[0, 1, 2]]},
         ROW,
+        {**ROW, "prompt": "r", "language": "Klingon!"},
     ]
     path = write_rows(tmp_path / "gold.jsonl", *rows)
     with pytest.raises(DataError) as raised:
@@ -48,6 +49,7 @@ def test_read_gold_reports_all_invalid_rows(tmp_path: Path) -> None:
         ("feedback.invalid-answer", f"{path}:3"),
         ("feedback.invalid-answer", f"{path}:4"),
         ("feedback.invalid-item", f"{path}:5"),
+        ("feedback.invalid-item", f"{path}:6"),
     ]
 
 

@@ -64,6 +64,21 @@ def test_read_row_with_other_columns_keeps_them() -> None:
     assert row.judgments[0].item == row.item
 
 
+def test_read_row_with_columns_of_the_prompt_that_share_a_name_keeps_them_apart() -> None:
+    """The rows of `rlhf sample` have all columns of the prompts, such as an answer that rewards compare with."""
+    (row,) = read_row(rows.FORMAT, {**ROW, "answer": "42", "kind": "math", "explanation": "x", "language": "python"})
+    assert (row.item.kind, row.item.answer, row.item.explanation, row.item.language) == ("item", (), "", "")
+    assert row.item.extra == {
+        **{"prompt.answer": "42", "prompt.kind": "math", "prompt.explanation": "x", "prompt.language": "python"}
+    }
+    assert row.unusable == ("a language that is not a BCP 47 tag",)
+
+
+@pytest.mark.parametrize(("language", "tag"), [("English", "en"), ("pt_BR", "pt-BR"), ("zh-Hant", "zh-Hant"), ("", "")])
+def test_read_row_with_language_returns_its_tag(language: str, tag: str) -> None:
+    assert read(language=language).language == tag
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
@@ -75,9 +90,7 @@ def test_read_row_with_other_columns_keeps_them() -> None:
         ({"completions": ["Hi!", [{"role": "assistant", "content": "Hey"}]]}, "data.mixed-formats"),
         ({"prompt": [{"role": "assistant", "content": "Hey"}]}, "data.roles-out-of-order"),
         ({"prompt": ""}, "data.empty-field"),
-        ({"language": "Klingon!"}, "feedback.invalid-item"),
         ({"field": "f" * 201}, "feedback.invalid-item"),
-        ({"kind": "golden"}, "feedback.invalid-item"),
         ({"is_random": "perhaps"}, "data.wrong-type"),
         ({"answer": [0, 1]}, "feedback.invalid-answer"),
         ({"judgments": [{"ranking": [0, 1, 2]}]}, "data.missing-field"),
