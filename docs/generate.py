@@ -22,6 +22,7 @@ from rlhf_cli.error_codes import CODES
 from rlhf_cli.error_codes import GROUPS as ERROR_GROUPS
 from rlhf_cli.evaluation.metric_types import GROUPS as METRIC_GROUPS
 from rlhf_cli.evaluation.metrics import all_metrics
+from rlhf_cli.feedback.formats.registry import FORMATS as FEEDBACK_FORMATS
 from rlhf_cli.formatting import markdown_table
 from rlhf_cli.models import architectures
 from rlhf_cli.recipe.schema import Recipe, Section
@@ -212,8 +213,34 @@ def data_page() -> str:
         )
         for published in FORMATS.values()
     ]
-    table = markdown_table(("`format`", "datasets", "columns", "how a row is read"), rows)
-    start, rest = (DOCS / "data.md").read_text(encoding="utf-8").split(FORMATS_START)
+    return _with_table("data.md", markdown_table(("`format`", "datasets", "columns", "how a row is read"), rows))
+
+
+def annotation_page() -> str:
+    """Return the page about annotation with a new table of the formats of feedback."""
+    rows = [
+        (
+            f"`{known.name}`",
+            known.origin,
+            ", ".join(" / ".join(f"`{name}`" for name in names) for names in known.columns),
+            f"{known.reading} {known.remark}".strip(),
+            "yes" if known.write is not None else "",
+        )
+        for known in FEEDBACK_FORMATS.values()
+        if not known.is_training_format
+    ]
+    header = ("`--format`", "written by", "columns", "how a row is read", "`dump`")
+    others = ", ".join(f"`{known.name}`" for known in FEEDBACK_FORMATS.values() if known.is_training_format)
+    text = (
+        f"The other formats of pairs in [Data](data.md) can be imported, too: {others}. A row becomes an item with one "
+    )
+    text += "judgment by an annotator who is named after the format, because the data does not say who judged."
+    return _with_table("annotation.md", f"{markdown_table(header, rows)}\n\n{text}")
+
+
+def _with_table(name: str, table: str) -> str:
+    """Return a page with a new table of formats."""
+    start, rest = (DOCS / name).read_text(encoding="utf-8").split(FORMATS_START)
     return f"{start}{FORMATS_START}\n{table}\n{FORMATS_END}{rest.split(FORMATS_END)[1]}"
 
 
@@ -229,16 +256,14 @@ def _required_columns(published: PublishedFormat) -> Iterator[str]:
         yield f"optional: {', '.join(f'`{name}`' for name in published.optional)}"
 
 
+PAGES_WITH_TABLE = {"data.md": data_page, "annotation.md": annotation_page}
+
+
 def main() -> int:
     """Write or check the pages, and return the exit code."""
     stale = []
-    data = data_page()
-    if "--check" not in sys.argv[1:]:
-        (DOCS / "data.md").write_text(data, encoding="utf-8")
-    elif (DOCS / "data.md").read_text(encoding="utf-8") != data:
-        stale.append("data.md")
-    for name, make in PAGES.items():
-        path, text = DOCS / name, NOTE + "\n" + make()
+    for name, make in {**PAGES, **PAGES_WITH_TABLE}.items():
+        path, text = DOCS / name, make() if name in PAGES_WITH_TABLE else NOTE + "\n" + make()
         if "--check" in sys.argv[1:]:
             stale += [name] if not path.exists() or path.read_text(encoding="utf-8") != text else []
         else:

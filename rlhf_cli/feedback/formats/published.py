@@ -22,7 +22,7 @@ def make_formats(without: Iterable[str]) -> list[FeedbackFormat]:
         FeedbackFormat(
             name=published.name,
             origin=published.datasets,
-            reading=f"{published.reading} One judgment by `{published.name}`.",
+            reading=published.reading,
             columns=published.required["preferences"],
             convert=_converter(published),
             optional=(*published.optional, "judge"),

@@ -86,8 +86,11 @@ def read_item(fields: Fields, kind: ItemKind | None = None) -> NewItem:
 def read_item_fields(fields: Fields, count: int) -> dict[str, Any]:
     """Return the optional fields of an item with `count` completions, apart from its language."""
     answer = fields.get("answer")
+    kind = read_choice(fields, "kind", get_args(ItemKind), "item" if answer is None else "gold")
+    if kind != "item" and answer is None:
+        raise RowError("data.missing-field", f"answer: missing field of a {kind} item.", RANKING_HINT)
     return {
-        "kind": read_choice(fields, "kind", get_args(ItemKind), "item" if answer is None else "gold"),
+        "kind": kind,
         "field": read_name(fields, "field"),
         "answer": () if answer is None else read_ranking(answer, count, "answer"),
         "explanation": read_text_field(fields, "explanation"),

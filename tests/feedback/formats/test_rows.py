@@ -93,6 +93,7 @@ def test_read_row_with_language_returns_its_tag(language: str, tag: str) -> None
         ({"field": "f" * 201}, "feedback.invalid-item"),
         ({"is_random": "perhaps"}, "data.wrong-type"),
         ({"answer": [0, 1]}, "feedback.invalid-answer"),
+        ({"kind": "gold"}, "data.missing-field"),
         ({"judgments": [{"ranking": [0, 1, 2]}]}, "data.missing-field"),
         (
             {"judgments": [{"annotator": "a", "ranking": [0, 1, 2], "flags": {"0": ["rude"]}}]},
