@@ -55,10 +55,27 @@ def pair_snapshot(
     return Snapshot([made[number] for number in sorted(made)], people, judgments, decisions)
 
 
-def pandalm_votes() -> list[Vote]:
-    """Return the 999 comparisons of PandaLM's test set, each judged by three people, in the order of items."""
-    rows = json.loads(require_shared("data", "pandalm", "testset-v1.json").read_text(encoding="utf-8"))
+def pandalm_rows() -> list[dict[str, Any]]:
+    """Return the 999 comparisons of PandaLM's test set, each judged by three people."""
+    rows: list[dict[str, Any]] = json.loads(
+        require_shared("data", "pandalm", "testset-v1.json").read_text(encoding="utf-8")
+    )
+    return rows
+
+
+def pandalm_results() -> list[tuple[str, str, int]]:
+    """Return who beats whom in PandaLM's test set: two models and the outcome, for each judgment."""
     outcomes = {1: 1, 2: -1, 0: 0}
+    return [
+        (*row["cmp_key"].split("_"), outcomes[row[f"annotator{number}"]])
+        for row in pandalm_rows()
+        for number in (1, 2, 3)
+    ]
+
+
+def pandalm_votes() -> list[Vote]:
+    """Return the votes of PandaLM's test set, in the order of items."""
+    rows, outcomes = pandalm_rows(), {1: 1, 2: -1, 0: 0}
     return [
         Vote(index, number, outcomes[row[f"annotator{number}"]])
         for index, row in enumerate(rows)
