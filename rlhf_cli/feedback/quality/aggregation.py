@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_cli.feedback.quality.dawid_skene import DawidSkene, dawid_skene
 from rlhf_cli.feedback.quality.votes import (
@@ -22,6 +23,7 @@ from rlhf_cli.feedback.quality.votes import (
     count_labels,
     count_votes,
     first_judgments,
+    unique_rows,
 )
 from rlhf_cli.feedback.types import ItemKind, Judgment, Snapshot, Source, TaskKind, comparisons
 
@@ -99,18 +101,48 @@ def aggregate(
     judgments = first_judgments(snapshot, sources=sources, annotators=annotators, kinds=kinds)
     decided = _decided_pairs(snapshot)
     votes = _with_pairs(count_votes(judgments), decided)
-    pairs: list[tuple[int, int, int]] = [(item, first, second) for item, first, second in votes.pairs.tolist()]
-    known = {**_gold_pairs(snapshot), **decided}
-    labels = np.array([known.get(pair, UNKNOWN) for pair in pairs], dtype=np.int64)
-    probabilities = _probabilities(votes, labels, method).tolist()
-    counts = count_labels(votes).tolist()
-    strengths = _strengths(snapshot, judgments)
-    ordinary = {item.id for item in snapshot.items if item.kind == "item"}
-    return [
-        _label(pair, probabilities[index], counts[index], strengths.get(pair), by_expert=pair in decided)
-        for index, pair in enumerate(pairs)
-        if pair[0] in ordinary and (method != "expert" or pair in decided)
+    probabilities = _probabilities(snapshot, votes, method)
+    label, is_undecided = most_probable(probabilities)
+    counts = count_labels(votes)
+    total = counts.sum(1)
+    columns: list[NDArray[Any]] = [
+        *votes.pairs.T,
+        label - 1,
+        is_undecided,
+        total.astype(int),
+        _of_label(counts, label) / np.maximum(total, 1),
+        _of_label(probabilities, label),
+        np.where(label == TIE, 0.0, np.abs(probabilities[:, FIRST] - probabilities[:, SECOND])),
     ]
+    ordinary = {item.id for item in snapshot.items if item.kind == "item"}
+    strengths = _strengths(snapshot, judgments)
+    found = []
+    for item, first, second, outcome, undecided, n_votes, agreement, probability, margin in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        pair = (item, first, second)
+        if item in ordinary and (method != "expert" or pair in decided):
+            seen, strength = agreement if n_votes else None, _toward(outcome, strengths.get(pair))
+            numbers = (n_votes, seen, probability, margin, strength)
+            found.append(PairLabel(item, first, second, outcome, undecided, *numbers, pair in decided))
+    return found
+
+
+def _of_label(table: FloatArray, label: IntArray) -> FloatArray:
+    """Return the value of the given label in each row. Shape: (P,)."""
+    values: FloatArray = np.take_along_axis(table, label[:, None], 1)[:, 0]
+    return values
+
+
+def most_probable(probabilities: FloatArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Return the most probable label of each pair, and whether two are equally probable; the label is then TIE.
+
+    Args:
+        probabilities: Probability of each label. Shape: (P, LABELS)
+    """
+    ranked = np.sort(probabilities, 1)
+    is_undecided = ranked[:, -1] - ranked[:, -2] < EQUAL
+    return np.where(is_undecided, TIE, probabilities.argmax(1)), is_undecided
 
 
 def _decided_pairs(snapshot: Snapshot) -> dict[Pair, int]:
@@ -136,30 +168,35 @@ def _gold_pairs(snapshot: Snapshot) -> dict[Pair, int]:
 def _with_pairs(votes: Votes, pairs: Collection[Pair]) -> Votes:
     """Return `votes` with further pairs, on which there may be no vote."""
     table = np.concatenate([votes.pairs, as_table(pairs, 3)])
-    merged, index = np.unique(table, axis=0, return_inverse=True)
-    return Votes(merged, index.reshape(-1)[votes.pair], votes.annotator, votes.label, votes.judgment)
+    merged, index = unique_rows(table)
+    return Votes(merged, index[votes.pair], votes.annotator, votes.label, votes.judgment)
 
 
-def _probabilities(votes: Votes, known: IntArray, method: Method) -> FloatArray:
+def known_labels(snapshot: Snapshot, votes: Votes) -> IntArray:
+    """Return the label of each pair that a decision or the answer of a gold item gives, else UNKNOWN. Shape: (P,)."""
+    known = {**_gold_pairs(snapshot), **_decided_pairs(snapshot)}
+    labels = np.full(len(votes.pairs), UNKNOWN)
+    rows = np.flatnonzero(np.isin(votes.pairs[:, 0], [item for item, _, _ in known]))
+    labels[rows] = [known.get((item, first, second), UNKNOWN) for item, first, second in votes.pairs[rows].tolist()]
+    return labels
+
+
+def fit_annotators(snapshot: Snapshot, votes: Votes) -> DawidSkene:
+    """Fit the model of Dawid and Skene to at least one vote; its annotators are those with a vote, in order of ids."""
+    _, annotator = np.unique(votes.annotator, return_inverse=True)
+    known = known_labels(snapshot, votes)
+    task, label = votes.pair, votes.label
+    return dawid_skene(task, annotator, label, LABELS, known=known, symmetric=True, pseudo_counts=PSEUDO_COUNTS)
+
+
+def _probabilities(snapshot: Snapshot, votes: Votes, method: Method) -> FloatArray:
     """Return the probability of each label of each pair. Shape: (P, LABELS)."""
     if method == "dawid-skene" and votes.pair.size:
-        return fit_annotators(votes, known).posterior
-    counts = count_labels(votes)
+        return fit_annotators(snapshot, votes).posterior
+    known, counts = known_labels(snapshot, votes), count_labels(votes)
     shares: FloatArray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shares[known != UNKNOWN] = np.eye(LABELS)[known[known != UNKNOWN]]
     return shares
-
-
-def fit_annotators(votes: Votes, known: IntArray) -> DawidSkene:
-    """Fit the model of Dawid and Skene; its annotators are those with a vote, in the order of ids.
-
-    Args:
-        votes: At least one vote.
-        known: The label of each pair, or UNKNOWN. Shape: (P,)
-    """
-    _, annotator = np.unique(votes.annotator, return_inverse=True)
-    task, label = votes.pair, votes.label
-    return dawid_skene(task, annotator, label, LABELS, known=known, symmetric=True, pseudo_counts=PSEUDO_COUNTS)
 
 
 def _strengths(snapshot: Snapshot, judgments: Iterable[Judgment]) -> dict[Pair, list[int]]:
@@ -176,23 +213,5 @@ def _strengths(snapshot: Snapshot, judgments: Iterable[Judgment]) -> dict[Pair, 
     return found
 
 
-def _label(
-    pair: Pair, probabilities: list[float], counts: list[float], strengths: list[int] | None, *, by_expert: bool
-) -> PairLabel:
-    """Return the most probable label of a pair; a tie if two labels are equally probable."""
-    ranked = sorted(probabilities)
-    is_undecided = ranked[-1] - ranked[-2] < EQUAL
-    label = TIE if is_undecided else probabilities.index(ranked[-1])
-    n_votes = round(sum(counts))
-    outcome = label - 1
-    return PairLabel(
-        *pair,
-        outcome=outcome,
-        is_undecided=is_undecided,
-        n_votes=n_votes,
-        agreement=counts[label] / n_votes if n_votes else None,
-        probability=probabilities[label],
-        margin=abs(probabilities[FIRST] - probabilities[SECOND]) if outcome else 0.0,
-        strength=outcome * sum(strengths) / len(strengths) if strengths and outcome else None,
-        by_expert=by_expert,
-    )
+def _toward(outcome: int, strengths: list[int] | None) -> float | None:
+    return outcome * sum(strengths) / len(strengths) if strengths and outcome else None

@@ -9,11 +9,21 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_cli.evaluation.statistics import Interval
 from rlhf_cli.feedback.quality import coefficients
 from rlhf_cli.feedback.quality.coefficients import Sums, identity_weights, linear_weights
-from rlhf_cli.feedback.quality.votes import FIRST, SECOND, FloatArray, IntArray, Votes, as_table, count_labels
+from rlhf_cli.feedback.quality.votes import (
+    FIRST,
+    SECOND,
+    FloatArray,
+    IntArray,
+    Votes,
+    as_table,
+    count_labels,
+    unique_rows,
+)
 from rlhf_cli.feedback.types import Item, Judgment
 
 MIN_SLICE_ITEMS = 30  # a smaller slice is suppressed: its interval would be too wide, and it may show one person
@@ -83,12 +93,12 @@ def rating_labels(judgments: Sequence[Judgment]) -> dict[str, Labels]:
 
 def _make_labels(rows: Iterable[tuple[int, int, int, int]]) -> Labels:
     table = as_table(rows, 4)
-    units, unit = np.unique(table[:, :2], axis=0, return_inverse=True)
-    return Labels(units[:, 0], unit.reshape(-1), table[:, 2], table[:, 3])
+    units, unit = unique_rows(table[:, :2])
+    return Labels(units[:, 0], unit, table[:, 2], table[:, 3])
 
 
-def before_disagreement(judgments: Sequence[Judgment], votes: Votes, overlap: int | None) -> list[Judgment]:
-    """Return the judgments that every item gets, whether or not annotators disagree about it.
+def before_disagreement(judgments: Sequence[Judgment], votes: Votes, overlap: int | None) -> NDArray[np.bool_]:
+    """Return which judgments every item gets, whether or not annotators disagree about it.
 
     Items get more than `overlap` judgments if annotators disagree. Counting these too would overstate agreement,
     because items on which the first annotators agree by chance are not asked about again. But if most of those have
@@ -99,20 +109,18 @@ def before_disagreement(judgments: Sequence[Judgment], votes: Votes, overlap: in
         votes: Their votes.
         overlap: Number of judgments that every item gets; None: all count.
     """
-    if overlap is None:
-        return list(judgments)
     total: Counter[int] = Counter()
-    is_early = []
-    for judgment in judgments:
+    is_early = np.ones(len(judgments), dtype=bool)
+    if overlap is None:
+        return is_early
+    for index, judgment in enumerate(judgments):
         total[judgment.item_id] += 1
-        is_early.append(total[judgment.item_id] <= overlap)
-    early = np.array(is_early, dtype=bool)
-    counts = count_labels(votes.select(early[votes.judgment]))
+        is_early[index] = total[judgment.item_id] <= overlap
+    counts = count_labels(votes.select(is_early[votes.judgment]))
     disputed = set(votes.pairs[(counts[:, FIRST] > 0) & (counts[:, SECOND] > 0), 0].tolist())
     agreed = [number for item, number in total.items() if item not in disputed and number >= overlap]
-    if 2 * sum(number > overlap for number in agreed) > len(agreed):
-        return list(judgments)
-    return [judgment for judgment, counted in zip(judgments, is_early, strict=True) if counted]
+    depends_on_agreement = 2 * sum(number > overlap for number in agreed) <= len(agreed)
+    return is_early if depends_on_agreement else np.ones_like(is_early)
 
 
 def measure_outcomes(labels: Labels, values: IntArray, *, seed: int = 0) -> dict[str, Estimate]:
