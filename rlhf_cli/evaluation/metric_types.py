@@ -39,7 +39,7 @@ GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
     "ppo": "PPO",
     "export": "Export",
     "sample": "Sampling of completions to compare",
-    "feedback": "Preference data from human feedback",
+    "feedback": "Human feedback",
     "trainer_steps": "Each logged step of a TRL trainer, in metrics.jsonl",
     "ppo_iterations": "Each PPO iteration, in metrics.jsonl",
     "sample_batches": "Each step of sampling, in metrics.jsonl",

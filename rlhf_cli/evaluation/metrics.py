@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from rlhf_cli.errors import RecipeError
 from rlhf_cli.evaluation import comparison, text
+from rlhf_cli.evaluation.feedback_metrics import QUALITY_METRICS
 from rlhf_cli.evaluation.metric_types import (
     BASELINE_SUFFIX,
     COUNT_SUFFIX,
@@ -242,7 +243,7 @@ class MetricRow(NamedTuple):
 
 def all_metrics() -> tuple[Metric, ...]:
     """Return every metric that a manifest or a metrics.jsonl can hold. Their order is that of the reference."""
-    return (*EVALUATION_METRICS, *TRAINING_METRICS)
+    return (*EVALUATION_METRICS, *QUALITY_METRICS, *TRAINING_METRICS)
 
 
 def find_metric(name: str) -> Metric | None:

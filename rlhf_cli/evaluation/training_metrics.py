@@ -202,28 +202,6 @@ SAMPLE_BATCH_METRICS = (
 FEEDBACK_METRICS = (
     _feedback("feedback.pairs", "pairs", "Exported pairs, over all splits."),
     _feedback("feedback.ties", "pairs", "Judged pairs that are tied or undecided, and are therefore not exported."),
-    _feedback("feedback.judgments", "judgments", "Judgments that count as votes."),
-    _feedback("feedback.items", "items", "Items with at least one vote."),
-    _feedback("feedback.annotators", "annotators", "Annotators with at least one vote."),
-    Metric(
-        "feedback.agreement",
-        "fraction of pairs of votes",
-        "higher",
-        "How often two people give the same label to a pair of completions; a tie agrees only with a tie. Bootstrap "
-        "interval over items.",
-        "feedback",
-        has_interval=True,
-        has_count=True,
-    ),
-    Metric(
-        "feedback.alpha",
-        "",
-        "higher",
-        "Krippendorff's alpha of these labels: 1 is perfect agreement, 0 chance. Bootstrap interval over items.",
-        "feedback",
-        has_interval=True,
-        has_count=True,
-    ),
     Metric(
         "feedback.label_agreement",
         "fraction of votes",

@@ -145,3 +145,21 @@ def simulate(
             orders.append(tuple(int(c) for c in rng.permutation([2 * number, 2 * number + 1])))
     judgments = [pair_judgment(n, vote, order=order) for n, (vote, order) in enumerate(zip(votes, orders, strict=True))]
     return Simulation(Snapshot(list(made.values()), annotators_named(range(12)), judgments), truth)
+
+
+Ranking = Sequence[int | tuple[int, ...]]
+
+
+def ranking_snapshot(rankings: Sequence[tuple[int, Ranking]]) -> Snapshot:
+    """Return one item of four completions for each annotator and ranking, shown in the order of their indices.
+
+    Args:
+        rankings: The annotator, and the indices of the completions from best to worst; a tuple of indices is a tie.
+    """
+    items, judgments = [], []
+    for number, (person, ranking) in enumerate(rankings):
+        ids = tuple(range(4 * number, 4 * number + 4))
+        items.append(Item(number, f"key{number}", "prompt", tuple(Completion(c, "text") for c in ids)))
+        tiers = tuple(tuple(ids[i] for i in (tier if isinstance(tier, tuple) else (tier,))) for tier in ranking)
+        judgments.append(Judgment(number, number, person, "rank", Answer(tiers), ids))
+    return Snapshot(items, annotators_named(person for person, _ in rankings), judgments)

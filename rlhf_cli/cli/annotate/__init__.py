@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rlhf_cli.cli.annotate import adjudicate, dump, export, import_, judge, select, serve, status, users
+from rlhf_cli.cli.annotate import adjudicate, dump, export, import_, judge, qc, select, serve, status, users
 from rlhf_cli.stages import STAGES
 
 annotate = typer.Typer(help="Collect, check and export the judgments of people.", no_args_is_help=True)
@@ -12,6 +12,7 @@ annotate.add_typer(users.user, name="user")
 annotate.command("import")(import_.import_)
 annotate.command("serve")(serve.serve)
 annotate.command("status")(status.status)
+annotate.command("qc")(qc.qc)
 annotate.command("adjudicate")(adjudicate.adjudicate)
 annotate.command("judge")(judge.judge)
 annotate.command("dump")(dump.dump)

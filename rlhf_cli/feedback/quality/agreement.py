@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Undefined(NamedTuple):
     reason: str
 
 
+_NOT_IN_NAMES = re.compile(r"[^\w-]+")
 Estimate = Interval | Undefined
 TOO_FEW = Undefined("no item has two judgments that can be compared")
 CONSTANT = Undefined("all labels are equal, so agreement cannot be told from chance")
@@ -173,7 +175,7 @@ def slices_of(items: Iterable[Item]) -> dict[str, list[int]]:
         fields.setdefault(item.field, []).append(item.id)
     groups: dict[str, Mapping[str, list[int]]] = {"language": languages, "field": fields}
     return {
-        f"{kind}.{name}": ids
+        f"{kind}.{_NOT_IN_NAMES.sub('_', name)}": ids
         for kind, group in groups.items()
         for name, ids in sorted(group.items())
         if name and len(group) > 1

@@ -12,23 +12,16 @@ from numpy.typing import NDArray
 
 from rlhf_cli.data.rows import Text
 from rlhf_cli.evaluation.statistics import Interval, wilson
-from rlhf_cli.feedback.quality.aggregation import UNKNOWN, fit_annotators, known_labels
+from rlhf_cli.feedback.quality.aggregation import UNKNOWN, known_labels
 from rlhf_cli.feedback.quality.agreement import CONSTANT, Estimate, Undefined
+from rlhf_cli.feedback.quality.dawid_skene import DawidSkene
 from rlhf_cli.feedback.quality.votes import FIRST, LABELS, SECOND, TIE, FloatArray, IntArray, Votes, count_labels
 from rlhf_cli.feedback.types import FLAGS, Comparison, Item, Judgment, Snapshot, comparisons
 
 MIN_SKILL_PAIRS = 10  # pairs with another vote or a known label, below which a skill is mostly the prior
 MIN_SKILL_ANNOTATORS = 3  # two annotators who disagree cannot be told apart
-SKILLS = ("skill", "skill_no_ties")
-SHARES = (
-    "gold_accuracy",
-    "consistency",
-    "agreement",
-    "agreement_no_ties",
-    "first_shown_wins",
-    "longer_wins",
-    "tie_rate",
-)
+AGREEMENTS = ("agreement", "agreement_no_ties", "weighted_agreement")  # with the other annotators
+SHARES = ("gold_accuracy", "consistency", *AGREEMENTS, "first_shown_wins", "longer_wins", "tie_rate")
 
 Value = Interval | float | Undefined
 
@@ -40,7 +33,7 @@ class AnnotatorQuality:
     Attributes:
         id: Id of the annotator.
         pseudonym: The name in reports.
-        values: `judgments`, `skipped`, `seconds`, those of SKILLS and SHARES, and `flag_rate.<flag>`.
+        values: `judgments`, `skipped`, `seconds`, `skill`, those of SHARES, and `flag_rate.<flag>`.
     """
 
     id: int
@@ -98,7 +91,9 @@ class Trials:
         return Interval(share, interval.low, interval.high, n)
 
 
-def measure_trials(snapshot: Snapshot, judgments: Sequence[Judgment], votes: Votes, early: Votes) -> dict[str, Trials]:
+def measure_trials(
+    snapshot: Snapshot, judgments: Sequence[Judgment], votes: Votes, early: Votes, fitted: DawidSkene | None
+) -> dict[str, Trials]:
     """Return the trials of each of SHARES.
 
     Args:
@@ -106,6 +101,7 @@ def measure_trials(snapshot: Snapshot, judgments: Sequence[Judgment], votes: Vot
         judgments: The first judgments of annotators on items of all kinds.
         votes: Their votes.
         early: The votes that count for agreement.
+        fitted: The model of Dawid and Skene of all votes; None: there is no vote.
     """
     kind_of = {item.id: item.kind for item in snapshot.items}
     kind = np.array([kind_of[judgment.item_id] for judgment in judgments], dtype=str)[votes.judgment]
@@ -118,6 +114,7 @@ def measure_trials(snapshot: Snapshot, judgments: Sequence[Judgment], votes: Vot
         "agreement_no_ties": _agreement_with_others(
             early.select(early.label != TIE), "no other annotator decided the same pairs"
         ),
+        "weighted_agreement": _weighted_agreement(snapshot, votes, fitted),
         "first_shown_wins": _wins(decided, _shown_first(judgments, decided), "no pair with a known order is decided"),
         "longer_wins": _wins(decided, _longer(snapshot.items, decided), "no pair of different lengths is decided"),
         "tie_rate": _trials(ordinary, ordinary.label == TIE, "no ordinary item was judged"),
@@ -136,7 +133,11 @@ def flag_trials(judgments: Sequence[Judgment]) -> dict[str, Trials]:
 
 
 def measure_annotators(
-    snapshot: Snapshot, judgments: Sequence[Judgment], votes: Votes, trials: Mapping[str, Trials]
+    snapshot: Snapshot,
+    judgments: Sequence[Judgment],
+    votes: Votes,
+    fitted: DawidSkene | None,
+    trials: Mapping[str, Trials],
 ) -> list[AnnotatorQuality]:
     """Return the metrics of each annotator who judged anything, the best first.
 
@@ -146,9 +147,10 @@ def measure_annotators(
         snapshot: All feedback of the project.
         judgments: All judgments that are measured, also skipped and repeated ones.
         votes: The votes of the first judgments on items of all kinds.
+        fitted: The model of Dawid and Skene of these votes; None: there is no vote.
         trials: Trials by name of the metric.
     """
-    skills = _skills(snapshot, votes)
+    skills = _skills(snapshot, votes, fitted)
     skipped = Counter(judgment.annotator_id for judgment in judgments if judgment.answer.skip_reason)
     seconds: dict[int, list[float]] = {}
     for judgment in judgments:
@@ -164,7 +166,7 @@ def measure_annotators(
                 "judgments": float(total[person.id] - skipped[person.id]),
                 "skipped": float(skipped[person.id]),
                 "seconds": median(seconds[person.id]) if seconds[person.id] else Undefined("no time is known"),
-                **skills.get(person.id, dict.fromkeys(SKILLS, Undefined("nothing was judged"))),
+                "skill": skills.get(person.id, Undefined("nothing was judged")),
                 **{name: trial.share(person.id) for name, trial in trials.items()},
             },
         )
@@ -179,37 +181,43 @@ def _rank(annotator: AnnotatorQuality) -> tuple[float, str]:
     return -next((number for number in numbers if number is not None), -1.0), annotator.pseudonym
 
 
-def _skills(snapshot: Snapshot, votes: Votes) -> dict[int, dict[str, Value]]:
-    """Return, by the model of Dawid and Skene, how probably an annotator's next label is right.
-
-    `skill` is over all pairs. `skill_no_ties` is for a label that is no tie, of a pair that is no tie, so that guessing
-    gives 1/2; its interval counts items, because the pairs of an item are not independent.
-    """
-    people = np.unique(votes.annotator)
-    if not people.size:
+def _skills(snapshot: Snapshot, votes: Votes, fitted: DawidSkene | None) -> dict[int, float | Undefined]:
+    """Return the probability that an annotator's next label is right, by the model of Dawid and Skene."""
+    if fitted is None:
         return {}
-    fitted = fit_annotators(snapshot, votes)
+    people = np.unique(votes.annotator)
     is_known = known_labels(snapshot, votes) != UNKNOWN
     is_comparable = is_known | (count_labels(votes).sum(1) > 1)
-    is_constant = len(np.unique(votes.label)) == 1
-    found: dict[int, dict[str, Value]] = {}
-    for index, person in enumerate(people.tolist()):
+    found: dict[int, float | Undefined] = {}
+    for person, skill in zip(people.tolist(), fitted.skill.tolist(), strict=True):
         own = votes.pair[votes.annotator == person]
-        if is_constant:
-            reason = CONSTANT.reason
+        found[person] = skill
+        if len(np.unique(votes.label)) == 1:
+            found[person] = CONSTANT
         elif len(people) < MIN_SKILL_ANNOTATORS and is_known[own].sum() < MIN_SKILL_PAIRS:
-            reason = f"it needs {MIN_SKILL_ANNOTATORS} annotators, or gold items"
+            found[person] = Undefined(f"it needs {MIN_SKILL_ANNOTATORS} annotators, or gold items")
         elif is_comparable[own].sum() < MIN_SKILL_PAIRS:
-            reason = f"fewer than {MIN_SKILL_PAIRS} of the pairs can be compared with others"
-        else:
-            right, wrong = fitted.confusion[index, [FIRST, SECOND], FIRST].tolist()
-            n = len(np.unique(votes.pairs[own[is_comparable[own]], 0]))
-            share = right / (right + wrong)
-            interval = wilson(share * n, n)._replace(value=share)
-            found[person] = {"skill": float(fitted.skill[index]), "skill_no_ties": interval}
-            continue
-        found[person] = dict.fromkeys(SKILLS, Undefined(reason))
+            found[person] = Undefined(f"fewer than {MIN_SKILL_PAIRS} of the pairs can be compared with others")
     return found
+
+
+def _weighted_agreement(snapshot: Snapshot, votes: Votes, fitted: DawidSkene | None) -> Trials:
+    """Return, for each vote, how probably it is right by the votes of the others alone, weighted by their skills.
+
+    Ties are left out, as if they could not occur, so that guessing gives 1/2.
+    """
+    reason = "no other annotator decided the same pairs"
+    if fitted is None or len(np.unique(votes.label)) == 1:
+        return _trials(votes.select(np.zeros(votes.pair.shape, dtype=bool)), np.zeros(0), reason)
+    is_known = (known_labels(snapshot, votes) != UNKNOWN)[votes.pair]
+    _, person = np.unique(votes.annotator, return_inverse=True)
+    own_evidence = np.where(is_known[:, None], 1.0, fitted.confusion[person, votes.label])  # (V, LABELS)
+    others = fitted.posterior[votes.pair] / own_evidence
+    decided = others[:, FIRST] + others[:, SECOND]
+    has_others = is_known | (count_labels(votes).sum(1)[votes.pair] > 1)
+    is_trial = has_others & (votes.label != TIE) & (decided > 0)
+    right = others[np.arange(len(others)), votes.label]
+    return _trials(votes.select(is_trial), right[is_trial] / decided[is_trial], reason)
 
 
 def _trials(votes: Votes, success: NDArray[np.bool_] | FloatArray, reason: str) -> Trials:

@@ -10,9 +10,10 @@ import numpy as np
 
 from rlhf_cli.evaluation.statistics import Interval, wilson
 from rlhf_cli.feedback.quality import agreement as agreement_
-from rlhf_cli.feedback.quality.aggregation import most_probable
+from rlhf_cli.feedback.quality.aggregation import fit_annotators, most_probable
 from rlhf_cli.feedback.quality.agreement import MIN_SLICE_ITEMS, Estimate, Labels, Undefined
 from rlhf_cli.feedback.quality.annotators import (
+    AGREEMENTS,
     AnnotatorQuality,
     Trials,
     Value,
@@ -24,6 +25,7 @@ from rlhf_cli.feedback.quality.bradley_terry import fit_strengths
 from rlhf_cli.feedback.quality.votes import FIRST, PEOPLE, TIE, Votes, count_labels, count_votes, first_judgments
 from rlhf_cli.feedback.quality.warnings import annotator_warnings, project_warnings
 from rlhf_cli.feedback.types import ItemKind, Judgment, Snapshot, Source
+from rlhf_cli.recipe.schema import Feedback
 
 PREFIX = "feedback."
 
@@ -106,24 +108,26 @@ def measure_quality(
     kinds = {item.id: item.kind for item in snapshot.items}
     is_ordinary = np.array([kinds[judgment.item_id] == "item" for judgment in first], dtype=bool)
     is_early = is_ordinary & agreement_.before_disagreement(first, votes, overlap)
+    ordinary = [judgment for judgment, counts in zip(first, is_ordinary, strict=True) if counts]
     early = [judgment for judgment, counts in zip(first, is_early, strict=True) if counts]
     early_votes = votes.select(is_early[votes.judgment])
+    fitted = fit_annotators(snapshot, votes) if votes.pair.size else None
     labels = agreement_.outcome_labels(early_votes)
-    trials = measure_trials(snapshot, first, votes, early_votes) | {
+    trials = measure_trials(snapshot, first, votes, early_votes, fitted) | {
         f"flag_rate.{flag}": trial for flag, trial in flag_trials(everything).items()
     }
     judged_twice = agreement_.count_judged_twice(labels)
     overall: dict[str, Value] = {
-        "judgments": float(len(everything)),
-        "items": float(len({judgment.item_id for judgment in first if kinds[judgment.item_id] == "item"})),
+        "judgments": float(len(ordinary)),
+        "items": float(len({judgment.item_id for judgment in ordinary})),
         "items_judged_twice": float(judged_twice),
-        "annotators": float(len({judgment.annotator_id for judgment in everything})),
+        "annotators": float(len({judgment.annotator_id for judgment in ordinary})),
         **agreement_.measure_outcomes(labels, labels.values, seed=seed),
-        **{name: trial.share() for name, trial in trials.items() if name not in ("agreement", "agreement_no_ties")},
+        **{name: trial.share() for name, trial in trials.items() if name not in AGREEMENTS},
         "first_listed_wins": _first_listed(early_votes),
     }
     slices, suppressed = _measure_slices(snapshot, early, labels, seed)
-    people = measure_annotators(snapshot, everything, votes, trials)
+    people = measure_annotators(snapshot, everything, votes, fitted, trials)
     warnings = project_warnings(overall, judged_twice) + annotator_warnings(people, trials)
     return QualityReport(
         overall,
@@ -133,6 +137,11 @@ def measure_quality(
         _measure_models(snapshot, votes.select(is_ordinary[votes.judgment])),
         warnings,
     )
+
+
+def overlap_of(settings: Feedback) -> int | None:
+    """Return the number of judgments that every item gets, or None if items never get more."""
+    return settings.overlap if settings.max_overlap > settings.overlap else None
 
 
 def _first_listed(votes: Votes) -> Estimate:

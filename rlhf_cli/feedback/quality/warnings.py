@@ -22,7 +22,7 @@ def annotator_warnings(annotators: Sequence[AnnotatorQuality], trials: Mapping[s
     found = []
     for annotator in reversed(annotators):
         problems = [
-            *_unreliable(annotator),
+            *_unreliable(annotator, trials["weighted_agreement"]),
             *_biased(annotator, trials["longer_wins"]),
             *_careless(annotator, annotators),
         ]
@@ -58,11 +58,13 @@ def describe(interval: Interval, noun: str = "pairs") -> str:
     return f"{interval.value:.0%} [{interval.low * 100:.0f}, {interval.high * 100:.0f}] of {interval.n:,} {noun}"
 
 
-def _unreliable(annotator: AnnotatorQuality) -> list[str]:
+def _unreliable(annotator: AnnotatorQuality, agreement: Trials) -> list[str]:
     found = []
-    skill = annotator.interval("skill_no_ties")
-    if skill and skill.n >= MIN_TRIALS and skill.low <= CHANCE and skill.high < MIN_ACCURACY:
-        found.append(f"is right about as often as a coin, compared with the others: {describe(skill, 'items')}")
+    own, others = annotator.interval("weighted_agreement"), agreement.share(annotator.id, others=True)
+    if own and own.n >= MIN_TRIALS and own.low <= CHANCE and isinstance(others, Interval) and own.high < others.value:
+        found.append(
+            f"agrees with the others no more than a coin: {describe(own)} are right by the others' weighted votes"
+        )
     gold = annotator.interval("gold_accuracy")
     if gold and gold.n >= MIN_TRIALS and gold.high < MIN_ACCURACY:
         found.append(f"is often wrong on gold items: right on {describe(gold)}")
