@@ -10,11 +10,11 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.annotators import lock_annotator
 from rlhf_cli.feedback.store.content import check_answer, read_judgment, timestamp
-from rlhf_cli.feedback.store.item_state import update_item_state, votes_query
+from rlhf_cli.feedback.store.item_state import update_item_state, votes_of
 from rlhf_cli.feedback.store.items import find_item, find_items
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.records import DisputedItem
-from rlhf_cli.feedback.types import Answer, Decision, Tiers
+from rlhf_cli.feedback.types import Answer, Decision, Judgment, Tiers
 
 
 def disputed_ids(project: Project) -> Select[Any]:
@@ -31,10 +31,11 @@ def disputed_ids(project: Project) -> Select[Any]:
 def disputed(connection: Connection, project: Project) -> list[DisputedItem]:
     """Return the disputed items with their judgments; those that get no further judgments come first."""
     missing = max(project.settings.overlap, project.settings.max_overlap)
-    found = []
-    for item in find_items(connection, disputed_ids(project)):
-        votes = [read_judgment(row) for row in connection.execute(votes_query(item.id))]
-        found.append(DisputedItem(item, votes, max(0, missing - len(votes))))
+    items = find_items(connection, disputed_ids(project))
+    votes: dict[int, list[Judgment]] = {item.id: [] for item in items}
+    for row in votes_of(connection, votes):
+        votes[row.item_id].append(read_judgment(row))
+    found = [DisputedItem(item, votes[item.id], max(0, missing - len(votes[item.id]))) for item in items]
     return sorted(found, key=lambda entry: (entry.missing, entry.item.id))
 
 

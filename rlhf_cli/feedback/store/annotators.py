@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
@@ -18,6 +18,22 @@ from rlhf_cli.feedback.types import Annotator, Role, Source
 
 SESSION_SECONDS = 30 * 24 * 3600.0
 TOKEN_BYTES = 32
+
+_annotator, _session = tables.annotator, tables.session
+# Statements that run with every request are built once: building one takes longer than running it.
+_ROW = select(_annotator).where(
+    _annotator.c.id == bindparam("annotator_id"),
+    _annotator.c.project_id == bindparam("project_id"),
+    _annotator.c.is_active,
+)
+_LOCKED_ROW = _ROW.with_for_update()
+_OF_SESSION = (
+    select(_annotator)
+    .join(_session, _session.c.annotator_id == _annotator.c.id)
+    .where(_session.c.token_sha256 == bindparam("token_sha256"), _session.c.is_valid)
+    .where(_session.c.expires > bindparam("now"))
+    .where(_annotator.c.project_id == bindparam("project_id"), _annotator.c.is_active)
+)
 
 
 def add_annotator(
@@ -78,9 +94,8 @@ def lock_annotator(connection: Connection, project: Project, annotator_id: int) 
 
 def find_row(connection: Connection, project: Project, annotator_id: int, *, lock: bool = False) -> Row[Any]:
     """Return the row of an active annotator."""
-    table = tables.annotator
-    query = select(table).where(table.c.id == annotator_id, table.c.project_id == project.id, table.c.is_active)
-    row = connection.execute(query.with_for_update() if lock else query).first()
+    values = {"annotator_id": annotator_id, "project_id": project.id}
+    row = connection.execute(_LOCKED_ROW if lock else _ROW, values).first()
     if row is None:
         raise NotFoundError("annotator", annotator_id)
     return row
@@ -136,14 +151,8 @@ def redeem(connection: Connection, project: Project, token: str, now: float) -> 
 
 def annotator_of(connection: Connection, project: Project, token: str, now: float) -> Annotator | None:
     """Return the active annotator whose session has the token, or None if there is none."""
-    session, table = tables.session, tables.annotator
-    query = (
-        select(table)
-        .join(session, session.c.annotator_id == table.c.id)
-        .where(session.c.token_sha256 == sha256(token), session.c.is_valid, session.c.expires > now)
-        .where(table.c.project_id == project.id, table.c.is_active)
-    )
-    row = connection.execute(query).first()
+    values = {"token_sha256": sha256(token), "now": now, "project_id": project.id}
+    row = connection.execute(_OF_SESSION, values).first()
     return None if row is None else read_annotator(row)
 
 

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, select, union_all, update
+from sqlalchemy import CompoundSelect, Connection, Row, Select, bindparam, exists, func, select, union_all, update
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.annotators import lock_annotator
 from rlhf_cli.feedback.store.content import canonical, read_answer
 from rlhf_cli.feedback.store.errors import NotFoundError
-from rlhf_cli.feedback.store.item_state import current_judgments, update_item_state
-from rlhf_cli.feedback.store.items import find_item
+from rlhf_cli.feedback.store.item_state import add_lease, current_judgments, update_item_states
+from rlhf_cli.feedback.store.items import completion_ids, find_item
 from rlhf_cli.feedback.store.projects import Project, current_guideline
 from rlhf_cli.feedback.store.records import Assignment
 
 REPEAT_DISTANCE = 5  # the latest judgments of an annotator are not repeated
 MAX_QUEUES = 100  # per statement; SQLite allows 500 parts of a compound query
+
+
+_assignment = tables.assignment
+# Statements that run with every item are built once: building one takes longer than running it.
+_EXPIRED = (
+    select(_assignment.c.id).where(_assignment.c.state == "leased", _assignment.c.expires < bindparam("now")).limit(1)
+)
+_LIVE = select(_assignment).where(
+    _assignment.c.annotator_id == bindparam("annotator_id"),
+    _assignment.c.state == "leased",
+    _assignment.c.expires >= bindparam("now"),
+)
+_ONE = (
+    select(_assignment, tables.item.c.is_contradicted)
+    .join(tables.item, tables.item.c.id == _assignment.c.item_id)
+    .where(_assignment.c.id == bindparam("assignment_id"), _assignment.c.annotator_id == bindparam("annotator_id"))
+)
+_INSERT = _assignment.insert().returning(_assignment.c.id)
+_SET_DRAWS = (
+    update(tables.annotator).where(tables.annotator.c.id == bindparam("annotator_id")).values(draws=bindparam("drawn"))
+)
+_QUEUES = select(tables.queue).where(tables.queue.c.project_id == bindparam("project_id")).order_by(tables.queue.c.id)
 
 
 class Draw(NamedTuple):
@@ -44,19 +67,18 @@ def expire_leases(connection: Connection, now: float) -> None:
     if rows:
         ids = [row.id for row in rows]
         connection.execute(update(table).where(table.c.id.in_(ids)).values(state="expired"))
-        for item_id in sorted({row.item_id for row in rows}):  # in one order, so that no two transactions deadlock
-            update_item_state(connection, item_id)
+        update_item_states(connection, {row.item_id for row in rows})
 
 
-def has_expired_leases(connection: Connection, now: float) -> bool:
-    """Return whether a lease expired that is not marked so."""
-    table = tables.assignment
-    query = select(table.c.id).where(table.c.state == "leased", table.c.expires < now).limit(1)
-    return connection.execute(query).first() is not None
+def assign(
+    connection: Connection, project: Project, annotator_id: int, count: int, now: float
+) -> list[Assignment] | None:
+    """Return up to `count` assignments: the annotator's live leases, then new ones.
 
-
-def assign(connection: Connection, project: Project, annotator_id: int, count: int, now: float) -> list[Assignment]:
-    """Return up to `count` assignments: the annotator's live leases, then new ones."""
+    None if expired leases must be marked first, in a transaction of its own, which may wait for those of others.
+    """
+    if connection.execute(_EXPIRED, {"now": now}).first() is not None:
+        return None
     annotator = lock_annotator(connection, project, annotator_id)
     expires = now + project.settings.lease_minutes * 60
     guideline = current_guideline(connection, project)
@@ -73,24 +95,21 @@ def assign(connection: Connection, project: Project, annotator_id: int, count: i
         if drawn is None:
             break
         ids.append(_lease(connection, drawn, annotator_id, generator, expires=expires, guideline=guideline))
-        connection.execute(
-            update(tables.annotator).where(tables.annotator.c.id == annotator_id).values(draws=draws + 1)
-        )
+        connection.execute(_SET_DRAWS, {"annotator_id": annotator_id, "drawn": draws + 1})
     return [find_assignment(connection, project, annotator_id, number) for number in ids]
 
 
 def _live_leases(connection: Connection, annotator_id: int, now: float) -> list[Row[Any]]:
     """Return the live leases of an annotator: reopened judgments first, then in the order of ids."""
-    table = tables.assignment
-    query = select(table).where(table.c.annotator_id == annotator_id, table.c.state == "leased", table.c.expires >= now)
-    return sorted(connection.execute(query), key=lambda row: (row.reopens is None, row.id))
+    rows = connection.execute(_LIVE, {"annotator_id": annotator_id, "now": now})
+    return sorted(rows, key=lambda row: (row.reopens is None, row.id))
 
 
 def _lease(
     connection: Connection, drawn: Draw, annotator_id: int, generator: random.Random, *, expires: float, guideline: str
 ) -> int:
     """Insert a lease with the order in which the completions are shown, and return its id."""
-    order = drawn.order or shuffled_completions(connection, drawn.item_id, generator)
+    order = drawn.order or _shuffled_completions(connection, drawn.item_id, generator)
     values = {
         "annotator_id": annotator_id,
         "item_id": drawn.item_id,
@@ -101,18 +120,15 @@ def _lease(
         "guideline": guideline,
         "expires": expires,
     }
-    table = tables.assignment
-    row_id: int = connection.execute(table.insert().values(values).returning(table.c.id)).scalar_one()
+    row_id: int = connection.execute(_INSERT, values).scalar_one()
     if drawn.takes_slot:
-        update_item_state(connection, drawn.item_id)
+        add_lease(connection, drawn.item_id)
     return row_id
 
 
-def shuffled_completions(connection: Connection, item_id: int, generator: random.Random) -> tuple[int, ...]:
+def _shuffled_completions(connection: Connection, item_id: int, generator: random.Random) -> tuple[int, ...]:
     """Return the completion ids of an item in random order."""
-    table = tables.completion
-    query = select(table.c.id).where(table.c.item_id == item_id).order_by(table.c.position)
-    ids = list(connection.execute(query).scalars())
+    ids = list(completion_ids(connection, item_id))
     generator.shuffle(ids)
     return tuple(ids)
 
@@ -125,11 +141,9 @@ def matching_queues(connection: Connection, project: Project, annotator: Row[Any
 
     `en` includes `en-GB`. Items of unknown language or without a field are for everyone.
     """
-    table = tables.queue
-    query = select(table).where(table.c.project_id == project.id).order_by(table.c.id)
     return [
         row.id
-        for row in connection.execute(query)
+        for row in connection.execute(_QUEUES, {"project_id": project.id})
         if _speaks(annotator.languages, row.language)
         and (not annotator.fields or not row.field or row.field in annotator.fields)
     ]
@@ -176,36 +190,70 @@ def _taken(annotator_id: int) -> Select[Any]:
     return select(table.c.item_id).where(table.c.annotator_id == annotator_id, table.c.state != "expired")
 
 
-def available(annotator: Row[Any], queue_id: int, *, kind: str = "item") -> Select[Any]:
-    """Return the query of the items of a queue that an annotator may get, the first one first."""
-    table = tables.item
+@functools.cache
+def _available(kind: str, part: int = 0) -> Select[Any]:
+    """Return the query of the items of a queue that an annotator may get, the first one first.
+
+    Its parameters are those of `_parameters`; `part` tells those of several queues apart.
+    """
+    table, author, taken = tables.item, tables.item_author, tables.assignment
+    had = (taken.c.annotator_id == bindparam("annotator_id"), taken.c.item_id == table.c.id, taken.c.state != "expired")
     query = select(table.c.id, table.c.missing, table.c.priority, table.c.queue_id).where(
-        table.c.queue_id == queue_id, table.c.kind == kind, *_not_excluded(annotator)
+        table.c.queue_id == bindparam(f"queue_{part}"),
+        table.c.kind == kind,
+        ~exists().where(*had),
+        ~exists().where(author.c.item_id == table.c.id, author.c.name == bindparam("name")),
     )
     if kind == "item":
         query = query.where(table.c.missing > 0)
     return query.order_by(table.c.missing, table.c.priority, table.c.id)
 
 
-def _not_excluded(annotator: Row[Any]) -> list[ColumnElement[bool]]:
-    """Return the conditions that an annotator neither had nor wrote an item."""
-    item, author, taken = tables.item, tables.item_author, tables.assignment
-    return [
-        ~exists().where(taken.c.annotator_id == annotator.id, taken.c.item_id == item.c.id, taken.c.state != "expired"),
-        ~exists().where(author.c.item_id == item.c.id, author.c.name == annotator.name),
-    ]
+@functools.cache
+def _first_of_queues(kind: str, count: int) -> Select[Any] | CompoundSelect[Any]:
+    """Return the query of the first available item of each of `count` queues."""
+    parts = [select(_available(kind, part).limit(1).subquery()) for part in range(count)]
+    return union_all(*parts)
+
+
+@functools.cache
+def _count_of_queue() -> Select[Any]:
+    limited = _available("item").order_by(None).limit(bindparam("at_most")).subquery()
+    return select(func.count()).select_from(limited)
+
+
+def _parameters(annotator: Row[Any], *queues: int) -> dict[str, Any]:
+    return {"annotator_id": annotator.id, "name": annotator.name} | {f"queue_{i}": q for i, q in enumerate(queues)}
+
+
+def count_available(connection: Connection, annotator: Row[Any], queues: Sequence[int], limit: int) -> int:
+    """Return the number of open items that an annotator may get, up to a limit."""
+    count = 0
+    for queue_id in queues:
+        values = _parameters(annotator, queue_id) | {"at_most": limit - count}
+        count += connection.execute(_count_of_queue(), values).scalar_one()
+        if count >= limit:
+            break
+    return count
 
 
 def _first(connection: Connection, annotator: Row[Any], queues: Sequence[int], kind: str) -> Row[Any] | None:
     """Return the first available item over all queues, or None if there is none."""
     found: list[Row[Any]] = []
     for start in range(0, len(queues), MAX_QUEUES):
-        parts = [
-            select(available(annotator, queue_id, kind=kind).limit(1).subquery())
-            for queue_id in queues[start : start + MAX_QUEUES]
-        ]
-        found += connection.execute(union_all(*parts)).all()
+        part = queues[start : start + MAX_QUEUES]
+        found += connection.execute(_first_of_queues(kind, len(part)), _parameters(annotator, *part)).all()
     return min(found, key=lambda row: (row.missing, row.priority, row.id), default=None)
+
+
+@functools.cache
+def _next_unlocked() -> Select[Any]:
+    return _available("item").with_for_update(of=tables.item, skip_locked=True).limit(1)
+
+
+@functools.cache
+def _this_one() -> Select[Any]:
+    return _available("item").where(tables.item.c.id == bindparam("item_id")).with_for_update(of=tables.item)
 
 
 def _draw_open(connection: Connection, annotator: Row[Any], queues: Sequence[int]) -> Draw | None:
@@ -217,11 +265,10 @@ def _draw_open(connection: Connection, annotator: Row[Any], queues: Sequence[int
             return None if first is None else Draw(first.id, takes_slot=True)
         # Others may be about to take the same item: take the next one that nobody has locked. If there is none, wait
         # for the first, as it may still have an open slot afterwards.
-        query = available(annotator, first.queue_id).with_for_update(of=tables.item, skip_locked=True).limit(1)
-        locked = connection.execute(query).first()
+        values = _parameters(annotator, first.queue_id)
+        locked = connection.execute(_next_unlocked(), values).first()
         if locked is None:
-            query = available(annotator, first.queue_id).where(tables.item.c.id == first.id)
-            locked = connection.execute(query.with_for_update(of=tables.item)).first()
+            locked = connection.execute(_this_one(), values | {"item_id": first.id}).first()
         if locked is not None:
             return Draw(locked.id, takes_slot=True)
 
@@ -258,18 +305,15 @@ def find_assignment(connection: Connection, project: Project, annotator_id: int,
     Raises:
         NotFoundError: It does not exist, or belongs to another annotator.
     """
-    table, judgment = tables.assignment, tables.judgment
-    row = connection.execute(
-        select(table).where(table.c.id == assignment_id, table.c.annotator_id == annotator_id)
-    ).first()
+    row = connection.execute(_ONE, {"assignment_id": assignment_id, "annotator_id": annotator_id}).first()
     if row is None:
         raise NotFoundError("assignment", assignment_id)
     item = find_item(connection, project, row.item_id)
     judgment_id = row.judgment_id or row.reopens
+    judgment = tables.judgment
     answered = (
         None if judgment_id is None else connection.execute(select(judgment).where(judgment.c.id == judgment_id)).one()
     )
-    contradicted = select(tables.item.c.is_contradicted).where(tables.item.c.id == item.id)
     by_id = {completion.id: replace(completion, source="") for completion in item.completions}
     return Assignment(
         id=row.id,
@@ -280,7 +324,7 @@ def find_assignment(connection: Connection, project: Project, annotator_id: int,
         task=project.settings.task,
         criteria=tuple(project.settings.criteria),
         is_qualification=item.kind == "qualification",
-        is_disputed=connection.execute(contradicted).scalar_one(),
+        is_disputed=row.is_contradicted,
         guideline=row.guideline,
         expires=row.expires,
         is_open=row.state != "done",

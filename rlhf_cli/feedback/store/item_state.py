@@ -10,22 +10,55 @@ import functools
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, case, exists, func, select, update
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, case, exists, func, select, update
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.content import as_tiers
 from rlhf_cli.feedback.types import TaskKind, Tiers, comparisons
 
+_item, _lease = tables.item, tables.assignment
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+
+# Statements are built once: building one takes longer than running it.
+_LOCKED_ITEMS = (
+    select(_item, tables.project.c.overlap, tables.project.c.max_overlap)
+    .join(tables.project, tables.project.c.id == _item.c.project_id)
+    .where(_item.c.id.in_(_IDS))
+    .order_by(_item.c.id)
+    .with_for_update(of=_item)
+)
+_LEASES = (
+    select(_lease.c.item_id, func.count().label("count"))
+    .where(_lease.c.item_id.in_(_IDS), _lease.c.state == "leased", _lease.c.takes_slot)
+    .group_by(_lease.c.item_id)
+)
+_OTHER_LEASES = select(func.count()).where(
+    _lease.c.item_id == bindparam("item_id"),
+    _lease.c.state == "leased",
+    _lease.c.takes_slot,
+    _lease.c.expires >= bindparam("at"),
+    _lease.c.id != bindparam("other_than"),
+)
+_DECIDED = select(tables.decision.c.item_id).where(tables.decision.c.item_id.in_(_IDS))
+_STATE = ("votes", "leases", "is_contradicted", "is_decided", "missing")
+_SET_STATE = (
+    update(_item).where(_item.c.id == bindparam("of_item")).values({name: bindparam(f"new_{name}") for name in _STATE})
+)
+_ADD_LEASE = (
+    update(_item)
+    .where(_item.c.id == bindparam("of_item"))
+    .values(leases=_item.c.leases + 1, missing=_item.c.missing - 1)
+)
+
 
 def lock_item(connection: Connection, item_id: int) -> Row[Any]:
     """Lock an item until the end of the transaction, and return its row with the overlap of its project."""
-    query = (
-        select(tables.item, tables.project.c.overlap, tables.project.c.max_overlap)
-        .join(tables.project, tables.project.c.id == tables.item.c.project_id)
-        .where(tables.item.c.id == item_id)
-        .with_for_update(of=tables.item)
-    )
-    return connection.execute(query).one()
+    return connection.execute(_LOCKED_ITEMS, {"ids": [item_id]}).one()
+
+
+def add_lease(connection: Connection, item_id: int) -> None:
+    """Count a new lease of a locked item that lacks a judgment."""
+    connection.execute(_ADD_LEASE, {"of_item": item_id})
 
 
 def update_item_state(connection: Connection, item_id: int) -> None:
@@ -35,21 +68,16 @@ def update_item_state(connection: Connection, item_id: int) -> None:
 
 def update_item_states(connection: Connection, item_ids: Collection[int]) -> None:
     """Derive the states of ordinary items from their judgments, leases and decisions."""
-    item, project, decision, lease = tables.item, tables.project, tables.decision, tables.assignment
-    query = select(item.c.id, project.c.overlap, project.c.max_overlap).join(project, project.c.id == item.c.project_id)
-    query = query.where(item.c.id.in_(item_ids), item.c.kind == "item").order_by(item.c.id)
-    rows = connection.execute(query.with_for_update(of=item)).all()
+    locked = connection.execute(_LOCKED_ITEMS, {"ids": [*item_ids]})
+    rows = [row for row in locked if row.kind == "item"]
     if not rows:
         return
-    ids = [row.id for row in rows]
+    ids = {"ids": [row.id for row in rows]}
     votes: dict[int, list[tuple[Tiers, TaskKind]]] = {}
-    for vote in connection.execute(_votes(tables.judgment.c.item_id.in_(ids))):
+    for vote in connection.execute(_VOTES, ids):
         votes.setdefault(vote.item_id, []).append((as_tiers(vote.tiers), vote.task))
-    leased = select(lease.c.item_id, func.count().label("count")).where(
-        lease.c.item_id.in_(ids), lease.c.state == "leased", lease.c.takes_slot
-    )
-    leases = {row.item_id: row.count for row in connection.execute(leased.group_by(lease.c.item_id))}
-    decided = set(connection.execute(select(decision.c.item_id).where(decision.c.item_id.in_(ids))).scalars())
+    leases = {row.item_id: row.count for row in connection.execute(_LEASES, ids)}
+    decided = set(connection.execute(_DECIDED, ids).scalars())
     values = []
     for row in rows:
         given = votes.get(row.id, [])
@@ -62,10 +90,8 @@ def update_item_states(connection: Connection, item_ids: Collection[int]) -> Non
             "is_decided": row.id in decided,
             "missing": 0 if row.id in decided else max(0, wanted - len(given) - leases.get(row.id, 0)),
         }
-        values.append({f"new_{name}": value for name, value in state.items()} | {"of_item": row.id})
-    names = ("votes", "leases", "is_contradicted", "is_decided", "missing")
-    statement = update(item).where(item.c.id == bindparam("of_item"))
-    connection.execute(statement.values({name: bindparam(f"new_{name}") for name in names}), values)
+        values.append({f"new_{name}": state[name] for name in _STATE} | {"of_item": row.id})
+    connection.execute(_SET_STATE, values)
 
 
 def wanted_votes(row: Row[Any]) -> int:
@@ -76,33 +102,16 @@ def wanted_votes(row: Row[Any]) -> int:
     return wanted
 
 
-def count_leases(connection: Connection, item_id: int, *, at: float | None = None, other_than: int = 0) -> int:
-    """Return the number of leases that count towards the overlap of an item.
-
-    Args:
-        connection: The connection.
-        item_id: The item.
-        at: Leave out those that expired before, in seconds since 1970; None: count all that are not marked as expired.
-        other_than: Id of an assignment to leave out.
-    """
-    table = tables.assignment
-    query = select(func.count()).where(
-        table.c.item_id == item_id, table.c.state == "leased", table.c.takes_slot, table.c.id != other_than
-    )
-    if at is not None:
-        query = query.where(table.c.expires >= at)
-    found: int = connection.execute(query).scalar_one()
+def count_other_leases(connection: Connection, item_id: int, assignment_id: int, now: float) -> int:
+    """Return the number of live leases of an item, other than an assignment, that count towards its overlap."""
+    values = {"item_id": item_id, "other_than": assignment_id, "at": now}
+    found: int = connection.execute(_OTHER_LEASES, values).scalar_one()
     return found
 
 
-def votes_query(item_id: int) -> Select[Any]:
-    """Return the query of the judgments that count as votes on an item: current ones by people, no repeats or skips."""
-    return _votes(tables.judgment.c.item_id == item_id)
-
-
-def _votes(of_items: ColumnElement[bool]) -> Select[Any]:
-    table = tables.judgment
-    return current_judgments().where(of_items, ~table.c.is_skipped, ~table.c.is_repeat, table.c.source == "human")
+def votes_of(connection: Connection, item_ids: Collection[int]) -> Iterable[Row[Any]]:
+    """Return the judgments that count as votes on items: current ones by people, without repeats and skipped items."""
+    return connection.execute(_VOTES, {"ids": [*item_ids]})
 
 
 @functools.cache  # building it takes longer than running it
@@ -110,6 +119,14 @@ def current_judgments() -> Select[Any]:
     """Return the query of all judgments that no later one supersedes, in the order of ids."""
     table, later = tables.judgment, tables.judgment.alias("later")
     return select(table).where(~exists().where(later.c.supersedes == table.c.id)).order_by(table.c.id)
+
+
+_VOTES = current_judgments().where(
+    tables.judgment.c.item_id.in_(_IDS),
+    ~tables.judgment.c.is_skipped,
+    ~tables.judgment.c.is_repeat,
+    tables.judgment.c.source == "human",
+)
 
 
 def is_contradicted(votes: Iterable[tuple[Tiers, TaskKind]]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
@@ -112,27 +112,36 @@ def _queue(connection: Connection, project: Project, language: str, field: str) 
     return found
 
 
+_item, _completion, _queues = tables.item, tables.completion, tables.queue
+# Built once: building a statement takes longer than running it.
+_ITEMS = select(_item, _queues.c.language, _queues.c.field).join(_queues, _queues.c.id == _item.c.queue_id)
+_ITEM = _ITEMS.where(_item.c.id == bindparam("item_id"), _item.c.project_id == bindparam("project_id"))
+_COMPLETIONS = select(_completion).where(_completion.c.item_id == bindparam("item_id")).order_by(_completion.c.position)
+
+_COMPLETION_IDS = _COMPLETIONS.with_only_columns(_completion.c.id)
+
+
 def find_items(connection: Connection, query: Select[Any]) -> list[Item]:
     """Return the items whose ids a query returns, in the order of ids."""
-    table = tables.item
-    chosen = select(table, tables.queue.c.language, tables.queue.c.field).join(
-        tables.queue, tables.queue.c.id == table.c.queue_id
-    )
-    rows = connection.execute(chosen.where(table.c.id.in_(query)).order_by(table.c.id)).all()
+    rows = connection.execute(_ITEMS.where(_item.c.id.in_(query)).order_by(_item.c.id)).all()
     completions: dict[int, list[Any]] = {row.id: [] for row in rows}
-    of_items = select(tables.completion).where(tables.completion.c.item_id.in_(query))
-    for row in connection.execute(of_items.order_by(tables.completion.c.item_id, tables.completion.c.position)):
+    of_items = select(_completion).where(_completion.c.item_id.in_(query))
+    for row in connection.execute(of_items.order_by(_completion.c.item_id, _completion.c.position)):
         completions[row.item_id].append(row)
     return [read_item(row, completions[row.id]) for row in rows]
 
 
 def find_item(connection: Connection, project: Project, item_id: int) -> Item:
     """Return one item of the project."""
-    query = select(tables.item.c.id).where(tables.item.c.id == item_id, tables.item.c.project_id == project.id)
-    found = find_items(connection, query)
-    if not found:
+    row = connection.execute(_ITEM, {"item_id": item_id, "project_id": project.id}).first()
+    if row is None:
         raise NotFoundError("item", item_id)
-    return found[0]
+    return read_item(row, connection.execute(_COMPLETIONS, {"item_id": item_id}).all())
+
+
+def completion_ids(connection: Connection, item_id: int) -> tuple[int, ...]:
+    """Return the ids of an item's completions in their order."""
+    return tuple(connection.execute(_COMPLETION_IDS, {"item_id": item_id}).scalars())
 
 
 def chunks(items: Iterable[Any], size: int = CHUNK) -> Iterable[list[Any]]:

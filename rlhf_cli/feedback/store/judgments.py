@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
@@ -19,18 +19,41 @@ from rlhf_cli.feedback.store.content import (
 )
 from rlhf_cli.feedback.store.errors import LeaseExpiredError, NotFoundError
 from rlhf_cli.feedback.store.item_state import (
-    count_leases,
+    count_other_leases,
     lock_item,
     update_item_state,
     wanted_votes,
 )
-from rlhf_cli.feedback.store.items import find_item
+from rlhf_cli.feedback.store.items import completion_ids, find_item
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.qualification import grade, update_qualification
 from rlhf_cli.feedback.store.records import QualificationFeedback, Receipt
 from rlhf_cli.feedback.types import Answer
 
 WHOLE_ITEM = -1  # the key of `flags` in a NewJudgment that stands for the whole item
+
+
+_judgment, _assignment = tables.judgment, tables.assignment
+# Built once: building a statement takes longer than running it.
+_ASSIGNMENT = (
+    select(_assignment)
+    .where(_assignment.c.id == bindparam("assignment_id"), _assignment.c.annotator_id == bindparam("annotator_id"))
+    .with_for_update()
+)
+_SET_DONE = (
+    update(_assignment)
+    .where(_assignment.c.id == bindparam("assignment_id"))
+    .values(state="done", judgment_id=bindparam("judgment"))
+)
+_INSERT = _judgment.insert().returning(_judgment.c.id)
+_WITH_KEY = select(_judgment.c.id).where(
+    _judgment.c.annotator_id == bindparam("annotator_id"), _judgment.c.key == bindparam("given_key")
+)
+_WITH_KIND = (
+    select(_judgment, tables.item.c.kind)
+    .join(tables.item, tables.item.c.id == _judgment.c.item_id)
+    .where(_judgment.c.id == bindparam("judgment_id"))
+)
 
 
 def submit(
@@ -57,15 +80,13 @@ def submit(
     acknowledged = _judgment_with_key(connection, annotator_id, key)
     if acknowledged is not None:
         return _receipt(connection, project, annotator, acknowledged, is_duplicate=False)
-    table = tables.assignment
-    query = select(table).where(table.c.id == assignment_id, table.c.annotator_id == annotator_id)
-    row = connection.execute(query.with_for_update()).first()
+    row = connection.execute(_ASSIGNMENT, {"assignment_id": assignment_id, "annotator_id": annotator_id}).first()
     if row is None:
         raise NotFoundError("assignment", assignment_id)
     earlier = _earlier_judgment(connection, row)
     if earlier is not None:
         return _receipt(connection, project, annotator, earlier, is_duplicate=True)
-    completions, settings = _completion_ids(connection, row.item_id), project.settings
+    completions, settings = completion_ids(connection, row.item_id), project.settings
     check_answer(answer, settings.task, completions, criteria=settings.criteria)
     if row.takes_slot and (row.state == "expired" or row.expires < now):
         _check_room(connection, row, now)
@@ -84,22 +105,19 @@ def submit(
         "created": timestamp(now),
     }
     judgment_id = _insert(connection, values, answer)
-    connection.execute(update(table).where(table.c.id == row.id).values(state="done", judgment_id=judgment_id))
+    connection.execute(_SET_DONE, {"assignment_id": row.id, "judgment": judgment_id})
     update_item_state(connection, row.item_id)
     return _receipt(connection, project, annotator, judgment_id, is_duplicate=False)
 
 
 def _insert(connection: Connection, values: dict[str, Any], answer: Answer) -> int:
-    table = tables.judgment
     content = {"tiers": answer.tiers, "is_skipped": bool(answer.skip_reason), "answer": answer_values(answer)}
-    inserted: int = connection.execute(table.insert().values(values | content).returning(table.c.id)).scalar_one()
+    inserted: int = connection.execute(_INSERT, values | content).scalar_one()
     return inserted
 
 
 def _judgment_with_key(connection: Connection, annotator_id: int, key: str) -> int | None:
-    table = tables.judgment
-    query = select(table.c.id).where(table.c.annotator_id == annotator_id, table.c.key == key)
-    found: int | None = connection.execute(query).scalar()
+    found: int | None = connection.execute(_WITH_KEY, {"annotator_id": annotator_id, "given_key": key}).scalar()
     return found
 
 
@@ -118,7 +136,7 @@ def _earlier_judgment(connection: Connection, row: Row[Any]) -> int | None:
 def _check_room(connection: Connection, row: Row[Any], now: float) -> None:
     """Raise LeaseExpiredError if an item needs no further judgment than those that others have leased."""
     item = lock_item(connection, row.item_id)
-    others = count_leases(connection, row.item_id, at=now, other_than=row.id)
+    others = count_other_leases(connection, row.item_id, row.id, now)
     if item.votes + others >= wanted_votes(item):
         raise LeaseExpiredError
 
@@ -127,18 +145,11 @@ def _receipt(
     connection: Connection, project: Project, annotator: Row[Any], judgment_id: int, *, is_duplicate: bool
 ) -> Receipt:
     """Return the acknowledgment of a stored judgment."""
-    table = tables.judgment
-    row = connection.execute(select(table).where(table.c.id == judgment_id)).one()
-    item = find_item(connection, project, row.item_id)
-    if item.kind != "qualification":
+    row = connection.execute(_WITH_KIND, {"judgment_id": judgment_id}).one()
+    if row.kind != "qualification":
         return Receipt(judgment_id, is_duplicate=is_duplicate)
+    item = find_item(connection, project, row.item_id)
     state = update_qualification(connection, project, annotator)
     correct, pairs = grade(read_answer(row.tiers, row.answer).tiers, item.answer, row.task)
     feedback = QualificationFeedback(correct, pairs, item.answer, item.explanation, state)
     return Receipt(judgment_id, feedback, is_duplicate)
-
-
-def _completion_ids(connection: Connection, item_id: int) -> tuple[int, ...]:
-    table = tables.completion
-    query = select(table.c.id).where(table.c.item_id == item_id).order_by(table.c.position)
-    return tuple(connection.execute(query).scalars())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, select, update
+from sqlalchemy import Connection, bindparam, case, select, update
 
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.content import sha256, timestamp
@@ -13,6 +13,8 @@ from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.item_state import missing_votes
 from rlhf_cli.feedback.store.records import Guideline
 from rlhf_cli.recipe.schema import Feedback
+
+_CURRENT_GUIDELINE = select(tables.project.c.guideline).where(tables.project.c.id == bindparam("project_id"))
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def set_guideline(connection: Connection, project: Project, text: str, now: floa
 
 def current_guideline(connection: Connection, project: Project) -> str:
     """Return the SHA-256 of the guideline that is in force, or "" if there is none."""
-    query = select(tables.project.c.guideline).where(tables.project.c.id == project.id)
-    found: str = connection.execute(query).scalar_one()
+    found: str = connection.execute(_CURRENT_GUIDELINE, {"project_id": project.id}).scalar_one()
     return found
 
 

@@ -6,10 +6,10 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, case, func, select
+from sqlalchemy import Connection, Row, bindparam, case, func, select
 
 from rlhf_cli.feedback.store import tables
-from rlhf_cli.feedback.store.assignment import available, matching_queues
+from rlhf_cli.feedback.store.assignment import count_available, matching_queues
 from rlhf_cli.feedback.store.content import read_annotator, timestamp
 from rlhf_cli.feedback.store.item_state import current_judgments
 from rlhf_cli.feedback.store.projects import Project
@@ -20,40 +20,37 @@ REMAINING_LIMIT = 1000  # items; counting more would take longer than an annotat
 PACE_JUDGMENTS = 50  # the latest ones, of which the median time is the pace
 
 
+_judgment, _item, _lease = tables.judgment, tables.item, tables.assignment
+# Built once: building a statement takes longer than running it.
+_OWN = (
+    current_judgments()
+    .order_by(None)
+    .join(_item, _item.c.id == _judgment.c.item_id)
+    .where(_judgment.c.annotator_id == bindparam("annotator_id"), ~_judgment.c.is_skipped)
+    .where(_item.c.kind != "qualification")
+)
+_LATEST = _OWN.with_only_columns(_judgment.c.answer).order_by(_judgment.c.id.desc()).limit(PACE_JUDGMENTS)
+_COUNTS = _OWN.with_only_columns(
+    func.count(), func.sum(case((_judgment.c.created >= bindparam("today"), 1), else_=0)), maintain_column_froms=True
+)
+_LEASED = (  # live leases without reopened judgments
+    select(func.count())
+    .select_from(_lease.join(_item, _item.c.id == _lease.c.item_id))
+    .where(_lease.c.annotator_id == bindparam("annotator_id"), _lease.c.state == "leased")
+    .where(_lease.c.expires >= bindparam("now"), _lease.c.reopens.is_(None), _item.c.kind != "qualification")
+)
+
+
 def progress(connection: Connection, project: Project, annotator: Row[Any], now: float) -> Progress:
     """Return how far an annotator is."""
-    judgment, item = tables.judgment, tables.item
-    own = current_judgments().order_by(None).where(judgment.c.annotator_id == annotator.id, ~judgment.c.is_skipped)
-    own = own.join(item, item.c.id == judgment.c.item_id).where(item.c.kind != "qualification")
-    latest = own.order_by(judgment.c.id.desc()).limit(PACE_JUDGMENTS)
-    seconds = [row.answer["seconds"] for row in connection.execute(latest)]
-    counted = own.with_only_columns(
-        func.count(),
-        func.sum(case((judgment.c.created >= timestamp(now)[:10], 1), else_=0)),
-        maintain_column_froms=True,
-    )
-    judged, today = connection.execute(counted).one()
+    values = {"annotator_id": annotator.id, "today": timestamp(now)[:10]}
+    seconds = [row.answer["seconds"] for row in connection.execute(_LATEST, values)]
+    judged, today = connection.execute(_COUNTS, values).one()
     state = qualification_state(connection, project, annotator)
-    remaining = 0
-    if state != "failed":
-        for queue_id in matching_queues(connection, project, annotator):
-            limited = available(annotator, queue_id).order_by(None).limit(REMAINING_LIMIT - remaining).subquery()
-            remaining += connection.execute(select(func.count()).select_from(limited)).scalar_one()
-            if remaining >= REMAINING_LIMIT:
-                break
-    leased = connection.execute(_leases_query(annotator.id, now)).scalar_one()
+    queues = [] if state == "failed" else matching_queues(connection, project, annotator)
+    remaining = count_available(connection, annotator, queues, REMAINING_LIMIT)
+    leased = connection.execute(_LEASED, {"annotator_id": annotator.id, "now": now}).scalar_one()
     return Progress(judged, today or 0, remaining, leased, state, median(seconds) if seconds else None)
-
-
-def _leases_query(annotator_id: int, now: float) -> Select[Any]:
-    """Return the query of the number of live leases of an annotator, without reopened judgments."""
-    table, item = tables.assignment, tables.item
-    return (
-        select(func.count())
-        .select_from(table.join(item, item.c.id == table.c.item_id))
-        .where(table.c.annotator_id == annotator_id, table.c.state == "leased", table.c.expires >= now)
-        .where(table.c.reopens.is_(None), item.c.kind != "qualification")
-    )
 
 
 def qualification_state(connection: Connection, project: Project, annotator: Row[Any]) -> QualificationState:

@@ -237,9 +237,11 @@ class Store:
     def assign(self, annotator_id: int, count: int = 1) -> list[Assignment]:
         """Return up to `count` assignments: the annotator's live leases first, then new ones; [] if nothing is left."""
         now = self._clock()
-        if self._read(lambda c: assignment.has_expired_leases(c, now)):
+        while True:
+            assigned = self._write(lambda c: assignment.assign(c, self._project, annotator_id, count, now))
+            if assigned is not None:
+                return assigned
             self._write(lambda c: assignment.expire_leases(c, now))
-        return self._write(lambda c: assignment.assign(c, self._project, annotator_id, count, now))
 
     def assignment(self, annotator_id: int, assignment_id: int) -> Assignment:
         """Return an assignment. Raise NotFoundError if it is unknown or another annotator's."""
