@@ -78,6 +78,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "data.invalid-split": "The split is neither a name nor a slice of one.",
     "data.hub-not-loaded": "The Hub dataset cannot be loaded.",
     "data.saved-not-loaded": "The dataset that `save_to_disk` wrote cannot be loaded.",
+    "data.changed": "A file was changed between the time it was hashed and the time it was read.",
     "data.no-rows": "A file or source has no rows, or none are left to train on.",
     "data.too-many-long-rows": "More rows are over the length limit than `data.max_overlong` allows.",
     "data.nothing-held-out": "No rows are held out, so there is nothing to evaluate on.",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rlhf_cli.errors import Issue, ModelError
+from rlhf_cli.errors import DataError, Issue, ModelError
 from rlhf_cli.evaluation.measurements import Ceiling
 from rlhf_cli.models import hub
-from rlhf_cli.pipeline.local_imports import find_local_imports
 from rlhf_cli.pipeline.references import (
     Key,
     ResolvedReference,
@@ -19,6 +19,7 @@ from rlhf_cli.pipeline.references import (
     user_functions,
     uses_judge,
 )
+from rlhf_cli.recipe.local_imports import find_local_imports
 from rlhf_cli.recipe.schema import Recipe, Source
 from rlhf_cli.runs import lineage
 from rlhf_cli.runs.layout import RunEntry
@@ -138,6 +139,28 @@ def find_ceiling(inputs: Sequence[Input]) -> Ceiling | None:
     return Ceiling(sum(metrics[name] * metrics[f"{name}.n"] for metrics in found) / votes, int(votes))
 
 
+def check_unchanged(inputs: Sequence[Input]) -> None:
+    """Check that the files and folders that a stage has read are those that were hashed when it was resolved.
+
+    Raises:
+        DataError: With one issue for each that changed in between.
+    """
+    issues = []
+    for item in inputs:
+        if item.kind in ("file", "folder"):
+            path = Path(item.path)
+            try:
+                current = _hash_folder(path) if item.kind == "folder" else hash_file(path)
+            except OSError:
+                current = ""
+            if current != item.sha256:
+                message = f"{item.ref} changed while it was being read."
+                hint = "Run the stage again, and do not edit its inputs until it trains."
+                issues.append(Issue("data.changed", message, item.role, hint))
+    if issues:
+        raise DataError(issues)
+
+
 def check_base(stage: str, inputs: Sequence[Input]) -> None:
     """Refuse runs that were trained on another base model. PEFT loads any adapter of matching shape without an error.
 
@@ -175,12 +198,19 @@ _hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 def _hash_folder(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
+    """Return one hash of the files below `folder`; links are followed, and Git's own files left out."""
+    files = sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        if ".git" not in Path(root).relative_to(folder).parts
+        for name in names
+        if Path(root, name).is_file()
+    )
     return digest({p.relative_to(folder).as_posix(): hash_file(p) for p in files})
 
 
 def _hash_file(role: str, path: str) -> Input:
-    return Input(role, path, "file", path, None, sha256(Path(path)))
+    return Input(role, path, "file", path, None, hash_file(Path(path)))
 
 
 def _hash_code(role: str, spec: str) -> Iterator[Input]:

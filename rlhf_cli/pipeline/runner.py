@@ -21,13 +21,14 @@ from rlhf_cli.evaluation.gates import format_verdict
 from rlhf_cli.evaluation.sanity_checks import warnings_of
 from rlhf_cli.pipeline import preflight
 from rlhf_cli.pipeline.failures import convert_errors
-from rlhf_cli.pipeline.inputs import verify_inputs
+from rlhf_cli.pipeline.inputs import check_unchanged, verify_inputs
 from rlhf_cli.pipeline.provenance import collect_provenance, diff_settings, environment_changes, git_commit
 from rlhf_cli.pipeline.references import check_adapters, find_references
 from rlhf_cli.pipeline.resolve import ResolvedStage, find_all, resolve
 from rlhf_cli.recipe import smoke as smoke_recipe
 from rlhf_cli.recipe.loader import dump
 from rlhf_cli.recipe.schema import Recipe
+from rlhf_cli.recipe.user_functions import forget_user_modules
 from rlhf_cli.runs import disk, layout, signals
 from rlhf_cli.runs import resume as resume_module
 from rlhf_cli.runs.manifest import Manifest, digest
@@ -148,6 +149,7 @@ def run_stage(
 
     def open_or_skip() -> StageResult | _Opened:
         nonlocal run, facts
+        forget_user_modules()
         found = find_all(stage, recipe, runs_dir, smoke=smoke)
         if check_rows and not smoke:
             check_adapters(stage, recipe, found)
@@ -218,6 +220,7 @@ def _open_run(stage: ResolvedStage, *, resume: bool, reporter: StageReporter) ->
         )
     with contextlib.ExitStack() as on_failure, convert_errors(run, stage):
         on_failure.callback(run.close)
+        run.check_inputs = lambda: check_unchanged(stage.inputs)
         text = dump(stage.recipe, stage.name)
         (run.path / "recipe.yaml").write_text(text, encoding="utf-8")
         reporter.stage(stage.name, run)

@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -16,6 +17,7 @@ from typing import Any
 
 from rlhf_cli.errors import Issue, RecipeError
 from rlhf_cli.formatting import did_you_mean, format_exception, format_path
+from rlhf_cli.recipe.local_imports import find_local_imports
 
 Function = Callable[..., Any]
 
@@ -95,8 +97,25 @@ def check_loads_in_subprocess(spec: str) -> None:
         raise RecipeError(issues)
 
 
+def forget_user_modules() -> None:
+    """Let the files of functions, and the modules that they import from their folders, be loaded anew.
+
+    Called before a stage is resolved, so that the code that runs is the code that is hashed.
+    """
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__file__", None) in _loaded_files:
+            del sys.modules[name]
+    _loaded_files.clear()
+    importlib.invalidate_caches()
+
+
+_loaded_files: set[str] = set()
+
+
 def load_function(spec: str) -> Function:
-    """Load a `file.py:function`. This runs the file, but only once per process for all of its functions.
+    """Load a `file.py:function`. This runs the file, but only once per stage for all of its functions.
+
+    Cached bytecode is not used: Python takes it for current if a file has the same size and time.
 
     Raises:
         RecipeError: The file or the function was not found, or the file fails.
@@ -113,9 +132,11 @@ def load_function(spec: str) -> Function:
         assert module_spec.loader is not None
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[module_name] = module  # dataclasses look up their module while the file runs
+        _loaded_files.update(str(file) for file in (path, *find_local_imports(path)))
         sys.path.insert(0, str(path.parent))  # imports work as if the file were run as a script
         try:
-            module_spec.loader.exec_module(module)
+            with _without_bytecode():
+                module_spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:  # sys.exit() would end rlhf, possibly with code 0
             del sys.modules[module_name]
             message = f"cannot load {path.name}: {format_exception(error)}."
@@ -128,6 +149,18 @@ def load_function(spec: str) -> Function:
         message, hint = f"{path.name}: function {name} not found.", "Use a function that the file defines."
         raise RecipeError("recipe.function-not-found", message, location=spec, hint=hint)
     return function
+
+
+@contextlib.contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Neither read nor write cached bytecode."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    with tempfile.TemporaryDirectory() as empty:
+        sys.pycache_prefix, sys.dont_write_bytecode = empty, True
+        try:
+            yield
+        finally:
+            sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
 def error_location(error: BaseException, path: Path) -> str:

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,6 +89,7 @@ class Run:
         handles_signals: Whether the stage checks `stop_requested` after each step.
         stop_requested: Whether a signal was received: save after this step, and raise `stopped(step)`.
         elapsed_before_resume: Seconds of work up to the checkpoint `resumed_from`.
+        check_inputs: Raises RlhfError if an input changed since it was hashed; called when the data is loaded.
     """
 
     stage: str
@@ -104,6 +105,7 @@ class Run:
     handles_signals: bool = False
     stop_requested: bool = False
     elapsed_before_resume: float = 0.0
+    check_inputs: Callable[[], None] = lambda: None
     _opened: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -204,7 +206,7 @@ class Run:
         return 0 if self.resumed_from is None else checkpoint_step(self.resumed_from)
 
     def begin(self, total: int, unit: str, *, handles_signals: bool = False) -> None:
-        """Report that training starts.
+        """Check that what was loaded is what was hashed, and report that training starts.
 
         Args:
             total: How many steps it has.
@@ -212,6 +214,7 @@ class Run:
             handles_signals: Whether the stage checks `stop_requested` after each step, so that a first signal only
                 sets it. Otherwise, and before `begin`, a signal stops the run at once.
         """
+        self.check_inputs()
         self.started_training = True
         self.handles_signals = handles_signals
         self.reporter.begin(total, unit)
@@ -280,6 +283,8 @@ class Run:
         Returns:
             The manifest.
         """
+        if not self.started_training:
+            self.check_inputs()
         folder = "data" if (self.path / "data").is_dir() else "model"
         self._apply_umask()
         content = {

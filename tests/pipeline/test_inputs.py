@@ -41,6 +41,22 @@ def test_inputs_name_each_file_of_reward_function(project: FullProject) -> None:
     assert found["ppo.reward.1/tone.py"].sha256 == sha256(folder / "tone.py")
 
 
+def test_folder_below_git_and_linked_subfolder_are_hashed(new_project: FullProject, tmp_path: Path) -> None:
+    """Only the files of Git inside of the folder itself are left out."""
+    folder = tmp_path / "x.git" / ".git" / "rows"
+    shared = tmp_path / "shared"
+    for path in (folder / ".git", shared):
+        path.mkdir(parents=True)
+    (folder / "linked").symlink_to(shared)
+    project = new_project
+    hashes = []
+    for path in (folder / "a.jsonl", shared / "b.jsonl", folder / ".git" / "index"):
+        path.write_text('{"prompt": "Q?", "completion": " A."}\n')
+        hashes.append(by_role(project.resolve("sft", f"data.sft.path={folder}"))["data.sft"].sha256)
+    assert hashes[0] != hashes[1]
+    assert hashes[1] == hashes[2]
+
+
 def test_run_on_other_base_is_refused(new_project: FullProject) -> None:
     project = new_project
     base = by_role(project.resolve("sft"))["base"].sha256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rlhf_cli.errors import (
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.pipeline.runner import run_stage
 from rlhf_cli.recipe.schema import Sources
+from rlhf_cli.recipe.user_functions import load_function
 from rlhf_cli.runs.manifest import read_manifest
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.stages import DatasetKind
@@ -43,6 +45,70 @@ def write_weights(run: Run) -> StageMetrics:
     """Finish a stand-in stage: write its model folder, and return no metrics."""
     (run.model_dir / "weights").touch()
     return StageMetrics({})
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("begins", [True, False])
+def test_data_changed_before_training_fails_and_leaves_no_run(
+    project: ChainProject, set_stage: SetStage, begins: bool
+) -> None:
+    """The rows that were read are not those whose hash the manifest would hold."""
+
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        data = Path(next(item.path for item in stage.inputs if item.role == "data.sft"))
+        data.write_text(data.read_text() + "\n")
+        if begins:
+            run.begin(1, "step")
+        return write_weights(run)
+
+    set_stage("sft", run)
+    with raises_issue("data.changed", error=DataError, location="data.sft"):
+        project.run_stage("sft")
+    assert not [*project.stage_dir("sft").glob("v*")]
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_data_changed_while_a_stage_trains_does_not_end_it(project: ChainProject, set_stage: SetStage) -> None:
+    """What is trained on is in memory: a user may edit the file for the next run."""
+
+    def run(stage: ResolvedStage, run: Run) -> StageMetrics:
+        run.begin(1, "step")
+        Path(next(item.path for item in stage.inputs if item.role == "data.sft")).write_text("")
+        return write_weights(run)
+
+    set_stage("sft", run)
+    assert project.run_stage("sft").manifest["stage"] == "sft"
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_skip_repairs_the_link_that_a_kill_left_on_an_older_run(project: ChainProject) -> None:
+    first = project.run_stage("sft")
+    project.run_stage("sft", "seed=7")
+    link = first.path.parent / "latest"
+    link.unlink()
+    link.symlink_to("v0001")
+    assert project.run_stage("sft", "seed=7", skip_if_done=True).skipped
+    assert link.readlink() == Path("v0002")
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_reward_edited_between_stages_is_loaded_anew(project: ChainProject, set_stage: SetStage) -> None:
+    """The module that the next stage uses is the one that it hashes, its local imports included."""
+    folder = project.stage_dir("sft").parents[2]
+    (folder / "rewards.py").write_text("import helper\n\ndef f(prompts, completions, **_): return helper.VALUE\n")
+    helper = folder / "helper.py"
+    values = []
+
+    def run(_stage: ResolvedStage, run: Run) -> StageMetrics:
+        values.append(load_function(f"{folder / 'rewards.py'}:f")([], []))
+        return write_weights(run)
+
+    for value in (1, 2):
+        set_stage("sft", run)
+        helper.write_text(f"VALUE = {value}\n")
+        os.utime(helper, (0, 0))  # the same size and time as before, so that cached bytecode would be current
+        project.run_stage("sft")
+    assert values == [1, 2]
 
 
 @pytest.mark.usefixtures("stand_ins")

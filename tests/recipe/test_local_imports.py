@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_cli.pipeline.local_imports import find_local_imports
+from rlhf_cli.recipe.local_imports import find_local_imports
 
 
 def test_local_imports_of_invalid_python_are_empty(tmp_path: Path) -> None:
