@@ -151,6 +151,7 @@ CODES: Mapping[str, str] = {  # code: what it means, in one sentence
     "model.missing-chat-template": "A model that reads conversations has no chat template.",
     "model.reward-tokenizer-mismatch": "A reward run was trained with another tokenizer or chat template.",
     "model.no-distinct-completions": "No prompt has two completions that differ enough to be compared.",
+    "model.no-revisions": "No revision of a completion has text.",
     "model.judge-tokenizer": "The tokenizer of the judge cannot distinguish the two answers.",
     # hardware
     "hardware.out-of-memory": "The device ran out of memory.",

@@ -20,9 +20,11 @@ Group = Literal[
     "export",
     "sample",
     "feedback",
+    "revise",
     "trainer_steps",
     "ppo_iterations",
     "sample_batches",
+    "revise_steps",
 ]
 
 FUNCTION, SOURCE, STAGE, SLICE = "<function>", "<source>", "<stage>", "<slice>"  # placeholders in names
@@ -40,9 +42,11 @@ GROUPS: Mapping[Group, str] = {  # group: its heading in docs/metrics.md
     "export": "Export",
     "sample": "Sampling of completions to compare",
     "feedback": "Human feedback",
+    "revise": "Critique and revision",
     "trainer_steps": "Each logged step of a TRL trainer, in metrics.jsonl",
     "ppo_iterations": "Each PPO iteration, in metrics.jsonl",
     "sample_batches": "Each step of sampling, in metrics.jsonl",
+    "revise_steps": "Each step of critique and revision, in metrics.jsonl",
 }
 
 

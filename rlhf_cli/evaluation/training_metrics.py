@@ -214,13 +214,28 @@ FEEDBACK_METRICS = (
     ),
 )
 
+REVISE_METRICS = (
+    Metric("revise.rows", "rows", "none", "Demonstrations that are written.", "revise"),
+    Metric("revise.empty", "rows", "lower", "Completions dropped because their revision is empty.", "revise"),
+    Metric("revise.too_long", "rows", "lower", "Completions dropped because a request exceeds the context.", "revise"),
+    Metric("revise.unchanged", "rows", "none", "Demonstrations that equal the draft.", "revise"),
+    Metric("revise.length", "characters", "none", "Mean length of a demonstration's completion.", "revise"),
+)
+
+REVISE_STEP_METRICS = (
+    Metric("rows", "rows", "none", "Completions of the step.", "revise_steps"),
+    Metric("too_long", "rows", "lower", "Those of which a request exceeds the context.", "revise_steps"),
+)
+
 TRAINING_METRICS = (
     *TRAINER_METRICS,
     *PPO_METRICS,
     *EXPORT_METRICS,
     *SAMPLE_METRICS,
     *FEEDBACK_METRICS,
+    *REVISE_METRICS,
     *STEP_METRICS,
     *ITERATION_METRICS,
     *SAMPLE_BATCH_METRICS,
+    *REVISE_STEP_METRICS,
 )

@@ -20,22 +20,18 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlhf_cli.data import tokenization
 from rlhf_cli.data.rows import PromptRow
-from rlhf_cli.data.tokenization import TokenizedPrompts
 from rlhf_cli.errors import ModelError
 from rlhf_cli.feedback.similarity import distinct
 from rlhf_cli.formatting import format_count
 from rlhf_cli.pipeline.inputs import Input
 from rlhf_cli.pipeline.resolve import ResolvedStage
-from rlhf_cli.recipe.schema import Source
 from rlhf_cli.rewards.base import as_completion, completion_text
 from rlhf_cli.runs.run import Run, StageMetrics
-from rlhf_cli.training.prepared_data import PreparedData, log_dropped, prepare_rows
+from rlhf_cli.training.prepared_data import PreparedData, log_dropped, prepare_all_prompts
 
 if TYPE_CHECKING:
     from rlhf_cli.models.multi_adapter import MultiAdapterModel
@@ -76,24 +72,8 @@ class Step(NamedTuple):
 
 
 def prepare(stage: ResolvedStage) -> PreparedData:
-    """Load and tokenize the prompts.
-
-    Those that a hash holds out are sampled, too: the same hash holds out the pairs that people make of them. Those that
-    are held out as a split are not: the pairs would be trained on.
-    """
-    sources = [_with_all_prompts(source) for source in stage.recipe.data.prompts or []]
-    recipe = stage.recipe.replace(data=stage.recipe.data.replace(prompts=sources))
-    limit = stage.section.prompts
-
-    def tokenize(tokenizer: Any, rows: Sequence[PromptRow], max_length: int) -> TokenizedPrompts:
-        return tokenization.fitting_prompts(tokenizer, rows[:limit], max_length)
-
-    return prepare_rows(replace(stage, recipe=recipe), tokenize)
-
-
-def _with_all_prompts(source: Source) -> Source:
-    """Return the source with no prompt held out by its hash."""
-    return source if source.eval_split or source.run else source.replace(eval_fraction=0.0)
+    """Load and tokenize the prompts, also those that a hash holds out: it holds out their pairs as well."""
+    return prepare_all_prompts(stage)
 
 
 def run(stage: ResolvedStage, run: Run) -> StageMetrics:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlhf_cli.data import chat_template, sources
+from rlhf_cli.data import chat_template, sources, tokenization
 from rlhf_cli.data.chat_template import Encoded
 from rlhf_cli.data.row_policy import RowPolicy
-from rlhf_cli.data.rows import Split
+from rlhf_cli.data.rows import PromptRow, Split
 from rlhf_cli.data.splits import select_shortest
 from rlhf_cli.formatting import format_count
 from rlhf_cli.pipeline.resolve import ResolvedStage
@@ -155,3 +155,22 @@ def prepare_rows(
     warnings = length_checks.check_all(stage, limit, tokenizer, train, aside)
     example = first(tokenizer, split.train, stage.max_length) if first else Encoded(next(train.sequences()), [])
     return PreparedData(tokenizer, split, train, aside, example, warnings)
+
+
+def prepare_all_prompts(stage: ResolvedStage) -> PreparedData:
+    """Load and tokenize the first prompts of data.prompts, as many as the field `prompts` of the stage's section says.
+
+    Those that a hash holds out are used, too: the same hash holds out the rows that are made of them. Those that are
+    held out as a split are not: the rows would be trained on.
+    """
+    sources = [
+        source if source.eval_split or source.run else source.replace(eval_fraction=0.0)
+        for source in stage.recipe.data.prompts or []
+    ]
+    recipe = stage.recipe.replace(data=stage.recipe.data.replace(prompts=sources))
+    limit = stage.section.prompts
+
+    def tokenize(tokenizer: Any, rows: list[PromptRow], max_length: int) -> tokenization.TokenizedPrompts:
+        return tokenization.fitting_prompts(tokenizer, rows[:limit], max_length)
+
+    return prepare_rows(replace(stage, recipe=recipe), tokenize)

@@ -92,6 +92,7 @@ class Revise(Section):
     rounds: PositiveInt = Field(1, description="critiques and revisions per completion, each by a principle drawn anew")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     max_new_tokens: PositiveInt = Field(256, description="maximum length of a completion, in tokens")
+    max_prompt_length: PositiveInt = Field(1024, description="prompts with more tokens are skipped")
     batch_size: PositiveInt = Field(32, description="sequences per forward pass")
 
     def smoke(self) -> Self:
