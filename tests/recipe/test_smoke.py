@@ -158,7 +158,7 @@ def test_shrink_keeps_base_models(write_recipe: WriteRecipe, tmp_path: Path, sta
 
 def test_shrink_result_is_valid_and_has_the_same_stages(recipe: Recipe) -> None:
     small = shrink(recipe)
-    assert [*validation.find_issues(small, list(STAGES))] == []
+    assert [*validation.find_issues(small, [stage for stage in STAGES if stage != "revise"])] == []  # no constitution
     assert validation.named_stages(small) == validation.named_stages(recipe)
     Recipe.model_validate(small.model_dump(exclude={"base"}) | {"base": small.base.model_dump()})
 

@@ -500,8 +500,8 @@ def test_fsdp_with_null_adapter_or_quantized_base_has_issues(find_issues: FindIs
 def test_missing_dataset_of_stage_that_will_run_has_issue(
     write_recipe: WriteRecipe, find_issues: FindIssues, stage: str, kind: str
 ) -> None:
-    (issue,) = find_issues(f"{stage}:", stages=None)
-    assert (issue.code, issue.location) == ("recipe.missing-data", "r.yaml:3:1")
+    (issue,) = [found for found in find_issues(f"{stage}:", stages=None) if found.code == "recipe.missing-data"]
+    assert issue.location == "r.yaml:3:1"
     assert issue.message == f"data.{kind}: missing dataset; {stage} needs it."
     assert issue.hint == f"Add data.{kind}: {{path: …}}."
     (named,) = find_issues("data:", stages=(stage,))

@@ -50,7 +50,7 @@ def test_revisions_are_written_as_demonstrations_on_which_sft_trains(project: Tr
     metrics = result.manifest["metrics"]
     assert metrics["revise.rows"] + metrics["revise.empty"] + metrics["revise.too_long"] == 6
     assert metrics["revise.rows"] == len(rows) > 0
-    assert "data/train.jsonl" in result.manifest["files"]
+    assert "train.jsonl" in result.manifest["files"]
     roles = [item["role"] for item in result.manifest["inputs"]]
     assert roles == ["base", "data.prompts", "constitution"]
     trained = project.train("sft", "data.sft={run: revise@latest}")
