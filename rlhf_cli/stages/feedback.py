@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.ai_feedback.agreement import check_export
 from rlhf_cli.data import sources
 from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import DataError
@@ -57,13 +58,15 @@ def _build(stage: ResolvedStage) -> tuple[Dataset, Snapshot]:
     """Return the dataset and the snapshot that it is made from. A smoke run without judgments gets random pairs.
 
     Raises:
-        DataError: There are no judgments, or no pairs are left.
+        DataError: There are no judgments, no pairs are left, or models agree with people less than `min_agreement`.
     """
     snapshot = stage.snapshot or NO_SNAPSHOT
     if stage.smoke and not any(judgment.answer.tiers for judgment in snapshot.judgments):
         return Dataset({"train": _random_pairs(stage.recipe)}, {}), NO_SNAPSHOT
     if not snapshot.judgments:
         raise no_judgments_error(snapshot)
+    if "ai" in stage.section.sources:
+        check_export(snapshot, stage.recipe)
     found = dataset.build(snapshot, stage.section)
     if not found.splits.get("train"):
         raise _no_pairs_error(found.counts)

@@ -114,6 +114,23 @@ def test_judge_below_the_minimum_is_refused_before_ppo_trains(project: TrainingP
     assert "judge org/m: agrees with people on 50% [9, 91] of 2 pairs" in (result.path / "log.txt").read_text()
 
 
+def test_export_with_a_judge_below_the_minimum_is_refused(project: TrainingProject) -> None:
+    judge = {"constitution": str(project.folder / "c.yaml"), "model": "base", "min_agreement": 0.9}
+    feedback = {"store": str(project.folder / "f.db"), "sources": ["human", "ai"], "judge": judge}
+    with open_store(project.load("feedback", f"feedback={json.dumps(feedback)}")) as store:
+        for number in range(40):
+            item = NewItem(f"p{number}", (NewCompletion("a"), NewCompletion("b")))
+            store.add_items([item])
+            store.record([NewJudgment(item, "ann", "rank", Answer(((0,), (1,))))])
+            tiers = ((0,), (1,)) if number < 32 else ((1,), (0,))  # agrees on 80%
+            store.record([NewJudgment(item, "m/helpful", "rank", Answer(tiers), source="ai", principle="helpful")])
+    with raises_issue("feedback.judge-below-agreement", error=DataError):
+        project.train("feedback", f"feedback={json.dumps(feedback)}")
+    feedback["judge"] = {**judge, "min_agreement": 0.8}
+    result = project.train("feedback", f"feedback={json.dumps(feedback)}")
+    assert "agrees with people on 80% [65, 90] of 40 pairs" in (result.path / "log.txt").read_text()
+
+
 def test_smoke_run_asks_the_tiny_base_model(project: TrainingProject) -> None:
     from rlhf_cli.pipeline.runner import run_stage
 
