@@ -105,6 +105,11 @@ def test_recipe_reports_issues_of_its_constitution_at_their_own_lines(write_reci
             "recipe.contains-secret",
             "feedback.judge.http",
         ),
+        (
+            "eval: {judge: true, baseline: null}\nfeedback: {judge: {constitution: c.yaml, model: base}}",
+            "recipe.no-effect",
+            "eval.judge",
+        ),
         ("eval: {judge: true}", "recipe.conflicting-keys", "eval.judge"),
         ("ppo: {reward: [{judge: true}]}", "recipe.conflicting-keys", "ppo.reward.0.judge"),
     ],

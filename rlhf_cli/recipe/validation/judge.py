@@ -35,7 +35,7 @@ def judge_issues(recipe: Recipe, stages: Sequence[str]) -> Iterator[KeyedIssue]:
     elif judge is None and any(isinstance(getattr(recipe, STAGES[stage].section), Revise) for stage in stages):
         problem = "missing key; expected revise.constitution or feedback.judge.constitution."
         yield keyed_issue("recipe.missing-key", ("revise",), problem, "Set revise.constitution.")
-    if recipe.eval.judge and (recipe.eval.baseline is None or recipe.data.prompts is None):
+    if judge is not None and recipe.eval.judge and (recipe.eval.baseline is None or recipe.data.prompts is None):
         problem = "no effect without eval.baseline and data.prompts, whose completions are compared."
         yield keyed_issue("recipe.no-effect", ("eval", "judge"), problem, "Set both, or remove it.")
     for key in _uses(recipe) if judge is None else ():
