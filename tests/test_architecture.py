@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {
         *(*SMALL, "rlhf_cli.recipe", "rlhf_cli.stages", "rlhf_cli.evaluation.metrics"),
         "rlhf_cli.evaluation.slices",  # held-out rows are sampled apart from the votes of held-out annotators
+        "rlhf_cli.models.hub",  # whether a file of the base model is cached
         *("transformers", "datasets", "pyarrow", "jinja2", "numpy", "orjson", "huggingface_hub"),
     },
     "models": {*SMALL, "rlhf_cli.recipe.schema", "rlhf_cli.distributed", *(ML - {"trl"}), "safetensors", "psutil"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.rows import Message
+from rlhf_cli.models import hub
 from rlhf_cli.recipe.schema import Base
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -41,14 +42,7 @@ def _find_file(base: Base, name: str) -> Path | None:
     folder = Path(base.model)
     if folder.is_dir():
         return folder / name
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(base.model, name, revision=base.revision)
-    except HFValidationError:  # reported when the model is resolved
-        return None
-    return Path(path) if isinstance(path, str) else None
+    return hub.cached_file(base.model, name, base.revision)
 
 
 def _read(path: Path | None) -> str | None:

@@ -196,7 +196,7 @@ _KEYS_BY_INSTRUCTION: Mapping[str, tuple[str, ...]] = {
     "Use --resume.": ("resume_from_checkpoint", "auto_resume_from_checkpoints"),
     "Use --dry-run.": ("dataset_prepared_path", "tokenized_path", "skip_prepare_dataset"),
     "Remove it: each stage has its own section and command.": (
-        *("stage", "do_train", "do_eval", "do_predict", "task", "trl", "trainer_type"),
+        *("stage", "do_train", "do_eval", "do_predict", "trl", "trainer_type"),
     ),
     "Remove it: preferences are learned with a reward model (section reward) and PPO (section ppo).": (
         *("rl", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "grpo", "rloo", "online_dpo", "pref_loss"),

@@ -37,7 +37,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     from rlhf_cli.training import memory_check
 
     settings = stage.section
-    _check_minibatches(stage)
+    _check_division_among_processes(stage)
     arguments = optimization.training_arguments(settings.trainer, run.path)
     reward_functions = build.build_reward_functions(
         settings.reward,
@@ -83,7 +83,7 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
     return StageMetrics(_summary(history), conversational=data.conversational)
 
 
-def _check_minibatches(stage: ResolvedStage) -> None:
+def _check_division_among_processes(stage: ResolvedStage) -> None:
     """Check that the processes of a user's own launcher get equally many completions.
 
     Raises:

@@ -31,7 +31,10 @@ from tests.support.recipe_files import FindIssues
         ("ppo: {gradient_accumulation_steps: 2}", "Use rollout_batch_size."),
         ("adapter: {lora_r: 8}", "Use rank."),
         ("lora_rank: 8", "Use adapter.rank."),
-        ("val_size: 0.1", "Use eval_fraction under data.pretrain, data.sft, data.preferences or data.prompts."),
+        (
+            "val_size: 0.1",
+            "Use eval_fraction under data.pretrain, data.sft, data.preferences, data.prompts or feedback.",
+        ),
         ("data: {sft: {path: r.yaml, dataset_test_split: test}}", "Use eval_split."),
         ("sft: {warmup_ratio: 0.1}", "Use trainer.warmup_steps."),
         ("sft: {trainer: {cutoff_len: 512}}", "Use sft.max_length."),
