@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 
-from tests.benchmarks import data, memory, ppo, startup, trl_overhead
+from tests.benchmarks import annotation, data, memory, ppo, startup, trl_overhead
 
 BENCHMARKS: Mapping[str, Callable[..., None]] = {
     "startup": startup.run,
@@ -14,6 +14,7 @@ BENCHMARKS: Mapping[str, Callable[..., None]] = {
     "trl_overhead": trl_overhead.run,
     "memory": memory.run,
     "ppo": ppo.run,
+    "annotation": annotation.run,
 }
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ class AnnotationServer:
         assert line, "the server ended before it listened"
         self.port = urlsplit(json.loads(line)["address"]).port or 0
 
+    @property
+    def pid(self) -> int:
+        """Return the id of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send the server a signal and wait until it has ended. No-op if it does not run."""
         if self._process is not None:
@@ -116,23 +122,34 @@ class HttpAnnotator:
         Raises:
             ConnectionError: The server cannot be reached, or ended before it replied.
         """
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
         headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self._cookies.items())}
         body = None
         if values is not None:
             body = json.dumps(values)
             headers |= {"Origin": f"http://127.0.0.1:{self._port}", "X-CSRF-Token": self._csrf}
+        is_reused = self._connection is not None
         try:
-            self._connection.request(method, path, body, headers)
-            reply = self._connection.getresponse()
-            text = reply.read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            self._connection = None
-            raise ConnectionError(str(error)) from error
+            reply, text = self._exchange(method, path, body, headers)
+        except ConnectionError:
+            if not is_reused:
+                raise
+            reply, text = self._exchange(method, path, body, headers)  # the server had closed the idle connection
         for cookie in reply.headers.get_all("set-cookie", []):
             name, _, value = cookie.partition(";")[0].partition("=")
             self._cookies[name] = value
         assert reply.status == 200, f"{method} {path}: {reply.status} {text[:500]}"
         return text
+
+    def _exchange(
+        self, method: str, path: str, body: str | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, str]:
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
+        try:
+            self._connection.request(method, path, body, headers)
+            reply = self._connection.getresponse()
+            return reply, reply.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            self._connection = None
+            raise ConnectionError(str(error)) from error

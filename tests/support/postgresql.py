@@ -21,7 +21,6 @@ PROGRAMS = ("initdb", "pg_ctl", "postgres")
 SETTINGS = {
     "listen_addresses": "",  # only the socket
     "max_connections": "200",
-    "fsync": "off",  # the tests kill processes, not the machine
     "shared_buffers": "32MB",
 }
 
@@ -63,8 +62,12 @@ def require_programs() -> Path:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[Server]:
-    """Yield a server that stops at the end. As root, it runs as an unprivileged user."""
+def running_server(*, fsync: str = "off") -> Iterator[Server]:
+    """Yield a server that stops at the end. As root, it runs as an unprivileged user.
+
+    Args:
+        fsync: Whether commits wait for the disk. The tests kill processes, not the machine.
+    """
     programs = require_programs()
     folder = Path(tempfile.mkdtemp(prefix="rlhf-pg-"))  # the path of a socket has at most 107 characters
     user = _unprivileged_user()
@@ -87,7 +90,7 @@ def running_server() -> Iterator[Server]:
         shutil.chown(folder, user)
     try:
         execute("initdb", "-U", "rlhf", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        options = " ".join(f"-c {name}={value or repr('')}" for name, value in SETTINGS.items())
+        options = " ".join(f"-c {name}={value or repr('')}" for name, value in {**SETTINGS, "fsync": fsync}.items())
         execute("pg_ctl", "-w", "-o", f"{options} -k {folder}", "-l", str(folder / "server.log"), "start")
         try:
             yield Server(folder)
