@@ -40,7 +40,9 @@ Smoke = Annotated[bool, Flag("--smoke", help="Run a tiny version with random wei
 Json = Annotated[bool, Flag("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, Flag("--quiet", "-q", help="Print one line per stage.")]
 SkipIfDone = Annotated[bool, Flag("--skip-if-done", help="Skip the stage if its latest run is up to date.")]
-Resume = Annotated[bool, Flag("--resume", help="Resume the most recent interrupted run from its last checkpoint.")]
+Resume = Annotated[
+    bool, Flag("--resume", help="Resume an interrupted run from its last checkpoint; start if there is none.")
+]
 
 
 def recipe_path(option: Path | None, argument: Path | None = None) -> Path:

@@ -84,15 +84,9 @@ def run_chain(
     The caller has checked the chain with `preflight.check`.
 
     Raises:
-        RlhfError: As `run_stage`; with `resume` also if no stage has an incomplete run.
+        RlhfError: As `run_stage`.
     """
-    name = recipe.name
-    if resume and not any(resume_module.incomplete_versions(runs_dir, name, stage, smoke=smoke) for stage in stages):
-        hint = resume_module.START_OVER_HINT
-        raise RecipeError("recipe.nothing-to-resume", "no incomplete run to resume.", location=str(runs_dir), hint=hint)
     for stage in stages:
-        is_main = distributed.is_main()
-        resumes = resume and is_main and resume_module.is_latest_resumable(runs_dir, name, stage, smoke=smoke)
         result = run_stage(
             stage,
             recipe,
@@ -100,7 +94,7 @@ def run_chain(
             smoke=smoke,
             reporter=reporter,
             skip_if_done=True,
-            resume=resumes,
+            resume=resume,
             check_rows=False,
         )
         yield result
@@ -122,7 +116,7 @@ def run_stage(
     resume: bool = False,
     check_rows: bool = True,
 ) -> StageResult:
-    """Run `stage` into its next version, or with `resume` continue its newest incomplete version.
+    """Run `stage` into its next version, or with `resume` continue its newest version if that is incomplete.
 
     Args:
         stage: Name of the stage.
@@ -131,7 +125,9 @@ def run_stage(
         smoke: Run a tiny version on random weights, and first the stages that it needs.
         reporter: Shows progress and messages.
         skip_if_done: Return the newest run if its fingerprint matches.
-        resume: Resume the newest incomplete version that has a checkpoint.
+        resume: Resume the newest version if it is incomplete and has a checkpoint. Otherwise start, unless a complete
+            run is up to date: a batch system that requeues a job runs one command at the start, after every
+            interruption, and perhaps after the end.
         check_rows: Check the rows of the local datasets before anything is hashed or loaded; for a smoke run also the
             references, before the stages that it needs run.
 
@@ -156,11 +152,12 @@ def run_stage(
             preflight.check_trackers(recipe, [stage])
             preflight.check_rows(recipe, [stage])
         resolved = resolve(stage, recipe, runs_dir, smoke=smoke, found=found)
-        done = _up_to_date(resolved) if skip_if_done else None
+        resumes = resume and resume_module.is_latest_resumable(runs_dir, recipe.name, stage, smoke=smoke)
+        done = _up_to_date(resolved) if skip_if_done or (resume and not resumes) else None
         if done is not None:
             return done
         verify_inputs(resolved.inputs)
-        run, facts = _open_run(resolved, resume=resume, reporter=reporter)
+        run, facts = _open_run(resolved, resume=resumes, reporter=reporter)
         return _Opened(resolved, RunHandle.from_run(run))
 
     opened = _on_main(open_or_skip)

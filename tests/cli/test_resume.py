@@ -82,10 +82,12 @@ def test_stopped_chain_resumes_the_stopped_stage_and_skips_those_before(rlhf: Rl
 
 @pytest.mark.usefixtures("stops")
 @pytest.mark.parametrize("command", ["sft", "run"])
-def test_resume_without_incomplete_run_exits_2(rlhf: Rlhf, command: str) -> None:
-    result = rlhf(command, "-r", "r.yaml", "--resume", "--json")
-    assert (result.code, result.issue["code"]) == (2, "recipe.nothing-to-resume")
-    assert "without --resume" in result.issue["hint"]
+def test_resume_without_incomplete_run_starts_and_then_skips(rlhf: Rlhf, command: str) -> None:
+    for is_skipped in (False, True):
+        result = rlhf(command, "-r", "r.yaml", "--resume", "--json")
+        assert result.code == 0
+        stage = result.json["stages"][0] if command == "run" else result.json
+        assert (stage["run"], stage["skipped"]) == ("bot/sft@v0001", is_skipped)
 
 
 def test_resume_with_changed_recipe_exits_2_and_names_the_change(rlhf: Rlhf, stops: StopSteps) -> None:

@@ -177,10 +177,22 @@ def test_resume_skips_damaged_checkpoint_with_warning(stages: ResumableStages) -
     assert logged_steps(path) == [1, 2, 3, 4]
 
 
-def test_resume_without_incomplete_run_makes_no_folder(stages: ResumableStages) -> None:
-    with raises_issue("recipe.nothing-to-resume", error=RecipeError):
+def test_resume_starts_first_resumes_when_interrupted_and_skips_at_the_end(stages: ResumableStages) -> None:
+    """A batch system that requeues a job always runs the same command."""
+    stages.stop_at["sft"] = 2
+    with raises_issue("run.stopped", error=StoppedError):
         stages.resume("sft")
-    assert not stages.project.runs_dir.exists()
+    del stages.stop_at["sft"]
+    path = stages.resume("sft")
+    assert stages.resume("sft") == path
+    assert stages.starts == ["sft 0", "sft 2"]
+    assert stages.project.versions("sft") == ["v0001"]
+
+
+def test_resume_after_a_change_of_a_complete_run_starts_the_next_version(stages: ResumableStages) -> None:
+    stages.resume("sft")
+    stages.project.run_stage("sft", "seed=7", resume=True)
+    assert stages.project.versions("sft") == ["v0001", "v0002"]
 
 
 def test_resume_of_run_in_use_is_refused(stages: ResumableStages) -> None:
@@ -220,8 +232,7 @@ def test_resumed_chain_continues_with_the_stopped_stage(stages: ResumableStages)
     assert project.run_chain(resume=True) == skipped
     assert stages.starts[2:] == ["reward 3", "ppo 0", "eval 0", "export 0"]
     assert project.versions("reward") == ["v0001"]
-    with raises_issue("recipe.nothing-to-resume", error=RecipeError):
-        project.run_chain(resume=True)
+    assert set(project.run_chain(resume=True).values()) == {True}
 
 
 def test_resumed_chain_restarts_a_stage_without_checkpoint(stages: ResumableStages, set_stage: SetStage) -> None:
