@@ -58,7 +58,7 @@ def full_snapshot() -> Snapshot:
         make_item(1, "Say hi.", ["Hi", "", "'Hey", "@x"], language="en", field="greetings", is_random=False),
         make_item(2, chat, replies, kind="gold", answer=((20,), (21,)), explanation="-polite", extra={"n": [1, {}]}),
         make_item(3, "+ plus", ["a\r\nb", "\tc"], extra={"topic": "=cmd"}),
-        make_item(4, "No judgment", ["x", "y"], extra={"author": "annotator-1"}),
+        make_item(4, "No judgment", ["x", "y"], extra={"author": ["Ada Lovelace", "somebody"]}),
     ]
     judgments = [
         make_judgment(1, 1, ((11,), (10, 12), (13,)), order=(13, 10, 11, 12), seconds=2.5, rationale="=better"),

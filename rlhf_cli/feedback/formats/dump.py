@@ -17,8 +17,8 @@ from rlhf_cli.feedback.formats.format import FeedbackFormat, ParsedRow
 from rlhf_cli.feedback.formats.registry import FORMATS
 from rlhf_cli.feedback.types import Item, Judgment, NewCompletion, NewItem, NewJudgment, Snapshot, Tiers
 
+AUTHOR = "author"
 WRITABLE: Mapping[str, FeedbackFormat] = {name: known for name, known in FORMATS.items() if known.write is not None}
-SUFFIXES = {"csv": ".csv", "jsonl": ".jsonl"}  # of the file; others are JSON lists
 
 
 class DumpResult(NamedTuple):
@@ -76,10 +76,22 @@ def _write_lines(name: str, written: Sequence[Fields], file: TextIO) -> None:
 def to_rows(snapshot: Snapshot) -> list[ParsedRow]:
     """Return the items of a snapshot with their judgments, with indices of completions instead of ids."""
     pseudonyms = {annotator.id: annotator.pseudonym for annotator in snapshot.annotators}
+    names = {annotator.name: annotator.pseudonym for annotator in snapshot.annotators}
     by_item: dict[int, list[Judgment]] = {}
     for judgment in snapshot.judgments:
         by_item.setdefault(judgment.item_id, []).append(judgment)
-    return [_to_row(item, by_item.get(item.id, []), pseudonyms) for item in snapshot.items]
+    items = [_without_names(item, names) for item in snapshot.items]
+    return [_to_row(item, by_item.get(item.id, []), pseudonyms) for item in items]
+
+
+def _without_names(item: Item, names: Mapping[str, str]) -> Item:
+    """Return an item with pseudonyms in its column `author`, which tells the store who wrote a completion."""
+    author = item.extra.get(AUTHOR)
+    if isinstance(author, str):
+        author = names.get(author, author)
+    elif isinstance(author, list):
+        author = [names.get(name, name) if isinstance(name, str) else name for name in author]
+    return replace(item, extra={**item.extra, AUTHOR: author}) if author else item
 
 
 def _to_row(item: Item, judgments: Iterable[Judgment], pseudonyms: Mapping[int, str]) -> ParsedRow:

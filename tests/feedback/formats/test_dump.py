@@ -96,6 +96,10 @@ def test_dump_has_pseudonyms_and_no_names(tmp_path: Path, name: str) -> None:
     assert "Lovelace" not in text
 
 
+def test_to_rows_replaces_names_of_authors() -> None:
+    assert to_rows(full_snapshot())[3].item.extra == {"author": ["annotator-1", "somebody"]}
+
+
 @pytest.mark.parametrize("name", sorted(WRITABLE))
 def test_dump_of_the_same_snapshot_has_the_same_bytes(tmp_path: Path, name: str) -> None:
     first = write(tmp_path, name, full_snapshot())[0].read_bytes()
