@@ -19,9 +19,11 @@ from rlhf_cli.data.published.format import one_name, read_list, read_object
 from rlhf_cli.data.published.instructions import QUESTION
 from rlhf_cli.feedback.formats import rows
 from rlhf_cli.feedback.formats.format import FeedbackFormat, ParsedRow, make_item, read_language
-from rlhf_cli.feedback.types import NewItem, NewJudgment
+from rlhf_cli.feedback.types import NewItem, NewJudgment, TaskKind
 
 COMPLETION = re.compile(r"(completion|response|answer|generation)[-_ ]?\w{1,3}", re.IGNORECASE)
+OWN = "rlhf_"  # before the names of metadata that only we write
+PLAIN = ("language", "field")  # metadata that others may write, too
 RANKING = "ranking"  # the question that we write
 RATIONALE = "rationale"
 USERS = uuid.UUID("8f0a4b52-6c0f-5d0e-9a53-2f6c1b7d3e10")  # namespace of the user ids that stand for our pseudonyms
@@ -38,8 +40,7 @@ def _read(fields: Fields) -> list[ParsedRow]:
         message = f"fields: found {', '.join(given)}; expected prompt and two or more such as completion_0."
         raise RowError("data.missing-field", message, "Rename the fields.")
     prompt = given[prompt_name]
-    sources = metadata.get("sources")
-    others = {"language", "field", "sources", "annotators", "kind", "answer", "explanation", "is_random"}
+    sources = metadata.get(f"{OWN}sources")
     item = make_item(
         read_messages(prompt, prompt_name) if isinstance(prompt, list) else get_string(given, prompt_name),
         [given[name] for name in names],
@@ -48,10 +49,10 @@ def _read(fields: Fields) -> list[ParsedRow]:
         language=read_language(metadata.get("language")),
         extra={
             **{name: value for name, value in given.items() if name not in (*names, prompt_name)},
-            **{name: value for name, value in metadata.items() if name not in others},
+            **{name: value for name, value in metadata.items() if not name.startswith(OWN) and name not in PLAIN},
         },
     )
-    pseudonyms = {str(_user(str(name))): str(name) for name in metadata.get("annotators") or []}
+    pseudonyms = {str(_user(str(name))): str(name) for name in metadata.get(f"{OWN}annotators") or []}
     judgments, unusable = [], []
     for judgment, reason in _read_responses(item, names, responses, pseudonyms):
         judgments += [] if judgment is None else [judgment]
@@ -61,7 +62,7 @@ def _read(fields: Fields) -> list[ParsedRow]:
         ranking = _ranking(suggestion.get("value"), names)
         if ranking is not None:
             agent = str(suggestion.get("agent") or "argilla-suggestion")
-            judgments.append(rows.read_judgment(item, {"annotator": agent, "ranking": ranking, "source": "ai"}))
+            judgments.append(_judgment(item, annotator=agent, ranking=ranking, source="ai"))
     return [ParsedRow(item, tuple(judgments), tuple(unusable))]
 
 
@@ -71,9 +72,10 @@ def _completion_names(given: Fields) -> list[str]:
 
 def _item_fields(metadata: Fields) -> Fields:
     """Return the fields of an item from the metadata, where lists cannot be nested."""
-    fields = {name: metadata.get(name) for name in ("field", "kind", "explanation", "is_random")}
-    answer = metadata.get("answer")
-    return {**fields, "answer": [_tier(text) for text in answer] if isinstance(answer, list) else None}
+    fields = {name: metadata.get(OWN + name) for name in ("kind", "explanation", "is_random")}
+    answer = metadata.get(f"{OWN}answer")
+    tiers = [_tier(text) for text in answer] if isinstance(answer, list) else None
+    return {**fields, "field": metadata.get("field"), "answer": tiers}
 
 
 def _tier(text: Any) -> Any:
@@ -104,6 +106,10 @@ def _read_responses(
             "rationale": rationale if isinstance(rationale, str) else "",
         }
         yield rows.read_judgment(item, fields), "" if len(rankings) == 1 else "a second ranking in one response"
+
+
+def _judgment(item: NewItem, **fields: Any) -> NewJudgment:
+    return rows.read_judgment(item, {"task": _task(len(item.completions)), **fields})
 
 
 def _ranking(value: Any, names: list[str]) -> list[Any] | None:
@@ -162,7 +168,7 @@ def _write(row: ParsedRow, lost: Counter[str]) -> list[Fields]:
             responses.setdefault(RATIONALE, []).append({"value": judgment.answer.rationale, "user_id": user})
     metadata = _metadata(item, lost)
     if annotators:
-        metadata["annotators"] = annotators
+        metadata[f"{OWN}annotators"] = annotators
     fields = {"prompt": item.prompt, **dict(zip(names, texts, strict=True))}
     return [{"fields": fields, "metadata": metadata, "suggestions": suggestions, "responses": responses, "vectors": {}}]
 
@@ -183,15 +189,21 @@ def _has_ties(judgment: NewJudgment, lost: Counter[str]) -> bool:
     return True
 
 
+def _task(count: int) -> TaskKind:
+    """Return the kind of task of a strict ranking of `count` completions."""
+    return "pair" if count == 2 else "rank"
+
+
 def _count_lost(judgment: NewJudgment, lost: Counter[str]) -> None:
     """Count the parts of a judgment that a record cannot hold."""
     answer = judgment.answer
+    placed = sum(map(len, answer.tiers))
     lost["strength"] += answer.strength is not None
-    lost["kind of task"] += judgment.task != "rank" and answer.strength is None
+    lost["kind of task"] += judgment.task != _task(placed) and answer.strength is None
     lost["mark that all completions are bad"] += answer.all_bad
     lost["rating"] += bool(answer.criteria)
     lost["flag"] += bool(answer.flags)
-    lost["time"] += bool(answer.seconds or judgment.created)
+    lost["time of a judgment"] += bool(answer.seconds or judgment.created)
     lost["order in which completions were shown"] += bool(judgment.order)
     lost["version of the guideline"] += bool(judgment.guideline)
     lost["principle of a model's judgment"] += bool(judgment.principle)
@@ -200,13 +212,14 @@ def _count_lost(judgment: NewJudgment, lost: Counter[str]) -> None:
 def _metadata(item: NewItem, lost: Counter[str]) -> Fields:
     """Return the metadata of a record: texts, numbers and lists of texts."""
     plain = rows.write_item(item)
-    metadata: Fields = {name: plain[name] for name in ("language", "field", "kind", "explanation") if name in plain}
+    metadata: Fields = {name: plain[name] for name in PLAIN if name in plain}
+    metadata |= {OWN + name: plain[name] for name in ("kind", "explanation") if name in plain}
     if item.answer:
-        metadata["answer"] = [" ".join(map(str, tier)) for tier in item.answer]
+        metadata[f"{OWN}answer"] = [" ".join(map(str, tier)) for tier in item.answer]
     if not item.is_random:
-        metadata["is_random"] = "false"
+        metadata[f"{OWN}is_random"] = "false"
     if any(completion.source for completion in item.completions):
-        metadata["sources"] = [completion.source for completion in item.completions]
+        metadata[f"{OWN}sources"] = [completion.source for completion in item.completions]
     for name, value in item.extra.items():
         if isinstance(value, str | int | float) and not isinstance(value, bool) and name not in metadata:
             metadata[name] = value

@@ -34,14 +34,16 @@ BEST_WORST = ("best", "middle", "worst")  # buckets in their order
 PAIRS = (("left", "right"), ("text1", "text2"), ("response1", "response2"), ("answer1", "answer2"))
 BODY = ("body", "text", "html", "title")  # fields of an item of a List, of which the first one is its text
 HINT = "Name the buckets rank_1, rank_2 and so on, best first, or best, middle and worst."
-META = ("kind", "answer", "explanation", "is_random")  # of an item, kept in a task's `meta`
+OWN = "rlhf"  # the key of a task's `meta` that only we write
+META = ("kind", "answer", "explanation", "is_random")  # of an item, kept there
 _NUMBERED = re.compile(r".*?(\d+)")
 _RATING = re.compile(r"rating_(\d+)_(.+)", re.DOTALL)
 _FLAGS = re.compile(r"flags_(\d+|item)")
 
 
 def _read(fields: Fields) -> list[ParsedRow]:
-    data, meta = read_object(fields["data"], "data"), read_object(fields.get("meta") or {}, "meta")
+    data = read_object(fields["data"], "data")
+    meta = read_object(read_object(fields.get("meta") or {}, "meta").get(OWN) or {}, f"meta.{OWN}")
     given = [("human", entry) for entry in _entries(fields, "annotations")]
     given += [("ai", entry) for entry in _entries(fields, "predictions")]
     results = [result for _, entry in given for result in _results(entry)]
@@ -57,7 +59,7 @@ def _read(fields: Fields) -> list[ParsedRow]:
         language=read_language(data.get("language")),
         extra={
             **{name: value for name, value in data.items() if name not in used},
-            **read_object(meta.get("extra") or {}, "meta.extra"),
+            **read_object(meta.get("extra") or {}, f"meta.{OWN}.extra"),
         },
     )
     judgments, unusable = [], []
@@ -213,7 +215,8 @@ def _write(row: ParsedRow, lost: Counter[str]) -> list[Fields]:
     meta: Fields = {name: plain[name] for name in META if name in plain}
     meta["sources"] = [completion.source for completion in item.completions]
     meta["extra"] = dict(item.extra)
-    task: Fields = {"data": data, "meta": meta, "annotations": [], "predictions": []}
+    task: Fields = {"data": data, "meta": {OWN: meta}, "annotations": [], "predictions": []}
+    lost["repeated judgment"] += len(row.judgments) - len({judgment.annotator for judgment in row.judgments})
     for judgment in row.judgments:
         lost["order in which completions were shown"] += bool(judgment.order)
         lost["version of the guideline"] += bool(judgment.guideline)

@@ -36,9 +36,9 @@ def response(value: Any, user: str = USER) -> dict[str, Any]:
 
 
 def test_ranking_becomes_item_and_judgment() -> None:
-    row = read({"preference": [response(["response2", "response1"])]}, metadata={"language": "en", "source": "x"})
+    row = read({"preference": [response(["response2", "response1"])]}, metadata={"language": "en", "kind": "math"})
     assert (row.item.prompt, [c.text for c in row.item.completions]) == ("Say hi.", ["Hi", "Hey"])
-    assert (row.item.language, row.item.extra) == ("en", {"source": "x"})
+    assert (row.item.language, row.item.extra) == ("en", {"kind": "math"})
     (judgment,) = row.judgments
     assert (judgment.annotator, judgment.answer) == (f"argilla-{USER}", Answer(((1,), (0,))))
 

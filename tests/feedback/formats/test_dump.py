@@ -75,7 +75,7 @@ def test_dump_for_argilla_reads_back_strict_rankings(tmp_path: Path) -> None:
     snapshot = Snapshot(items, ANNOTATORS, judgments)
     path, result = write(tmp_path, "argilla", snapshot)
     assert without(read(path), key="", created="") == without(to_rows(snapshot), key="", created="")
-    assert result.lost == {"time": 3}
+    assert result.lost == {"time of a judgment": 3}
 
 
 def test_dump_for_argilla_never_turns_a_tie_into_an_order(tmp_path: Path) -> None:
@@ -85,6 +85,13 @@ def test_dump_for_argilla_never_turns_a_tie_into_an_order(tmp_path: Path) -> Non
     assert result.lost["judgment with ties or of best and worst"] == 3
     assert result.lost["skipped item, or item of which all completions are bad"] == 2
     assert result.lost["flag"] == 1
+
+
+@pytest.mark.parametrize("name", ["label-studio", "argilla"])
+def test_dump_of_a_repeat_says_that_only_one_judgment_is_held(tmp_path: Path, name: str) -> None:
+    judgments = [make_judgment(1, 1, ((10,), (11,)), task="pair"), make_judgment(2, 1, ((11,), (10,)), task="pair")]
+    snapshot = Snapshot([make_item(1, "Say hi.", ["Hi", "Hey"])], ANNOTATORS, judgments)
+    assert write(tmp_path, name, snapshot)[1].lost["repeated judgment"] == 1
 
 
 @pytest.mark.parametrize("name", sorted(WRITABLE))
