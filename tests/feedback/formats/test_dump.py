@@ -103,6 +103,23 @@ def test_dump_has_pseudonyms_and_no_names(tmp_path: Path, name: str) -> None:
     assert "Lovelace" not in text
 
 
+def test_to_rows_maps_ids_to_indices() -> None:
+    gold = to_rows(full_snapshot())[1]
+    assert gold.item.answer == ((0,), (1,))
+    first, second = gold.judgments
+    assert first.answer.tiers == ((1,), (0,))
+    assert first.answer.flags == {-1: ("unsafe",), 1: ("false", "broken")}
+    assert (first.annotator, second.annotator) == ("annotator-1", "annotator-2")
+    assert to_rows(full_snapshot())[0].judgments[0].order == (3, 0, 1, 2)
+
+
+def test_to_rows_of_equal_judgments_have_different_keys() -> None:
+    judgment = make_judgment(1, 1, ((10,), (11,)))
+    snapshot = Snapshot([make_item(1, "Say hi.", ["Hi", "Hey"])], ANNOTATORS, [judgment, replace(judgment, id=2)])
+    first, second = to_rows(snapshot)[0].judgments
+    assert first.key != second.key
+
+
 def test_to_rows_replaces_names_of_authors() -> None:
     assert to_rows(full_snapshot())[3].item.extra == {"author": ["annotator-1", "somebody"]}
 
@@ -156,7 +173,14 @@ def test_dump_for_label_studio_is_a_list_of_tasks(tmp_path: Path) -> None:
     assert "run-0" not in json.dumps(first["data"])  # annotators see the data, not the meta
 
 
-def test_dump_to_missing_directory_raises_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none/dump.jsonl", "directory"])
+def test_dump_to_unwritable_path_raises_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "directory").mkdir()
     with raises_issue("disk.not-writable"):
-        dump(full_snapshot(), WRITABLE["jsonl"], tmp_path / "none" / "dump.jsonl")
-    assert list(tmp_path.iterdir()) == []
+        dump(full_snapshot(), WRITABLE["jsonl"], tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_dump_as_csv_of_an_empty_last_completion_reads_it_back(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, "csv", Snapshot([make_item(1, "Say hi.", ["Hi", "Hey", ""])], ANNOTATORS, []))
+    assert [completion.text for completion in read(path)[0].item.completions] == ["Hi", "Hey", ""]

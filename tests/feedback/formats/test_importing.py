@@ -110,6 +110,13 @@ def test_import_of_three_completions_into_a_project_of_pairs_reports_the_row(tmp
         assert load(store, path, skip_invalid=True).items_added == 1
 
 
+def test_import_counts_judgments_that_cannot_be_used(store: Store, tmp_path: Path) -> None:
+    rows = [{"fields": {"prompt": "p", "completion_0": "a", "completion_1": "b"}, "responses": {"x": [{"value": 3}]}}]
+    path = write_jsonl(tmp_path / "records.jsonl", rows)
+    reason = "a response without a ranking of all completions"
+    assert load(store, path) == ImportResult(1, 0, 0, 0, {reason: 1})
+
+
 def test_import_without_usable_row_raises(store: Store, tmp_path: Path) -> None:
     row = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}
     with raises_issue("data.no-rows"):

@@ -81,6 +81,16 @@ def test_record_updates_the_state_of_each_item(stores: Stores) -> None:
     assert (status.done, status.disputed, status.open) == (1, 1, 1)
 
 
+def test_record_of_contradicting_judgments_asks_for_one_more(stores: Stores) -> None:
+    store = stores(overlap=2, max_overlap=3)
+    items = new_items(2, completions=2)
+    store.add_items(items)
+    store.record([new_judgment(item, FORWARD, "ann") for item in items])
+    store.record([new_judgment(items[0], FORWARD, "ben"), new_judgment(items[1], BACKWARD, "ben")])
+    (assignment,) = store.assign(store.add_annotator("cem").annotator.id, count=2)
+    assert assignment.item.prompt == items[1].prompt
+
+
 def test_record_leaves_the_lease_of_an_annotator_usable(stores: Stores) -> None:
     store = stores(overlap=2)
     item = new_item(completions=2)
