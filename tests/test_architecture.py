@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "ai_feedback": {
         *(f"rlhf_cli.{room}" for room in ("recipe", "data", "models", "inference", "http_client")),
-        *("rlhf_cli.feedback.types", "rlhf_cli.feedback.store", *SMALL),
+        *("rlhf_cli.feedback", *SMALL),
         "rlhf_cli.evaluation.statistics",  # agreement with people is a proportion with an interval
         *("torch", "transformers"),
     },

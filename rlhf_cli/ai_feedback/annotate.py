@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rlhf_cli.ai_feedback.judge import Judge, Pair, Verdict, all_pairs, tiers_of
+from rlhf_cli.feedback.blind import is_evaluation
 from rlhf_cli.feedback.store import Store
 from rlhf_cli.feedback.types import Answer, Item, NewJudgment
 from rlhf_cli.recipe.constitution import Principle
@@ -44,7 +45,7 @@ def judge_items(
     snapshot = store.snapshot()
     names = {annotator.id: annotator.name for annotator in snapshot.annotators}
     known = {(judgment.item_id, names[judgment.annotator_id]) for judgment in snapshot.judgments}
-    items = [item for item in snapshot.items if item.kind == "item"]
+    items = [item for item in snapshot.items if item.kind == "item" and not is_evaluation(item)]
     todo = [
         (principle, [item for item in items if (item.id, judge.annotator_name(principle)) not in known])
         for principle in judge.constitution.principles

@@ -37,6 +37,9 @@ DryRun = Annotated[
     bool, Flag("--dry-run", help="Load the data and tokenizer, show an example and the memory estimate, and exit.")
 ]
 Smoke = Annotated[bool, Flag("--smoke", help="Run a tiny version with random weights (for CI).")]
+Blind = Annotated[
+    bool, Flag("--blind", help="Let people compare the completions on the annotation page; same as eval.blind: true.")
+]
 Json = Annotated[bool, Flag("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, Flag("--quiet", "-q", help="Print one line per stage.")]
 SkipIfDone = Annotated[bool, Flag("--skip-if-done", help="Skip the stage if its latest run is up to date.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,11 @@ def stage_command(stage: str) -> Callable[..., None]:
         smoke: options.Smoke = False,
         json: options.Json = False,
         quiet: options.Quiet = False,
+        blind: options.Blind = False,
     ) -> None:
         output = Output(json=json, quiet=quiet)
-        with load_recipe(options.recipe_path(recipe, recipe_argument), overrides, [stage]) as loaded:
+        settings = [*(overrides or ()), *([f"{STAGES[stage].section}.blind=true"] if blind else [])]
+        with load_recipe(options.recipe_path(recipe, recipe_argument), settings, [stage]) as loaded:
             if dry_run:
                 _print_dry_run(output, loaded, [stage], runs_dir.absolute(), smoke=smoke)
                 return
@@ -54,6 +57,10 @@ def stage_command(stage: str) -> Callable[..., None]:
                 )
             _finish(output, json_output.stage_object(result), result.failed_gates)
 
+    if not STAGES[stage].evaluates:  # Typer reads the options of a command from its signature
+        signature = inspect.signature(command)
+        parameters = [parameter for name, parameter in signature.parameters.items() if name != "blind"]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
 

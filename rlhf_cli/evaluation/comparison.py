@@ -129,6 +129,11 @@ def judge_consistency(pair: PairedCompletions) -> float:
     return pair.judged.consistency
 
 
+def people_win_rate(pair: PairedCompletions) -> Interval | None:
+    """Return the share of prompts on which people prefer the candidate, or None if they have not judged any."""
+    return statistics.win_rate(pair.people, [0.0] * len(pair.people)) if pair.people else None
+
+
 def sequence_kl(pair: PairedCompletions) -> float:
     """Return KL(candidate ‖ baseline) per completion: k1, the mean of log(p/q) over the candidate's own samples."""
     return mean(pair.log_ratios)

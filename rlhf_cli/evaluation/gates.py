@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class GateVerdict(NamedTuple):
             "metric": gate.metric,
             "min": gate.min,
             "max": gate.max,
-            "value": self.value,
+            "value": None if math.isnan(self.value) else self.value,
             "passed": self.passed,
         }
 
@@ -48,7 +49,8 @@ def format_verdict(verdict: Mapping[str, Any]) -> str:
         bounds.append(f"at least {verdict['min']:g}")
     if verdict["max"] is not None:
         bounds.append(f"at most {verdict['max']:g}")
-    return f"{verdict['metric']} = {verdict['value']:.4g}, expected {' and '.join(bounds)}"
+    value = "not measured" if verdict["value"] is None else f"{verdict['value']:.4g}"
+    return f"{verdict['metric']} = {value}, expected {' and '.join(bounds)}"
 
 
 def summarize(verdicts: Sequence[Mapping[str, Any]]) -> str:

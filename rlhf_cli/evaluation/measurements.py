@@ -118,6 +118,7 @@ class PairedCompletions(NamedTuple):
         log_ratios: log p_candidate - log p_baseline of each of the candidate's completions, in nats.
         seed: Seed of the bootstrap.
         judged: Verdicts of the judge, or None without a judge.
+        people: Verdicts of people on the prompts that they have judged: 1 for the candidate, -1, or 0 for a tie.
     """
 
     candidate: ScoredCompletions
@@ -125,3 +126,4 @@ class PairedCompletions(NamedTuple):
     log_ratios: Sequence[float]
     seed: int
     judged: JudgedPairs | None = None
+    people: Sequence[float] = ()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlhf_cli.evaluation.statistics import Interval
 
 Direction = Literal["higher", "lower", "none"]
-Need = Literal["sft", "preferences", "prompts", "baseline", "reward_model", "functions", "judge"]
+Need = Literal["sft", "preferences", "prompts", "baseline", "reward_model", "functions", "judge", "people"]
 Group = Literal[
     "demonstrations",
     "preferences",

@@ -195,6 +195,20 @@ COMPARISON_METRICS = (
         compute=comparison.judge_consistency,
     ),
     Metric(
+        name="people.win_rate",
+        unit="fraction of prompts",
+        direction="higher",
+        description="How often people prefer the candidate's completion to the baseline's, without knowing which model "
+        "wrote which, of the prompts that they have judged (eval.blind); a tie counts as half a win. Wilson interval.",
+        group="comparison",
+        needs=("prompts", "people", "baseline"),
+        compute=comparison.people_win_rate,
+        is_optional=True,
+        has_interval=True,
+        has_count=True,
+        in_overview=True,
+    ),
+    Metric(
         name="kl",
         unit="nats per completion",
         direction="none",
@@ -290,6 +304,7 @@ def _provided(recipe: Recipe) -> set[Need]:
         "reward_model": recipe.eval.reward is not None,
         "functions": bool(recipe.eval.python),
         "judge": recipe.eval.judge,
+        "people": recipe.eval.blind,
     }
     return {need for need, is_given in has.items() if is_given}
 
@@ -350,6 +365,11 @@ def is_optional(name: str, recipe: Recipe) -> bool:
     """Return whether `eval` reports a number called `name` with this recipe only if the rows have what it needs."""
     metric = find_metric(name)
     return metric is not None and metric.is_optional and metric in metrics_of(recipe)
+
+
+def people_names(recipe: Recipe) -> list[str]:
+    """Return the names of the numbers that `eval` reports once people have judged; empty if they are not asked."""
+    return [name for metric in metrics_of(recipe) if "people" in metric.needs for name in metric.names()]
 
 
 def compute(

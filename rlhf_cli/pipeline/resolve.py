@@ -117,7 +117,8 @@ def resolve(
     spec = STAGES[stage]
     found = find_all(stage, recipe, runs_dir, smoke=smoke) if found is None else found
     keyed_inputs = hash_inputs(stage, recipe, found, runs_dir, smoke=smoke)
-    content = read_store(recipe) if spec.reads_store else None
+    reads_store = spec.reads_store or getattr(getattr(recipe, spec.section), "blind", False)
+    content = read_store(recipe) if reads_store else None
     if content is not None:
         keyed_inputs.append(((), Input("store", content.location, "store", content.location, None, content.digest)))
     inputs = tuple(item for _, item in keyed_inputs)

@@ -21,7 +21,7 @@ from rlhf_cli.ai_feedback.agreement import describe
 from rlhf_cli.ai_feedback.judge import Judge, Pair, consistency
 from rlhf_cli.data import chat_template, held_out
 from rlhf_cli.data.held_out import HeldOut
-from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow
+from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Text
 from rlhf_cli.errors import DataError, DivergedError, ModelError, RecipeError
 from rlhf_cli.evaluation import gates, report
 from rlhf_cli.evaluation.measurements import (
@@ -32,7 +32,15 @@ from rlhf_cli.evaluation.measurements import (
     ScoredCompletions,
 )
 from rlhf_cli.evaluation.metric_types import BASELINE_SUFFIX, Metric
-from rlhf_cli.evaluation.metrics import compute, function_name, is_optional, metric_names, metrics_of, optional_names
+from rlhf_cli.evaluation.metrics import (
+    compute,
+    function_name,
+    is_optional,
+    metric_names,
+    metrics_of,
+    optional_names,
+    people_names,
+)
 from rlhf_cli.evaluation.slices import reported_slices, slices_of
 from rlhf_cli.evaluation.verdict import Models, Verdict, decide
 from rlhf_cli.formatting import format_count
@@ -49,6 +57,7 @@ from rlhf_cli.rewards.ensemble import RewardEnsemble, find_ensemble, score_seque
 from rlhf_cli.rewards.python import PythonScorer
 from rlhf_cli.rewards.tokenizer_check import check_tokenizer
 from rlhf_cli.runs import lineage
+from rlhf_cli.runs.manifest import digest
 from rlhf_cli.runs.run import Run, StageMetrics
 from rlhf_cli.training import length_checks
 from rlhf_cli.training.prepared_data import load_tokenizer
@@ -129,7 +138,8 @@ def run(stage: ResolvedStage, run: Run) -> StageMetrics:
         values |= found
     metrics = {name: values[name] for name in names}
     metrics |= {name: values[name] for name in optional if name in values}
-    gate_verdicts = gates.evaluate_gates(own_gates, metrics)
+    not_judged = dict.fromkeys(people_names(stage.recipe), math.nan)  # such a gate fails until people have judged
+    gate_verdicts = gates.evaluate_gates(own_gates, {**not_judged, **metrics})
     for gate_verdict in gate_verdicts:
         logger.info(gate_verdict.text)
     verdict = decide(metrics, _compared_models(stage, judge))
@@ -154,11 +164,11 @@ def _compared_models(stage: ResolvedStage, judge: MeasuredJudge | None) -> Model
     for index, spec in enumerate(stage.section.python):
         if (inputs[f"{stage.spec.section}.python.{index}"].sha256, function_name(spec)) in functions:
             maximized.append(function_name(spec))
-    judges = {}
+    judges = {"people.win_rate": "people"} if stage.section.blind else {}
     if judge is not None:
         judges["judge.win_rate"] = f"the judge {judge.judge.label} ({describe(judge.agreement)})"
         if _was_trained_with_judge(inputs):
-            maximized += judges.values()
+            maximized.append(judges["judge.win_rate"])
     return Models(
         candidate=names[CANDIDATE],
         baseline=None if stage.section.baseline is None else names[BASELINE],
@@ -294,7 +304,8 @@ def _evaluate_completions(context: EvalContext, rows: Sequence[PromptRow]) -> di
         values |= compute(context.metrics, "completions", baseline, of_baseline=True)
         log_ratios = _log_ratios(context, ids, candidate.responses)
         judged = None if context.judge is None else _judge_completions(context, context.judge.judge, prompts, sides)
-        pair = PairedCompletions(candidate, baseline, log_ratios, context.stage.recipe.seed, judged)
+        people = _ask_people(context.stage, prompts, sides) if context.stage.section.blind else ()
+        pair = PairedCompletions(candidate, baseline, log_ratios, context.stage.recipe.seed, judged, people)
         values |= compute(context.metrics, "comparison", pair)
     _write_samples(context.run, prompts, sides)
     return values
@@ -346,10 +357,7 @@ def _judge_completions(
     Raises:
         ModelError: All questions exceed the judge's context.
     """
-    texts = [
-        [as_completion(row.prompt, text) for row, text in zip(prompts, sides[role].texts, strict=True)]
-        for role in (CANDIDATE, BASELINE)
-    ]
+    texts = (_as_completions(prompts, sides[role]) for role in (CANDIDATE, BASELINE))
     pairs = [Pair(row.prompt, *both) for row, *both in zip(prompts, *texts, strict=True)]
     outcomes, verdicts = judge.outcomes(pairs)
     known = [outcome for outcome in outcomes if outcome is not None]
@@ -360,6 +368,40 @@ def _judge_completions(
     if len(known) < len(pairs):
         context.warnings.append(f"judge: skipped {len(pairs) - len(known)} of {len(pairs)} prompts, too long for it")
     return JudgedPairs(known, consistency(verdicts))
+
+
+def _as_completions(prompts: Sequence[PromptRow], side: ScoredCompletions) -> list[Text]:
+    return [as_completion(row.prompt, text) for row, text in zip(prompts, side.texts, strict=True)]
+
+
+def _ask_people(
+    stage: ResolvedStage, prompts: Sequence[PromptRow], sides: Mapping[str, ScoredCompletions]
+) -> list[float]:
+    """Return the verdicts of people on this evaluation, after adding its pairs to the store if they are not there."""
+    from rlhf_cli.feedback import blind
+    from rlhf_cli.feedback.store import open_store
+
+    key = _evaluation_key(stage)
+    snapshot = stage.snapshot
+    if snapshot is None or not any(item.extra.get(blind.MARK) == key for item in snapshot.items):
+        texts = [_as_completions(prompts, sides[role]) for role in (CANDIDATE, BASELINE)]
+        with open_store(stage.recipe) as store:
+            added = store.add_items(blind.evaluation_items(key, prompts, *texts)).added
+        hint = "judge them with `rlhf annotate serve`, then run the evaluation again"
+        logger.info(f"added {format_count(added, 'pair')} for people to {store.location}; {hint}")
+        return []
+    found = blind.people_outcomes(snapshot, key)
+    logger.info(f"people have judged {format_count(len(found), 'pair')} of this evaluation")
+    return found
+
+
+def _evaluation_key(stage: ResolvedStage) -> str:
+    """Return a hash of the models, the prompts and how completions are sampled: what people's verdicts are about."""
+    roles = ("base", CANDIDATE, BASELINE, "data.prompts")
+    contents = [[item.role, item.sha256 or item.ref] for item in stage.inputs if item.role in roles]
+    section, ppo = stage.section, stage.recipe.ppo
+    limits = [section.samples, section.temperature, section.max_new_tokens, ppo.max_new_tokens, ppo.max_prompt_length]
+    return digest([contents, limits, ppo.stop, stage.recipe.seed])[:16]
 
 
 def _function_scores(context: EvalContext, completions: Completions) -> dict[str, list[float]]:

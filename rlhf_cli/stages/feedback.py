@@ -15,6 +15,7 @@ from rlhf_cli.data import sources
 from rlhf_cli.data.rows import Text
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback import data_card, dataset
+from rlhf_cli.feedback.blind import without_evaluations
 from rlhf_cli.feedback.dataset import Dataset, Row
 from rlhf_cli.feedback.types import Snapshot
 from rlhf_cli.pipeline.resolve import ResolvedStage
@@ -60,7 +61,7 @@ def _build(stage: ResolvedStage) -> tuple[Dataset, Snapshot]:
     Raises:
         DataError: There are no judgments, no pairs are left, or models agree with people less than `min_agreement`.
     """
-    snapshot = stage.snapshot or NO_SNAPSHOT
+    snapshot = without_evaluations(stage.snapshot or NO_SNAPSHOT)
     if stage.smoke and not any(judgment.answer.tiers for judgment in snapshot.judgments):
         return Dataset({"train": _random_pairs(stage.recipe)}, {}), NO_SNAPSHOT
     if not snapshot.judgments:

@@ -49,6 +49,13 @@ def test_win_rate_of_the_judge_counts_a_tie_as_half_a_win() -> None:
     assert comparison.judge_consistency(PAIR) == 0.75
 
 
+def test_win_rate_of_people_is_over_the_prompts_that_they_judged() -> None:
+    assert comparison.people_win_rate(PAIR) is None
+    found = comparison.people_win_rate(PAIR._replace(people=[1.0, 0.0, 1.0, -1.0]))
+    assert found is not None
+    assert (found.value, found.n) == (2.5 / 4, 4)
+
+
 def test_gains_are_paired_by_prompt() -> None:
     metrics = [metric for metric in COMPARISON_METRICS if "functions" not in metric.needs]
     found = compute(metrics, "comparison", PAIR)

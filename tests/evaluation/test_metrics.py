@@ -41,7 +41,7 @@ MEASUREMENTS = {
     "demonstrations": CompletionLoss(6.0, 3),
     "preferences": PreferenceMargins([1.0, -1.0], [2.0, 1.0]),
     "completions": SIDE,
-    "comparison": PairedCompletions(SIDE, SIDE, [0.0, 0.0], 0, JudgedPairs([1.0, 0.0], 0.5)),
+    "comparison": PairedCompletions(SIDE, SIDE, [0.0, 0.0], 0, JudgedPairs([1.0, 0.0], 0.5), [1.0]),
 }
 
 

@@ -138,3 +138,40 @@ def test_smoke_run_asks_the_tiny_base_model(project: TrainingProject) -> None:
     recipe = project.load("ppo", judge, "ppo.reward=[{judge: true}]")
     result = run_stage("ppo", recipe, project.runs_dir, smoke=True, reporter=project.reporter)
     assert math.isfinite(result.manifest["metrics"]["ppo.score.judge"])
+
+
+def test_blind_evaluation_asks_people_and_reads_their_verdicts_back(project: TrainingProject) -> None:
+    project.train("sft", "sft.learning_rate=0.05")  # so that the completions differ
+    settings = (
+        f"feedback.store={project.folder / 'f.db'}",
+        "eval={candidate: sft, baseline: base, reward: null, blind: true, max_new_tokens: 6}",
+        "data.prompts.eval_fraction=0.5",
+    )
+    first = project.train("eval", *settings)
+    assert "people.win_rate" not in first.manifest["metrics"]
+    with open_store(project.load("eval", *settings)) as store:
+        items = store.snapshot().items
+        assert items
+        candidates = {row["prompt"]: row["candidate"] for row in read_lines(first.path / "samples.jsonl")}
+        assert {item.completions[0].text for item in items} <= set(candidates.values())
+        for item in items:
+            store.record([NewJudgment(item.id, "ann", "rank", Answer(((0,), (1,))))])
+    gate = "eval.gates=[{metric: people.win_rate, min: 0.4}]"
+    second = project.train("eval", *settings, gate)
+    metrics = second.manifest["metrics"]
+    assert (metrics["people.win_rate"], metrics["people.win_rate.n"]) == (1.0, len(items))
+    assert not second.failed_gates
+    assert "by people" in (second.path / "report.md").read_text()
+    with open_store(project.load("eval", *settings)) as store:
+        assert len(store.snapshot().items) == len(items)
+
+
+def test_gate_on_people_fails_until_they_have_judged(project: TrainingProject) -> None:
+    project.train("ppo")
+    gate = "gates: [{metric: people.win_rate, min: 0}]"
+    blind = f"eval={{candidate: ppo, baseline: base, reward: null, blind: true, {gate}}}"
+    store = f"feedback.store={project.folder / 'f.db'}"
+    result = project.train("eval", blind, store, "eval.max_new_tokens=6", "data.prompts.eval_fraction=0.5")
+    (issue,) = result.failed_gates
+    assert issue.code == "eval.gate-failed"
+    assert result.manifest["gates"][0]["value"] is None

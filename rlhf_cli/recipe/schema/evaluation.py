@@ -41,11 +41,16 @@ class Eval(Section):
     judge: bool = Field(
         False, description="whether the judge in feedback.judge also compares the completions of both models"
     )
+    blind: bool = Field(
+        False,
+        description="whether people compare the completions of both models on the annotation page, without knowing "
+        "which model wrote which; same as rlhf eval --blind",
+    )
     gates: list[Gate] = Field([], description="bounds that the metrics must satisfy")
 
     def smoke(self) -> Self:
         """Evaluate eight short completions without gates: random weights would fail them."""
-        return self.replace(samples=min(self.samples, 8), max_new_tokens=8, gates=[])
+        return self.replace(samples=min(self.samples, 8), max_new_tokens=8, gates=[], blind=False)
 
 
 class Export(Section):
