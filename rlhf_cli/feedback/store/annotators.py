@@ -12,6 +12,7 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.content import MAX_NAME, read_annotator, sha256, timestamp
 from rlhf_cli.feedback.store.errors import NotFoundError
+from rlhf_cli.feedback.store.item_state import update_item_states
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.records import Invite, Session
 from rlhf_cli.feedback.types import Annotator, Role, Source
@@ -116,13 +117,16 @@ def new_invite(connection: Connection, project: Project, name: str, now: float) 
 
 
 def deactivate(connection: Connection, project: Project, name: str) -> None:
-    """Deactivate an annotator, whose invites and sessions become invalid. Judgments are kept."""
+    """Deactivate an annotator: invites and sessions become invalid, and leases expire. Judgments are kept."""
     found = find_annotator(connection, project, name)
     if found is None:
         raise NotFoundError("annotator", name)
     for table in (tables.invite, tables.session):
         _invalidate(connection, table, found.id)
     connection.execute(update(tables.annotator).where(tables.annotator.c.id == found.id).values(is_active=False))
+    lease = tables.assignment
+    expired = update(lease).where(lease.c.annotator_id == found.id, lease.c.state == "leased").values(state="expired")
+    update_item_states(connection, set(connection.execute(expired.returning(lease.c.item_id)).scalars()))
 
 
 def _invalidate(connection: Connection, table: Any, annotator_id: int) -> None:

@@ -137,6 +137,7 @@ def _without_password(url: URL) -> str:
 def _sqlite_engine(url: URL) -> Engine:
     engine = sqlalchemy.create_engine(
         url,
+        hide_parameters=True,
         pool_size=POOL_SIZE,
         max_overflow=POOL_SIZE,
         connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},

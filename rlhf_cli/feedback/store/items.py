@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, bindparam, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
-from rlhf_cli.feedback.store.content import MAX_NAME, item_key, read_item, stable_prompt_key
+from rlhf_cli.feedback.store.content import MAX_NAME, as_tiers, item_key, read_item, stable_prompt_key
 from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.records import AddResult
@@ -28,12 +28,21 @@ def add_items(connection: Connection, project: Project, items: Sequence[NewItem]
     keys = [item_key(item) for item in items]
     known = _find_ids(connection, project, keys)
     new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-    for key, item in zip(keys, items, strict=True):
-        if key in known and item.kind != "item":  # the file of gold items may have been corrected
-            values = {"answer": item.answer, "explanation": item.explanation}
-            connection.execute(update(tables.item).where(tables.item.c.id == known[key]).values(values))
+    _correct_answers(connection, {known[key]: item for key, item in zip(keys, items, strict=True) if key in known})
     known |= _insert(connection, project, new)
     return AddResult(len(new), len(items) - len(new), tuple(known[key] for key in keys))
+
+
+def _correct_answers(connection: Connection, items: Mapping[int, NewItem]) -> None:
+    """Store the right answers, by id of the item, that differ from the stored ones: their file may be corrected."""
+    table = tables.item
+    ids = [item_id for item_id, item in items.items() if item.kind != "item"]
+    stored = select(table.c.id, table.c.answer, table.c.explanation).where(table.c.id.in_(ids))
+    for row in connection.execute(stored).all() if ids else ():
+        item = items[row.id]
+        if (as_tiers(row.answer), row.explanation) != (item.answer, item.explanation):
+            values = {"answer": item.answer, "explanation": item.explanation}
+            connection.execute(update(table).where(table.c.id == row.id).values(values))
 
 
 def _check_item(item: NewItem, project: Project) -> None:

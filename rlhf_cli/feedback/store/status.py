@@ -110,14 +110,16 @@ def _groups(connection: Connection, project: Project) -> list[GroupStatus]:
 
 def _annotators(connection: Connection, project: Project) -> list[AnnotatorStatus]:
     table, judgment = tables.annotator, tables.judgment
-    current = current_judgments().order_by(None).subquery()
-    query = select(current.c.annotator_id, current.c.is_skipped, func.count()).group_by(
-        current.c.annotator_id, current.c.is_skipped
-    )
+    own = select(table.c.id).where(table.c.project_id == project.id)
+    current = current_judgments().order_by(None).where(judgment.c.annotator_id.in_(own))
+    query = current.with_only_columns(
+        judgment.c.annotator_id, judgment.c.is_skipped, func.count(), maintain_column_froms=True
+    ).group_by(judgment.c.annotator_id, judgment.c.is_skipped)
     counts: Counter[tuple[int, bool]] = Counter()
     for annotator_id, is_skipped, count in connection.execute(query):
         counts[annotator_id, is_skipped] = count
-    times = select(judgment.c.annotator_id, func.max(judgment.c.created)).group_by(judgment.c.annotator_id)
+    times = select(judgment.c.annotator_id, func.max(judgment.c.created)).where(judgment.c.annotator_id.in_(own))
+    times = times.group_by(judgment.c.annotator_id)
     latest = {row.annotator_id: row.max_1 for row in connection.execute(times)}
     rows = connection.execute(select(table).where(table.c.project_id == project.id).order_by(table.c.id)).all()
     return [

@@ -95,11 +95,7 @@ item = Table(
     Column("key", String(64), nullable=False),  # SHA-256 of kind, prompt and completions
     Column("prompt_key", String(64), nullable=False),
     Column("kind", String(16), nullable=False),
-    Column("prompt", JsonText, nullable=False),
-    Column("answer", JsonText, nullable=False),  # tiers of indices
-    Column("explanation", JsonText, nullable=False),
     Column("is_random", Boolean, nullable=False),
-    Column("extra", JsonText, nullable=False),
     Column("priority", Integer, nullable=False),  # pseudo-random, from the key
     # Derived from judgments, leases and decisions in the transaction that changes them; see `item_state`.
     Column("votes", Integer, nullable=False, default=0),
@@ -107,6 +103,11 @@ item = Table(
     Column("is_contradicted", Boolean, nullable=False, default=False),
     Column("is_decided", Boolean, nullable=False, default=False),
     Column("missing", Integer, nullable=False, default=0),
+    # Long columns come last: SQLite reads a row from its start.
+    Column("answer", JsonText, nullable=False),  # tiers of indices
+    Column("explanation", JsonText, nullable=False),
+    Column("extra", JsonText, nullable=False),
+    Column("prompt", JsonText, nullable=False),
     UniqueConstraint("project_id", "key"),
     Index(f"{PREFIX}item_by_queue", "queue_id", "kind", "missing", "priority", "id"),
     Index(

@@ -68,6 +68,16 @@ def test_deactivated_annotator_cannot_work_and_becomes_active_by_a_new_invite(st
     judge(store, annotator)
 
 
+def test_deactivated_annotator_frees_the_leased_items(stores: Stores) -> None:
+    store = stores(overlap=1)
+    store.add_items([new_item()])
+    ann, bob = (store.add_annotator(name).annotator.id for name in ("Ann", "Bob"))
+    (lease,) = store.assign(ann)
+    assert store.assign(bob) == []
+    store.deactivate("Ann")
+    assert [assignment.item.id for assignment in store.assign(bob)] == [lease.item.id]
+
+
 def test_session_of_another_project_is_unknown(stores: Stores) -> None:
     first, second = stores(project="first"), stores(project="second")
     invite = first.add_annotator("Ann")

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
@@ -130,6 +131,19 @@ def test_postgresql_commits_are_on_disk_whatever_the_server_is_set_to(postgresql
     with database.read() as connection:
         assert connection.execute(text("SHOW synchronous_commit")).scalar() == "on"
     database.close()
+
+
+def test_store_connects_again_after_postgresql_dropped_its_connections(postgresql: Server) -> None:
+    with Stores(postgresql.create_schema()).closing() as stores:
+        store = stores(overlap=1)
+        store.add_items(new_items(2))
+        annotator = store.add_annotator("Ann").annotator.id
+        judge(store, annotator)
+        others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        with psycopg.connect(postgresql.url) as connection:
+            assert connection.execute(f"{others} AND backend_type = 'client backend'").fetchall()
+        judge(store, annotator)
+        assert store.status().done == 2
 
 
 def test_backup_of_running_sqlite_store_is_complete(tmp_path: Path) -> None:
