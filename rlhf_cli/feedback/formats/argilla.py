@@ -18,7 +18,7 @@ from rlhf_cli.data.issues import RowError
 from rlhf_cli.data.published.format import one_name, read_list, read_object
 from rlhf_cli.data.published.instructions import QUESTION
 from rlhf_cli.feedback.formats import rows
-from rlhf_cli.feedback.formats.format import FeedbackFormat, ParsedRow, make_item, read_language
+from rlhf_cli.feedback.formats.format import FeedbackFormat, ParsedRow, finite, make_item, read_language
 from rlhf_cli.feedback.types import NewItem, NewJudgment, TaskKind
 
 COMPLETION = re.compile(r"(completion|response|answer|generation)[-_ ]?\w{1,3}", re.IGNORECASE)
@@ -52,7 +52,8 @@ def _read(fields: Fields) -> list[ParsedRow]:
             **{name: value for name, value in metadata.items() if not name.startswith(OWN) and name not in PLAIN},
         },
     )
-    pseudonyms = {str(_user(str(name))): str(name) for name in metadata.get(f"{OWN}annotators") or []}
+    annotators = metadata.get(f"{OWN}annotators")
+    pseudonyms = {str(_user(str(name))): str(name) for name in annotators} if isinstance(annotators, list) else {}
     judgments, unusable = [], []
     for judgment, reason in _read_responses(item, names, responses, pseudonyms):
         judgments += [] if judgment is None else [judgment]
@@ -122,11 +123,11 @@ def _ranking(value: Any, names: list[str]) -> list[Any] | None:
         return [first, 1 - first]
     if not isinstance(value, list) or not value:
         return None
-    if all(isinstance(entry, dict) and {"value", "rank"} <= entry.keys() for entry in value):
-        ranks: dict[int, list[str]] = {}
+    if all(isinstance(entry, dict) and finite(entry.get("rank")) is not None for entry in value):
+        ranks: dict[float | None, list[Any]] = {}
         for entry in value:
-            ranks.setdefault(entry["rank"], []).append(entry["value"])
-        tiers = [ranks[rank] for rank in sorted(ranks)]
+            ranks.setdefault(finite(entry["rank"]), []).append(entry.get("value"))
+        tiers = [ranks[rank] for rank in sorted(ranks, key=lambda rank: rank or 0.0)]
     else:
         tiers = [[entry] for entry in value]
     placed = [name for tier in tiers for name in tier]

@@ -19,6 +19,7 @@ from rlhf_cli.feedback.types import Answer, NewCompletion, NewItem, NewJudgment,
 
 Names = tuple[str, ...]  # names of one column in different datasets
 ITEM_COLUMNS = ("prompt", "completions", "kind", "language", "field", "answer", "explanation", "is_random", "judgments")
+MAX_NAME = 200  # characters of a name, a language, a field or a key, so that the store can index them
 RANKING_HINT = "Write completion indices from 0, best first, with ties in a list, such as [2, [0, 1]]."
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")  # BCP 47, without its rarer forms
 LANGUAGES = {  # names of languages in published datasets: their BCP 47 tags
@@ -101,6 +102,7 @@ def make_item(prompt: Text, completions: Sequence[Any], sources: Sequence[str] =
         DroppedRowError: There are fewer than two completions, or two of them are equal.
     """
     if not isinstance(prompt, str):
+        prompt = read_messages(prompt, "prompt")
         check_prompt(prompt, "prompt")
     texts = [_read_completion(prompt, text, index) for index, text in enumerate(completions)]
     if len(texts) < 2:

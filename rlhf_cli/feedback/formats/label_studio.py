@@ -72,11 +72,11 @@ def _read(fields: Fields) -> list[ParsedRow]:
 
 
 def _entries(fields: Fields, name: str) -> list[Fields]:
-    return [read_object(entry, name) for entry in fields.get(name) or []]
+    return [read_object(entry, name) for entry in (read_list(fields, name) if fields.get(name) else [])]
 
 
 def _results(entry: Fields) -> list[Fields]:
-    return [read_object(result, "result") for result in entry.get("result") or []]
+    return _entries(entry, "result")
 
 
 def _find_prompt(data: Fields) -> tuple[str, Text]:
@@ -123,7 +123,7 @@ def _read_judgment(item: NewItem, ids: list[str], entry: Fields, source: Any) ->
     strengths = [_value(result) for name, result in results.items() if name == "strength"]
     fields: Fields = {
         "annotator": notes.get("annotator") or _annotator(entry, source),
-        "task": choices.get("task", [task])[0],
+        "task": next(iter(choices.get("task", [])), task),
         "ranking": write_ranking(tiers),
         "strength": strengths[0].get("number") if strengths else None,
         "all_bad": all_bad,

@@ -13,6 +13,7 @@ from rlhf_cli.data.issues import DroppedRowError, IssueCollector, RowError
 from rlhf_cli.data.readers import SUFFIXES
 from rlhf_cli.data.source_files import FindRun, read_split
 from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.feedback.formats.checks import check_row
 from rlhf_cli.feedback.formats.format import FeedbackFormat, ParsedRow, with_extra
 from rlhf_cli.feedback.formats.registry import FORMATS
 from rlhf_cli.formatting import did_you_mean, format_alternatives
@@ -143,7 +144,10 @@ def read_row(row_format: FeedbackFormat, fields: Fields) -> list[ParsedRow]:
                 "data.missing-field", f"{' or '.join(names)}: missing field.", "Fill it in, or remove the row."
             )
     extra = row_format.other_columns(fields) if row_format.keeps_other_columns else {}
-    return [with_extra(row, extra) for row in row_format.convert(fields)]
+    rows = [with_extra(row, extra) for row in row_format.convert(fields)]
+    for row in rows:
+        check_row(row)
+    return rows
 
 
 def _check_pairs(rows: list[ParsedRow]) -> None:

@@ -15,6 +15,7 @@ from rlhf_cli.data.published.format import one_name, read_list, read_object
 from rlhf_cli.data.rows import Text
 from rlhf_cli.feedback.formats.format import (
     ITEM_COLUMNS,
+    MAX_NAME,
     RANKING_HINT,
     FeedbackFormat,
     ParsedRow,
@@ -28,7 +29,6 @@ from rlhf_cli.feedback.formats.format import (
 )
 from rlhf_cli.feedback.types import FLAGS, Answer, ItemKind, NewItem, NewJudgment, Source, TaskKind, Tiers
 
-MAX_NAME = 200  # characters of a name, a language, a field or a key, so that the store can index them
 MAX_STRENGTH = 3
 RATINGS = range(1, 6)
 _BOOLEANS = {True: True, False: False, "true": True, "false": False}  # text as in CSV files
