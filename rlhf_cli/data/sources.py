@@ -6,7 +6,7 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple, overload
 
@@ -17,6 +17,7 @@ from rlhf_cli.data.column_hints import is_filled
 from rlhf_cli.data.converter import RowConverter
 from rlhf_cli.data.dataset_kinds import KINDS
 from rlhf_cli.data.issues import IssueCollector
+from rlhf_cli.data.row_filter import filter_rows
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.data.rows import PreferenceRow, PromptRow, SftRow, Split, TextRow
 from rlhf_cli.data.source_files import FindRun, eval_splits, read_split
@@ -224,7 +225,12 @@ class _Reader:
             earlier: The converter of an earlier pass, whose columns are known beforehand.
             issues: Where issues are added.
         """
-        raw = read_split(source, split, self.kind, self._find, issues, row_by_row=self.limit is not None)
+
+        def read() -> Iterator[Batch]:
+            return read_split(source, split, self.kind, self._find, issues, row_by_row=self.limit is not None)
+
+        unused: Counter[str] = Counter()
+        raw = filter_rows(source, read, issues, unused, thin=split == source.split)
         batches = slice_batches(raw, 0, self.limit)
         head = list(batches if self._keep_rows else itertools.islice(batches, HEAD_BATCHES))
         columns = dict.fromkeys(earlier.columns if earlier else ())
@@ -245,6 +251,7 @@ class _Reader:
             keys = self._keys(batch, converter, rows)
             hashes += b"".join(map(prompt_hash, keys))
         converter.finish()
+        converter.counts.update({"read": sum(unused.values()), **unused} if unused else {})
         return converter, _SplitRows(converter.text_format, rows, np.frombuffer(hashes, ">u8").astype(np.uint64))
 
     def _keys(self, batch: Batch, converter: RowConverter, rows: list[Any]) -> Iterable[str]:
@@ -328,8 +335,23 @@ def _read_all(sources: Sequence[Source], reader: _Reader) -> list[_SourceRows]:
             message = f"format: found {part.text_format}, expected {first.text_format} as in {first.name}."
             hint = "Use sources with the same format; a dataset cannot mix text and conversations."
             reader.issues.add("data.mixed-formats", message, part.name, hint)
+    _check_margins(parts, reader.issues)
     reader.issues.raise_if_any()
     return parts
+
+
+def _check_margins(parts: Sequence[_SourceRows], issues: IssueCollector) -> None:
+    """Add an issue for each source whose rows have no margin although those of another source have one."""
+    has_margin = {part.name: part.rows[0].margin is not None for part in parts if part.rows and _is_pair(part.rows[0])}
+    given = next((name for name, has in has_margin.items() if has), None)
+    for name, has in has_margin.items():
+        if given is not None and not has:
+            message = f"margin: missing, although the rows of {given} have one."
+            issues.add("data.missing-margin", message, name, f"Set `ignore_columns: [margin]` on {given}.")
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, PreferenceRow)
 
 
 def _count_dropped(

@@ -30,6 +30,11 @@ SourceFormat = Literal[
 ]
 
 
+def _wrap_single_value(value: object) -> object:
+    """Return text as a list of one item."""
+    return [value] if isinstance(value, str) else value
+
+
 class Source(Section):
     """A source of rows: exactly one of `path`, `hub` and `run`."""
 
@@ -61,6 +66,18 @@ class Source(Section):
         [],
         description="columns, or keys of messages, that may be skipped although their names suggest that they belong "
         "to the prompt or the completion, such as input or system",
+    )
+    only: dict[
+        str, Annotated[list[str], BeforeValidator(_wrap_single_value, json_schema_input_type=str | list[str])]
+    ] = Field(
+        {},
+        description="rows are used only if each of these columns has one of the given values, such as {source: human}; "
+        "a column with a list, if one of its items is a given value",
+    )
+    half_life_days: PositiveFloat | None = Field(
+        None,
+        description="of rows to train on that are this much older than the newest one, by the column judged, half are "
+        "used; null: rows of any age are used alike",
     )
     weight: PositiveFloat | None = Field(
         None, description="relative weight in a mixture; if no source has a weight, all rows of all sources are used"
