@@ -223,7 +223,8 @@ def print_lineage(console: Console, entry: RunEntry, ancestors: Sequence[Ancesto
     for ancestor in ancestors:
         indent = "    " * ancestor.depth
         removed = "  (removed)" if ancestor.missing else ""
-        line = f"{indent}  {ancestor.role:<16} {ancestor.name}  {ancestor.content[:12]}{removed}"
+        detail = f"  ({ancestor.detail})" if ancestor.detail else ""
+        line = f"{indent}  {ancestor.role:<16} {ancestor.name}  {ancestor.content[:12]}{removed}{detail}"
         console.print(line, markup=False, soft_wrap=True)
 
 

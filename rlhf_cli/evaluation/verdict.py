@@ -79,9 +79,22 @@ def decide(metrics: Mapping[str, float], models: Models) -> Verdict:
     headline = HEADLINES[outcome].format(candidate=models.candidate, baseline=models.baseline or "a baseline")
     evidence = [*_preferences(metrics, models), *_function_changes(metrics, models, scores)]
     evidence += [f"worse in {', '.join(_regression(name, metrics) for name in regressions)}"] if regressions else []
+    evidence += _accuracy_beside_people(metrics, models)
     text = headline + (f": {'; '.join(evidence)}" if evidence else "") + "."
     warnings = [*_optimized_warnings(models, scores, independent), *warnings_of(metrics)]
     return Verdict(outcome, headline, text, regressions, warnings)
+
+
+def _accuracy_beside_people(metrics: Mapping[str, float], models: Models) -> list[str]:
+    """Return the reward model's accuracy with that of a person, in a list that is empty if either is not known."""
+    if models.reward is None or not {"reward.accuracy", "reward.ceiling"} <= metrics.keys():
+        return []
+    own, people = (
+        "{:.0f}% [{:.0f}, {:.0f}]".format(*(100 * metrics[name + suffix] for suffix in ("", LOW, HIGH)))
+        for name in ("reward.accuracy", "reward.ceiling")
+    )
+    count = format_count(int(metrics["reward.accuracy" + COUNT_SUFFIX]), "held-out pair")
+    return [f"the reward model {models.reward} is right on {own} of {count}, and a person on {people}"]
 
 
 def _scores(metrics: Mapping[str, float], models: Models) -> dict[str, Outcome]:

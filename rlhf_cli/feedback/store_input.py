@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_cli.errors import RecipeError
+from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.feedback.types import Snapshot
 from rlhf_cli.recipe.schema import Recipe
 
@@ -23,6 +23,17 @@ class StoreContent(NamedTuple):
     location: str
     snapshot: Snapshot
     digest: str
+
+
+def check_judgments(snapshot: Snapshot | None) -> None:
+    """Raise DataError, with the next step, if a store has no judgments. None stands for a store that does not exist."""
+    if snapshot is not None and snapshot.judgments:
+        return
+    hint = "Run `rlhf annotate serve`, and export when people have judged."
+    if snapshot is None or not snapshot.items:
+        hint = "Add items with `rlhf annotate import`, and let people judge them with `rlhf annotate serve`."
+    message = "no judgments in the store; expected at least one."
+    raise DataError("feedback.no-judgments", message, location="feedback.store", hint=hint)
 
 
 def read_store(recipe: Recipe) -> StoreContent | None:

@@ -126,6 +126,9 @@ def _lineage(runs: Sequence[RunEntry], model_run: Path) -> str:
     note = f"The model is the checkpoint {model_run.name} of the last of these runs.\n\n"
     table = markdown_table(("stage", "run", "seed", "SHA-256 of its manifest"), rows)
     text = f"## Lineage\n\n{note if is_checkpoint(model_run) else ''}{table}"
+    judged = [f"{lineage.name_of(run)}: {found}." for run in runs if (found := lineage.describe_feedback(run))]
+    if judged:
+        text += f"\n\nPreferences of people: {' '.join(judged)}"
     inputs = sorted({row for run in runs for row in _outside_inputs(run)})
     if not inputs:
         return text

@@ -15,6 +15,7 @@ from rlhf_cli.data import held_out, sources
 from rlhf_cli.data.row_policy import RowPolicy
 from rlhf_cli.errors import DataError, ErrorCollector, Issue, RecipeError
 from rlhf_cli.evaluation import gates, metrics
+from rlhf_cli.feedback.store_input import check_judgments, read_store
 from rlhf_cli.models import hub
 from rlhf_cli.models.architectures import read_context_limit
 from rlhf_cli.pipeline.feedback_files import check_feedback_files
@@ -67,6 +68,8 @@ def check(
     """
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
     check_trackers(recipe, stages)
+    if not smoke:
+        check_store(recipe, stages)
     check_feedback_files(recipe)
     counts = check_rows(recipe, stages, smoke=smoke)
     check_arguments(recipe, stages)
@@ -157,6 +160,17 @@ def _check_quantization(recipe: Recipe, source: str) -> None:
         from rlhf_cli.models.loading import check_quantization  # imports torch
 
         check_quantization(recipe.base, source)
+
+
+def check_store(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Check that the store has judgments if a stage reads them: no stage of a chain makes any.
+
+    Raises:
+        DataError: It has none.
+    """
+    if any(STAGES[stage].reads_store for stage in stages):
+        content = read_store(recipe)
+        check_judgments(None if content is None else content.snapshot)
 
 
 def check_trackers(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_cli.errors import DiskError, Issue, ModelError, RecipeError
+from rlhf_cli.formatting import format_count
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints, read_checkpoint_manifest
 from rlhf_cli.runs.layout import RunEntry
@@ -41,6 +42,7 @@ class Ancestor(NamedTuple):
         name: `name/stage@version` of a run; else as written in the recipe.
         content: SHA-256 or commit; empty if it was not known.
         missing: Whether it was a run that does not exist any more.
+        detail: Who judged the rows of a feedback run, and by which guideline; else empty.
     """
 
     depth: int
@@ -48,6 +50,7 @@ class Ancestor(NamedTuple):
     name: str
     content: str
     missing: bool
+    detail: str = ""
 
 
 def name_of(entry: RunEntry) -> str:
@@ -94,8 +97,20 @@ def ancestors(entry: RunEntry, depth: int = 0) -> Iterator[Ancestor]:
             yield Ancestor(depth, item["role"], str(item["ref"]), content, missing=False)
             continue
         parent = layout.read_entry(Path(item["path"]))
-        yield Ancestor(depth, item["role"], name_of(parent), content, missing=parent.manifest is None)
+        detail = describe_feedback(parent)
+        yield Ancestor(depth, item["role"], name_of(parent), content, missing=parent.manifest is None, detail=detail)
         yield from ancestors(parent, depth + 1)
+
+
+def describe_feedback(entry: RunEntry) -> str:
+    """Return how many annotators judged the rows of a feedback run, and by which guideline; "" for other runs."""
+    facts = (entry.manifest or {}).get("feedback")
+    if facts is None:
+        return ""
+    guidelines = [
+        f"guideline {sha[:12]} ({format_count(count, 'judgment')})" for sha, count in facts["guidelines"].items()
+    ]
+    return ", ".join([format_count(facts["annotators"], "annotator"), *(guidelines or ["no guideline"])])
 
 
 def ancestor_runs(entry: RunEntry) -> list[RunEntry]:

@@ -17,6 +17,7 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.feedback import data_card, dataset
 from rlhf_cli.feedback.blind import without_evaluations
 from rlhf_cli.feedback.dataset import Dataset, Row
+from rlhf_cli.feedback.store_input import check_judgments
 from rlhf_cli.feedback.types import Snapshot
 from rlhf_cli.pipeline.resolve import ResolvedStage
 from rlhf_cli.recipe.schema import Recipe
@@ -64,23 +65,13 @@ def _build(stage: ResolvedStage) -> tuple[Dataset, Snapshot]:
     snapshot = without_evaluations(stage.snapshot or NO_SNAPSHOT)
     if stage.smoke and not any(judgment.answer.tiers for judgment in snapshot.judgments):
         return Dataset({"train": _random_pairs(stage.recipe)}, {}), NO_SNAPSHOT
-    if not snapshot.judgments:
-        raise no_judgments_error(snapshot)
+    check_judgments(stage.snapshot)
     if "ai" in stage.section.sources:
         check_export(snapshot, stage.recipe)
     found = dataset.build(snapshot, stage.section)
     if not found.splits.get("train"):
         raise _no_pairs_error(found.counts)
     return found, snapshot
-
-
-def no_judgments_error(snapshot: Snapshot) -> DataError:
-    """Return the error of a store without judgments, which says what comes next."""
-    message = "no judgments in the store; expected at least one."
-    hint = "Run `rlhf annotate serve`, and export when people have judged."
-    if not snapshot.items:
-        hint = "Add items with `rlhf annotate import`, and let people judge them with `rlhf annotate serve`."
-    return DataError("feedback.no-judgments", message, location="feedback.store", hint=hint)
 
 
 def _no_pairs_error(counts: Mapping[str, int]) -> DataError:

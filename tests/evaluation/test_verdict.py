@@ -42,6 +42,15 @@ def test_outcome_follows_interval_of_win_rate(wins: float, outcome: str, start: 
     assert not verdict.warnings
 
 
+def test_accuracy_of_reward_model_is_shown_beside_that_of_a_person() -> None:
+    metrics = win_rate(35.5, 52)
+    for name, found in (("reward.accuracy", wilson(70, 100)), ("reward.ceiling", wilson(160, 200))):
+        metrics |= {name: found.value, f"{name}.low": found.low, f"{name}.high": found.high, f"{name}.n": found.n}
+    text = decide(metrics, models()).text
+    own = "the reward model reward@v0001 is right on 70% [60, 78] of 100 held-out pairs"
+    assert text.endswith(f"{own}, and a person on 80% [74, 85].")
+
+
 def test_optimized_reward_model_is_named_as_such_with_a_warning() -> None:
     verdict = decide(win_rate(35.5, 52), models(optimized=("reward@v0001",)))
     assert verdict.text == (

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf_cli.errors import DataError
+from rlhf_cli.pipeline import preflight
 from rlhf_cli.pipeline.dry_run import preview
-from rlhf_cli.runs import layout
+from rlhf_cli.pipeline.runner import run_chain
+from rlhf_cli.recipe.validation import named_stages
+from rlhf_cli.runs import layout, lineage
 from rlhf_cli.runs.manifest import read_manifest
 from tests.support.feedback_project import FeedbackProject, make_judgments, read_rows
 from tests.support.issues import raises_issue
@@ -99,3 +104,84 @@ def test_smoke_run_without_store_uses_random_pairs_that_say_so(feedback_project:
     assert exported.manifest is not None
     assert exported.manifest["smoke"] is True
     assert result.manifest["smoke"] is True
+
+
+def test_check_reports_an_empty_store_before_any_stage_runs(feedback_project: FeedbackProject) -> None:
+    recipe = feedback_project.load(stages=["feedback", "reward"])
+    with raises_issue("feedback.no-judgments", error=DataError, location="feedback.store"):
+        preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir)
+    preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir, smoke=True)
+
+
+def test_chain_exports_before_it_trains_and_skips_both_again(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(40))
+    recipe = feedback_project.load()
+    stages = named_stages(recipe)
+    assert stages == ["feedback", "reward"]
+    preflight.check(recipe, stages, feedback_project.runs_dir)
+
+    def run() -> list[bool]:
+        results = run_chain(recipe, stages, feedback_project.runs_dir, smoke=False, reporter=feedback_project.reporter)
+        return [result.skipped for result in results]
+
+    assert run() == [False, False]
+    assert run() == [True, True]
+    feedback_project.record(make_judgments(1, ["Cem"]))
+    assert run() == [False, False]
+
+
+def test_earlier_versions_are_mixed_by_weight(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(40))
+    feedback_project.run("feedback")
+    feedback_project.record(make_judgments(60))
+    feedback_project.run("feedback")
+    mixture = "data.preferences=[{run: feedback@latest, weight: 3}, {run: feedback@v0001, weight: 1}]"
+    result = feedback_project.run("reward", mixture)
+    versions = [item["version"] for item in result.manifest["inputs"] if item["role"] == "data.preferences"]
+    assert versions == ["v0002", "v0001"]
+
+
+def test_lineage_names_annotators_and_guideline(feedback_project: FeedbackProject) -> None:
+    guideline = "Prefer short replies."
+    sha = hashlib.sha256(guideline.encode()).hexdigest()
+    with feedback_project.store() as store:
+        assert store.set_guideline(guideline) == sha
+    feedback_project.record(replace(judgment, guideline=sha) for judgment in make_judgments(20))
+    feedback_project.run("feedback")
+    run = layout.read_entry(feedback_project.run("reward").path)
+    (exported,) = [one for one in lineage.ancestors(run) if one.role == "data.preferences"]
+    assert exported.detail == f"2 annotators, guideline {sha[:12]} (40 judgments)"
+    assert [one.role for one in lineage.ancestors(run) if one.depth == 1] == ["store"]
+    card = (feedback_project.runs_dir / "team/feedback/v0001/data/README.md").read_text()
+    assert f"| `{sha}` | 40 |" in card
+    assert "Ann" not in card.replace("Annotators", "")
+
+
+def test_export_leaks_no_name_of_an_annotator(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(20, ["Zebulon Quist", "Xanthippe"], extra={"author": "Zebulon Quist"}))
+    run = feedback_project.run("feedback").path
+    text = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
+    assert b"Zebulon" not in text
+    assert b"Xanthippe" not in text
+
+
+def test_slices_and_held_out_annotators_reach_the_reward_model_s_evaluation(
+    feedback_project: FeedbackProject,
+) -> None:
+    feedback_project.record(make_judgments(120, ["Ann", "Bob", "Cem"], language="en"))
+    overrides = ("feedback.held_out_annotators=0.3", "feedback.eval_fraction=0.5")
+    run = feedback_project.run("feedback", *overrides).path
+    metrics = feedback_project.run("reward").manifest["metrics"]
+    labels, votes = read_rows(run, "test"), read_rows(run, "annotators")
+    assert metrics["reward.accuracy.n"] == metrics["reward.accuracy.language.en.n"] == len(labels) > 30
+    assert metrics["reward.accuracy.held_out_annotators.n"] == len(votes) > 0
+    assert metrics["reward.ceiling"] == 1
+    evaluation = ("eval.candidate=base", "eval.baseline=null", "eval.reward=reward")
+    gate = "eval.gates=[{metric: reward.accuracy.language.en, min: 0}]"
+    evaluated = feedback_project.run("eval", *evaluation, gate).manifest
+    assert [one["passed"] for one in evaluated["gates"]] == [True]
+    for name in ("reward.accuracy", "reward.accuracy.held_out_annotators", "reward.ceiling"):
+        assert evaluated["metrics"][name] == metrics[name]
+    assert "a person on 100%" in evaluated["verdict"]["text"]
+    with raises_issue("eval.unknown-metric", location="eval.gates.0.metric"):  # too few rows for a slice
+        feedback_project.run("eval", *evaluation, gate, "eval.samples=20")
