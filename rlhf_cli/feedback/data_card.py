@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_cli.evaluation.statistics import Interval
+from rlhf_cli.evaluation.metrics import MetricRow, metric_rows
 from rlhf_cli.feedback.dataset import Dataset, held_out_annotators
 from rlhf_cli.feedback.label_agreement import label_agreement
-from rlhf_cli.feedback.quality.votes import first_judgments
+from rlhf_cli.feedback.quality.report import PREFIX, measure_quality
+from rlhf_cli.feedback.quality.votes import PEOPLE, first_judgments
 from rlhf_cli.feedback.types import Judgment, Snapshot
 from rlhf_cli.formatting import format_metric, markdown_table
 from rlhf_cli.recipe.schema import Feedback
 
-COUNT_METRICS = ("feedback.pairs", "feedback.ties", "feedback.judgments", "feedback.items", "feedback.annotators")
+ANNOTATOR_PREFIX = f"{PREFIX}annotator."  # of the metrics of one annotator, which the report of `qc` shows
+PREVIEWED = ("feedback.annotators", "feedback.agreement", "feedback.alpha", "feedback.label_agreement")
 OPTIONS = ("aggregate", "pairs", "sources", "min_votes", "eval_fraction", "held_out_annotators")
 COLUMNS = (
     ("`prompt`, `chosen`, `rejected`", "the prompt, the better and the worse completion"),
@@ -33,21 +35,20 @@ COLUMNS = (
 
 
 def metrics_of(found: Dataset, snapshot: Snapshot, settings: Feedback) -> dict[str, float]:
-    """Return the metrics of the registry's group `feedback`."""
-    votes = _votes(snapshot, settings)
-    metrics = {
-        "feedback.pairs": len(found.rows),
-        "feedback.ties": found.counts.get("ties", 0) + found.counts.get("undecided pairs", 0),
-        "feedback.judgments": len(votes),
-        "feedback.items": len({judgment.item_id for judgment in votes}),
-        "feedback.annotators": len({judgment.annotator_id for judgment in votes}),
+    """Return the numbers of pairs, and the quality of the people's judgments as `rlhf annotate qc` measures it."""
+    values = {
+        "feedback.pairs": float(len(found.rows)),
+        "feedback.ties": float(found.counts.get("ties", 0) + found.counts.get("undecided pairs", 0)),
     }
-    values = {name: float(number) for name, number in metrics.items()}
-    intervals = {"label_agreement": label_agreement(snapshot)}
-    for name, interval in intervals.items():
-        if isinstance(interval, Interval):
-            ends = {"": interval.value, ".low": interval.low, ".high": interval.high, ".n": float(interval.n)}
-            values |= {f"feedback.{name}{suffix}": value for suffix, value in ends.items()}
+    if not _votes(snapshot, settings):
+        return values
+    sources = PEOPLE if "human" in settings.sources else settings.sources
+    quality = measure_quality(snapshot, sources=sources, overlap=settings.overlap).metrics()
+    values |= {name: value for name, value in quality.items() if not name.startswith(ANNOTATOR_PREFIX)}
+    interval = label_agreement(snapshot, sources=sources)
+    if interval is not None:
+        ends = {"": interval.value, ".low": interval.low, ".high": interval.high, ".n": float(interval.n)}
+        values |= {f"feedback.label_agreement{suffix}": value for suffix, value in ends.items()}
     return values
 
 
@@ -76,9 +77,7 @@ def format_card(
         _introduction(snapshot, smoke=smoke and not snapshot.judgments),
         markdown_table(("split", "pairs"), rows),
         "## Quality",
-        markdown_table(
-            ("metric", "value"), [(f"`{key}`", format_metric(key, value)) for key, value in metrics.items()]
-        ),
+        markdown_table(("metric", "value", "95% interval", "n"), [_metric_row(row) for row in metric_rows(metrics)]),
         "## Filters",
         markdown_table(("setting", "value"), [(f"`{key}`", f"`{value}`") for key, value in _options(settings).items()]),
         markdown_table(("count", "number"), [(key, f"{value:,}") for key, value in found.counts.items()]),
@@ -88,6 +87,11 @@ def format_card(
         markdown_table(("column", "meaning"), COLUMNS),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _metric_row(row: MetricRow) -> tuple[str, ...]:
+    value, low, high, n = (format_metric(row.name, number) for number in (row.value, row.low, row.high, row.n))
+    return f"`{row.name}`", value, "" if row.low is None else f"{low} to {high}", "" if row.n is None else n
 
 
 def _introduction(snapshot: Snapshot, *, smoke: bool) -> str:

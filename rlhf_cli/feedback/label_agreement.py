@@ -6,8 +6,18 @@ from collections.abc import Collection
 
 import numpy as np
 
-from rlhf_cli.evaluation.statistics import Interval, wilson
-from rlhf_cli.feedback.quality.votes import FIRST, PEOPLE, SECOND, TIE, count_labels, count_votes, first_judgments
+from rlhf_cli.evaluation.statistics import Interval
+from rlhf_cli.feedback.quality import coefficients
+from rlhf_cli.feedback.quality.votes import (
+    FIRST,
+    PEOPLE,
+    SECOND,
+    TIE,
+    FloatArray,
+    count_labels,
+    count_votes,
+    first_judgments,
+)
 from rlhf_cli.feedback.types import Snapshot, Source
 
 
@@ -15,8 +25,8 @@ def label_agreement(snapshot: Snapshot, *, sources: Collection[Source] = PEOPLE)
     """Return how often a vote agrees with the majority of the other votes on its pair; `n` counts votes.
 
     A tied vote is half right. A vote whose others are tied, or that is the only one, is not compared: a person is
-    measured as a reward model is, on pairs that have a label, without a say in it. Wilson interval.
-    None if no vote can be compared.
+    measured as a reward model is, on pairs that have a label, without a say in it. The interval is a bootstrap over
+    items. None if no vote can be compared.
     """
     votes = count_votes(first_judgments(snapshot, sources=sources))
     counts = count_labels(votes)  # (P, LABELS)
@@ -31,4 +41,10 @@ def label_agreement(snapshot: Snapshot, *, sources: Collection[Source] = PEOPLE)
             terms[is_label] += counts[is_label, label, None] * [share, 1.0]
     if not terms[:, 1].any():
         return None
-    return wilson(float(terms[:, 0].sum()), int(terms[:, 1].sum()))
+
+    def compute(sums: FloatArray) -> list[FloatArray]:
+        with np.errstate(invalid="ignore"):
+            return [sums[..., 0] / sums[..., 1]]
+
+    (found,) = coefficients.bootstrap(terms, votes.pairs[:, 0], compute, seed=0)
+    return None if found is None else found._replace(n=int(terms[:, 1].sum()))

@@ -37,7 +37,7 @@ def preview(stage: ResolvedStage) -> dict[str, Any]:
     metrics = data_card.metrics_of(found, snapshot, stage.section)
     facts: dict[str, Any] = {name: number for name, number in found.counts.items() if number}
     facts = {**facts, **{f"rows {name}": len(rows) for name, rows in found.splits.items()}}
-    facts |= {name: round(value, 4) for name, value in metrics.items() if name not in data_card.COUNT_METRICS}
+    facts |= {name: round(metrics[name], 4) for name in data_card.PREVIEWED if name in metrics}
     return {"facts": facts, "example": json.dumps(found.rows[0], ensure_ascii=False, indent=2)}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.errors import DataError
+from rlhf_cli.evaluation.metrics import find_metric
 from rlhf_cli.pipeline import preflight
 from rlhf_cli.pipeline.dry_run import preview
 from rlhf_cli.pipeline.runner import run_chain
@@ -185,3 +186,14 @@ def test_slices_and_held_out_annotators_reach_the_reward_model_s_evaluation(
     assert "a person on 100%" in evaluated["verdict"]["text"]
     with raises_issue("eval.unknown-metric", location="eval.gates.0.metric"):  # too few rows for a slice
         feedback_project.run("eval", *evaluation, gate, "eval.samples=20")
+
+
+def test_metrics_of_export_are_described_and_those_of_qc(feedback_project: FeedbackProject) -> None:
+    feedback_project.record(make_judgments(40))
+    metrics = feedback_project.run("feedback").manifest["metrics"]
+    assert [name for name in metrics if find_metric(name) is None] == []
+    assert (metrics["feedback.pairs"], metrics["feedback.ties"], metrics["feedback.annotators"]) == (40, 0, 2)
+    assert (metrics["feedback.agreement"], metrics["feedback.label_agreement"]) == (1, 1)
+    assert not [name for name in metrics if name.startswith("feedback.annotator.")]
+    card = (feedback_project.runs_dir / "team/feedback/v0001/data/README.md").read_text()
+    assert "| `feedback.agreement` | 1 | 1 to 1 | 40 |" in card
