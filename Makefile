@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Tests of one file share its session fixtures; tests/conftest.py decides the order of the files.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup lint docs docs-check test test-all demo bench clean
+.PHONY: help setup lint docs docs-check screenshots test test-all demo bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-all  run everything, slow tests included, and report coverage"
 	@echo "make lint      run formatter, linter and types"
 	@echo "make docs      regenerate the reference pages and build the documentation into site/"
+	@echo "make screenshots  take the pictures of docs/annotation.md with chromium"
 	@echo "make bench     run the benchmarks against other tools and print a table"
 	@echo "make clean     remove the virtual environment and caches; runs are kept"
 
@@ -40,6 +41,9 @@ docs: $(READY)
 docs-check: $(READY)
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+screenshots: $(READY)
+	$(BIN)/python docs/screenshots.py
 
 test: lint docs-check
 	$(PYTEST) -m "not slow"

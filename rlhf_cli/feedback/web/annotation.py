@@ -150,6 +150,16 @@ def _outcome(
         annotator,
         feedback=feedback,
         expected=format_tiers(feedback.tiers, assignment.order),
-        given=format_tiers(given.tiers, assignment.order) or "skipped",
+        given=_format_given(given, assignment),
         explanation=render(feedback.explanation) if feedback.explanation else "",
     )
+
+
+def _format_given(given: Answer, assignment: Assignment) -> str:
+    """Return an answer as text. The middle tier of `best-worst` was not compared, so it is not shown as tied."""
+    if not given.tiers:
+        return "skipped"
+    if assignment.task == "best-worst" and len(given.tiers) > 1:
+        best, worst = format_tiers(given.tiers[:1], assignment.order), format_tiers(given.tiers[-1:], assignment.order)
+        return f"{best} best, {worst} worst"
+    return format_tiers(given.tiers, assignment.order)

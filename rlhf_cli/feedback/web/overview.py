@@ -10,7 +10,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from rlhf_cli.feedback.store import DisputedItem, NotFoundError
 from rlhf_cli.feedback.types import Annotator, Item, Judgment
-from rlhf_cli.feedback.web.figures import annotator_rows
 from rlhf_cli.feedback.web.items import (
     MAX_TEXT,
     InvalidAnswerError,
@@ -29,14 +28,8 @@ EXCERPT = 160  # characters of a prompt in the list
 def overview(request: Request, annotator: Annotator, _values: Any) -> Response:
     """Return the overview: progress, agreement over time, and annotators."""
     site = site_of(request)
-    status = site.store.status()
-    values = {
-        "status": status,
-        "agreement": None,
-        "chart": None,
-        "annotators": annotator_rows(status),
-    }
-    return HTMLResponse(site.render("overview.html", request, annotator, **values))
+    status, figures = site.overview.measure(site.store)
+    return HTMLResponse(site.render("overview.html", request, annotator, status=status, **figures._asdict()))
 
 
 def disagreements(request: Request, annotator: Annotator, _values: Any) -> Response:

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 
 from rlhf_cli.feedback.store import Store
 from rlhf_cli.feedback.types import Annotator, Role
+from rlhf_cli.feedback.web.figures import Overview, format_pace
 from rlhf_cli.feedback.web.markdown import direction
 from rlhf_cli.feedback.web.security import MAX_BODY, SAFE_METHODS, SESSION_COOKIE, AttemptLimit, csrf_token
 
@@ -38,11 +39,13 @@ class Site:
         store: The store of the project.
         project: Name of the project.
         attempts: Limits log-ins.
+        overview: The metrics of the owner's overview.
     """
 
     store: Store
     project: str
     attempts: AttemptLimit = with_default(default_factory=AttemptLimit)
+    overview: Overview = with_default(default_factory=Overview)
 
     def annotator(self, request: Request) -> Annotator | None:
         """Return who is logged in, or None if nobody is."""
@@ -123,11 +126,6 @@ def static_url(name: str) -> str:
     """Return the address of a static file. It changes with the content, so that browsers can keep the file."""
     digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
     return f"/static/{name}?v={digest}"
-
-
-def format_pace(seconds: float) -> str:
-    """Return a time per item, such as 24 s or 1.5 min."""
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
 @functools.cache

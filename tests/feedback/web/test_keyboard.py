@@ -207,7 +207,7 @@ def test_keys_turned_off_do_nothing_until_turned_on(person: Person) -> None:
 
 def test_setting_to_wait_submits_only_by_enter(person: Person) -> None:
     person.press("?")
-    person.page.get_by_label("Always wait for").check()
+    person.page.get_by_label("Never submit by itself").check()
     person.press("Escape", "1", "2", "3", "4")
     expect(person.page.locator("#status")).to_have_text("Complete. Submit it, or change it.")
     with person.until_next():
