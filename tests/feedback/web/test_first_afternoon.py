@@ -104,7 +104,7 @@ def test_first_afternoon_by_the_commands_of_the_documentation(tmp_path: Path, ch
                 tokens.append(result["link"].partition("#")[2])
     assert len(tokens) == 2
     run = folder / "runs" / "team" / "eval" / "v0001"
-    assert (run / "report.html").exists()
+    assert (run / "report.md").exists()
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     assert [gate["metric"] for gate in manifest["gates"]] == ["win_rate"]
     exported = json.loads((folder / "runs/team/feedback/v0001/manifest.json").read_text(encoding="utf-8"))
