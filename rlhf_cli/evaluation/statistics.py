@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 CONFIDENCE_LEVEL = 0.95
@@ -47,10 +48,8 @@ def wilson(successes: float, n: int) -> Interval:
             interval is slightly too wide.
         n: Number of items, at least 1.
     """
-    from scipy import stats
-
     assert 0 <= successes <= n > 0, f"{successes} of {n}"
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE_LEVEL / 2))
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE_LEVEL / 2)
     share = successes / n
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)

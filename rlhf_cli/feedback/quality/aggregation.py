@@ -161,6 +161,7 @@ def _gold_pairs(snapshot: Snapshot) -> dict[Pair, int]:
     return {
         (item.id, first, second): outcome + 1
         for item in snapshot.items
+        if item.answer
         for first, second, outcome in comparisons(item.answer, "rank")
     }
 

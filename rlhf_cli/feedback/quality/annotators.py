@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
 import numpy as np
@@ -15,7 +16,17 @@ from rlhf_cli.evaluation.statistics import Interval, wilson
 from rlhf_cli.feedback.quality.aggregation import UNKNOWN, known_labels
 from rlhf_cli.feedback.quality.agreement import CONSTANT, Estimate, Undefined
 from rlhf_cli.feedback.quality.dawid_skene import DawidSkene
-from rlhf_cli.feedback.quality.votes import FIRST, LABELS, SECOND, TIE, FloatArray, IntArray, Votes, count_labels
+from rlhf_cli.feedback.quality.votes import (
+    FIRST,
+    LABELS,
+    SECOND,
+    TIE,
+    FloatArray,
+    IntArray,
+    Votes,
+    count_labels,
+    unique_rows,
+)
 from rlhf_cli.feedback.types import FLAGS, Comparison, Item, Judgment, Snapshot, comparisons
 
 MIN_SKILL_PAIRS = 10  # pairs with another vote or a known label, below which a skill is mostly the prior
@@ -69,24 +80,31 @@ class Trials:
     success: FloatArray
     reason: str
 
+    @cached_property
+    def cells(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        """Annotator, index of the item, sum of successes and number of trials, for each annotator and item."""
+        cells, cell = unique_rows(np.stack([self.annotator, self.item], -1))
+        _, item = np.unique(cells[:, 1], return_inverse=True)
+        success, trials = np.bincount(cell, self.success, len(cells)), np.bincount(cell, minlength=len(cells))
+        return cells[:, 0], item, success.astype(np.float64), trials.astype(np.float64)
+
     def share(self, annotator: int | None = None, *, others: bool = False) -> Estimate:
         """Return the fraction of successes of one annotator, of all others, or of all, with a Wilson interval.
 
         The number of trials in the interval is divided by the design effect of trials on the same item (Kish 1965),
         so that the six pairs of one ranking do not count as six independent observations.
         """
-        is_own = self.annotator == annotator
-        mask = np.ones_like(is_own) if annotator is None else ~is_own if others else is_own
-        success = self.success[mask]
-        n = success.size
+        owner, item, success, trials = self.cells
+        mask = np.ones(len(owner), dtype=bool) if annotator is None else (owner == annotator) != others
+        success, trials = (np.bincount(item[mask], of_cell[mask]).astype(np.float64) for of_cell in (success, trials))
+        n, items = round(trials.sum()), int((trials > 0).sum())
         if n == 0:
             return Undefined(self.reason)
-        _, cluster = np.unique(self.item[mask], return_inverse=True)
-        share = float(success.mean())
-        effective = int(cluster.max()) + 1
+        share = float(success.sum() / n)
+        effective = items
         if 0 < share < 1:
-            residuals = np.bincount(cluster, success - share)
-            effective = round(n / max(1.0, float((residuals**2).sum()) / (n * share * (1 - share))))
+            variance = float(((success - share * trials) ** 2).sum()) / (n * share * (1 - share))
+            effective = round(n / max(1.0, variance))
         interval = wilson(share * effective, effective)
         return Interval(share, interval.low, interval.high, n)
 
@@ -185,19 +203,20 @@ def _skills(snapshot: Snapshot, votes: Votes, fitted: DawidSkene | None) -> dict
     """Return the probability that an annotator's next label is right, by the model of Dawid and Skene."""
     if fitted is None:
         return {}
-    people = np.unique(votes.annotator)
+    people, person = np.unique(votes.annotator, return_inverse=True)
     is_known = known_labels(snapshot, votes) != UNKNOWN
     is_comparable = is_known | (count_labels(votes).sum(1) > 1)
+    known, comparable = (np.bincount(person, mask[votes.pair]).tolist() for mask in (is_known, is_comparable))
+    is_constant = len(np.unique(votes.label)) == 1
     found: dict[int, float | Undefined] = {}
-    for person, skill in zip(people.tolist(), fitted.skill.tolist(), strict=True):
-        own = votes.pair[votes.annotator == person]
-        found[person] = skill
-        if len(np.unique(votes.label)) == 1:
-            found[person] = CONSTANT
-        elif len(people) < MIN_SKILL_ANNOTATORS and is_known[own].sum() < MIN_SKILL_PAIRS:
-            found[person] = Undefined(f"it needs {MIN_SKILL_ANNOTATORS} annotators, or gold items")
-        elif is_comparable[own].sum() < MIN_SKILL_PAIRS:
-            found[person] = Undefined(f"fewer than {MIN_SKILL_PAIRS} of the pairs can be compared with others")
+    for index, (number, skill) in enumerate(zip(people.tolist(), fitted.skill.tolist(), strict=True)):
+        found[number] = skill
+        if is_constant:
+            found[number] = CONSTANT
+        elif len(people) < MIN_SKILL_ANNOTATORS and known[index] < MIN_SKILL_PAIRS:
+            found[number] = Undefined(f"it needs {MIN_SKILL_ANNOTATORS} annotators, or gold items")
+        elif comparable[index] < MIN_SKILL_PAIRS:
+            found[number] = Undefined(f"fewer than {MIN_SKILL_PAIRS} of the pairs can be compared with others")
     return found
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
+from rlhf_cli.feedback.quality.votes import FloatArray
+
 T = TypeVar("T", bound=Hashable)
 
 STEPS = 1000
@@ -40,20 +42,29 @@ def fit_strengths(results: Iterable[tuple[T, T, int]], *, pseudo_ties: float = 0
     for a, b, share in cells:
         wins[a, b] += share
         wins[b, a] += 1 - share
-    games = wins + wins.T
-    wins += pseudo_ties / 2 * (games > 0)
+    strengths = strengths_of(wins + pseudo_ties / 2 * (wins + wins.T > 0))
+    return None if strengths is None else dict(zip(index, strengths.tolist(), strict=True))
+
+
+def strengths_of(wins: FloatArray) -> FloatArray | None:
+    """Return the most likely strengths, with geometric mean 1, or None if they are not defined.
+
+    Args:
+        wins: How often each player won against each other one. Shape: (N, N)
+    """
     if connected_components(wins > 0, connection="strong")[0] != 1:
         return None
     games = wins + wins.T
-    strength = np.zeros(len(index))  # logarithms until the end
+    strength = np.zeros(len(wins))  # logarithms until the end
     for _ in range(STEPS):
         expected = expit(strength[:, None] - strength)  # (N, N)
         gradient = (wins - games * expected).sum(1)
         information = games * expected * (1 - expected)
         # The likelihood does not change along the vector of ones, so that direction is fixed by adding a constant.
-        curvature = np.diag(information.sum(1)) - information + 1 / len(index)
+        curvature = np.diag(information.sum(1)) - information + 1 / len(wins)
         step = np.linalg.solve(curvature, gradient)
         strength += step * min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), TOLERANCE))
         if np.abs(step).max() < TOLERANCE:
             break
-    return dict(zip(index, np.exp(strength - strength.mean()).tolist(), strict=True))
+    strengths: FloatArray = np.exp(strength - strength.mean())
+    return strengths

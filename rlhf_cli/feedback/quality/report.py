@@ -21,8 +21,17 @@ from rlhf_cli.feedback.quality.annotators import (
     measure_annotators,
     measure_trials,
 )
-from rlhf_cli.feedback.quality.bradley_terry import fit_strengths
-from rlhf_cli.feedback.quality.votes import FIRST, PEOPLE, TIE, Votes, count_labels, count_votes, first_judgments
+from rlhf_cli.feedback.quality.bradley_terry import strengths_of
+from rlhf_cli.feedback.quality.votes import (
+    FIRST,
+    PEOPLE,
+    TIE,
+    FloatArray,
+    Votes,
+    count_labels,
+    count_votes,
+    first_judgments,
+)
 from rlhf_cli.feedback.quality.warnings import annotator_warnings, project_warnings
 from rlhf_cli.feedback.types import ItemKind, Judgment, Snapshot, Source
 from rlhf_cli.recipe.schema import Feedback
@@ -181,21 +190,23 @@ def _measure_slices(
 def _measure_models(snapshot: Snapshot, votes: Votes) -> list[ModelQuality]:
     """Return the models by strength, or by win rate if the strengths are not defined; none if there is only one."""
     source = {completion.id: completion.source for item in snapshot.items for completion in item.completions}
+    completions = np.array(sorted(source), dtype=np.int64)
+    names, model = np.unique([source[completion] for completion in completions.tolist()], return_inverse=True)
     counts = count_labels(votes)
     label, _ = most_probable(counts / np.maximum(counts.sum(1, keepdims=True), 1))
-    is_judged = counts.any(1)
-    pairs = ((source[a], source[b]) for _, a, b in votes.pairs[is_judged].tolist())
-    results = [
-        (first, second, outcome)
-        for (first, second), outcome in zip(pairs, (label[is_judged] - 1).tolist(), strict=True)
-        if first and second and first != second
-    ]
-    if not results:
+    first, second = (model[np.searchsorted(completions, votes.pairs[:, column])] for column in (1, 2))
+    is_match = counts.any(1) & (first != second) & (names[first] != "") & (names[second] != "")
+    if not is_match.any():
         return []
-    strengths = fit_strengths(results) or {}
-    wins: dict[str, list[float]] = {}
-    for first, second, outcome in results:
-        wins.setdefault(first, []).append((1 + outcome) / 2)
-        wins.setdefault(second, []).append((1 - outcome) / 2)
-    found = [ModelQuality(name, wilson(sum(won), len(won)), strengths.get(name)) for name, won in wins.items()]
+    share = label[is_match] / 2  # of a win, to the first
+    matches, mirrored = (a[is_match] * len(names) + b[is_match] for a, b in ((first, second), (second, first)))
+    cells = np.bincount(matches, share, len(names) ** 2) + np.bincount(mirrored, 1 - share, len(names) ** 2)
+    wins: FloatArray = cells.reshape(len(names), len(names)).astype(np.float64)
+    played = np.flatnonzero((wins + wins.T).any(1))
+    strengths = strengths_of(wins[np.ix_(played, played)])
+    found = []
+    for index, row in enumerate(played.tolist()):
+        won, lost = float(wins[row].sum()), float(wins[:, row].sum())
+        strength = None if strengths is None else float(strengths[index])
+        found.append(ModelQuality(str(names[row]), wilson(won, round(won + lost)), strength))
     return sorted(found, key=lambda model: (-(model.strength or 0), -model.win_rate.value, model.model))
