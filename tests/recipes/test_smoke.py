@@ -21,11 +21,13 @@ WORKED = [  # recipe, and the stages that run
     ("llama-3.1-8b-qlora", ["sft", "reward", "ppo"]),
     ("hh-rlhf", ["sft", "reward", "ppo"]),
     ("ultrafeedback", ["sft", "reward", "ppo"]),
+    ("ai-feedback", ["sft", "revise", "eval"]),
 ]
 ROWS = {
     "sft": ("sft",),
     "reward": ("preferences",),
     "ppo": ("prompts",),
+    "revise": ("prompts",),
     "eval": ("sft", "preferences", "prompts"),
     "export": ("prompts", "sft"),  # the exported model is compared on their prompts
 }

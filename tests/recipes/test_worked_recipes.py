@@ -13,7 +13,7 @@ from rlhf_cli.recipe.schema import Recipe, Source
 from tests.support.recipe_files import load_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-WORKED = ("hh-rlhf", "llama-3.1-8b-qlora", "qwen2.5-0.5b-qlora", "ultrafeedback")
+WORKED = ("ai-feedback", "hh-rlhf", "llama-3.1-8b-qlora", "qwen2.5-0.5b-qlora", "ultrafeedback")
 STAGES = ("sft", "reward", "ppo", "eval", "export")
 
 
