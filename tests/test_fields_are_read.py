@@ -45,6 +45,9 @@ TABLE_READS: Mapping[str, tuple[str, str]] = {
 UNREPORTED_READS: Mapping[Field, tuple[str, str]] = {
     # An argument of an overloaded function is not reported as deprecated.
     Field("Eval", "samples"): ("rlhf_cli/data/held_out.py", "min(recipe.eval.samples, len(rows))"),
+    # The sections of the stages that use all prompts have the type Any there.
+    Field("Sample", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
+    Field("Revise", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
     # The section of any stage with a trainer of TRL has the type Any there.
     Field("TrainerSection", "save_every"): ("rlhf_cli/training/supervised.py", "section.save_every"),
 }
