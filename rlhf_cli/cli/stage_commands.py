@@ -58,7 +58,7 @@ def stage_command(stage: str) -> Callable[..., None]:
             _finish(output, json_output.stage_object(result), result.failed_gates)
 
     if not STAGES[stage].evaluates:  # Typer reads the options of a command from its signature
-        signature = inspect.signature(command)
+        signature = inspect.signature(command, eval_str=True)  # Typer does not evaluate a replaced one
         parameters = [parameter for name, parameter in signature.parameters.items() if name != "blind"]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
