@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_cli.errors import ErrorCollector
-from rlhf_cli.feedback.formats.gold import read_gold
+from rlhf_cli.feedback.formats.gold import read_known_items
 from rlhf_cli.feedback.guideline import read_guideline
 from rlhf_cli.recipe.schema import Recipe
 
@@ -21,10 +21,6 @@ def check_feedback_files(recipe: Recipe) -> None:
     if settings.guideline is not None:
         with errors.collect():
             read_guideline(Path(settings.guideline))
-    if settings.gold is not None:
-        with errors.collect():
-            read_gold(Path(settings.gold.path), "gold")
-    if settings.qualification is not None:
-        with errors.collect():
-            read_gold(Path(settings.qualification.path), "qualification")
+    with errors.collect():
+        read_known_items(settings)
     errors.raise_all()

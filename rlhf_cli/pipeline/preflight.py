@@ -66,11 +66,11 @@ def check(
     Raises:
         RlhfError: With all issues of the first part that has any.
     """
+    check_feedback_files(recipe)
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
     check_trackers(recipe, stages)
     if not smoke:
         check_store(recipe, stages)
-    check_feedback_files(recipe)
     counts = check_rows(recipe, stages, smoke=smoke)
     check_arguments(recipe, stages)
     if not smoke:  # a smoke run has another base model and limits of its own

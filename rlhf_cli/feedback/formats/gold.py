@@ -8,11 +8,12 @@ from typing import Literal
 
 from rlhf_cli.data.issues import IssueCollector, RowError
 from rlhf_cli.data.readers import read_file
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import DataError, ErrorCollector
 from rlhf_cli.feedback.formats.format import RANKING_HINT, ParsedRow, with_extra
 from rlhf_cli.feedback.formats.rows import FORMAT, read_item
 from rlhf_cli.feedback.types import NewItem
 from rlhf_cli.formatting import format_path
+from rlhf_cli.recipe.schema import Feedback
 
 SUFFIX = ".jsonl"
 
@@ -54,6 +55,24 @@ def read_gold(path: Path, kind: Literal["gold", "qualification"]) -> list[NewIte
                 seen[key] += 1
                 items.append(with_extra(ParsedRow(item), FORMAT.other_columns(fields)).item)
     issues.raise_if_any()
+    return items
+
+
+def read_known_items(settings: Feedback) -> list[NewItem]:
+    """Return the gold items and the qualification test of a recipe.
+
+    Raises:
+        DataError: With all issues of both files.
+    """
+    items: list[NewItem] = []
+    errors = ErrorCollector()
+    if settings.gold is not None:
+        with errors.collect():
+            items += read_gold(Path(settings.gold.path), "gold")
+    if settings.qualification is not None:
+        with errors.collect():
+            items += read_gold(Path(settings.qualification.path), "qualification")
+    errors.raise_all()
     return items
 
 

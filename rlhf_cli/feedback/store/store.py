@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection
 
 from rlhf_cli.errors import RlhfError
-from rlhf_cli.feedback.formats.gold import read_gold
+from rlhf_cli.feedback.formats.gold import read_known_items
 from rlhf_cli.feedback.guideline import read_guideline
 from rlhf_cli.feedback.store import (
     adjudication,
@@ -291,8 +291,7 @@ def open_store(recipe: Recipe) -> Store:
     """
     settings = recipe.feedback
     guideline = None if settings.guideline is None else read_guideline(Path(settings.guideline))
-    known = [] if settings.gold is None else read_gold(Path(settings.gold.path), "gold")
-    known += [] if settings.qualification is None else read_gold(Path(settings.qualification.path), "qualification")
+    known = read_known_items(settings)
     store = Store(os.environ.get(URL_VARIABLE) or settings.store, recipe.name, settings)
     try:
         if guideline is not None:
