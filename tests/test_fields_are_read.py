@@ -39,17 +39,19 @@ TABLE_READS: Mapping[str, tuple[str, str]] = {
     "section": ("rlhf_cli/pipeline/references.py", "getattr(recipe, spec.section)"),
     "dataset": ("rlhf_cli/pipeline/inputs.py", "getattr(recipe.data, kind)"),
     "accepts": ("rlhf_cli/pipeline/references.py", "getattr(section, field)"),
+    "max_length_key": ("rlhf_cli/pipeline/resolve.py", "getattr(self.section, self.spec.max_length_key)"),
 }
 
 # Fields that are read in a way that mypy does not report, in the same form.
 UNREPORTED_READS: Mapping[Field, tuple[str, str]] = {
     # An argument of an overloaded function is not reported as deprecated.
-    Field("Eval", "samples"): ("rlhf_cli/data/held_out.py", "min(recipe.eval.samples, len(rows))"),
-    # The sections of the stages that use all prompts have the type Any there.
-    Field("Sample", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
-    Field("Revise", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
+    Field("Eval", "samples"): ("rlhf_cli/data/held_out.py", "min(recipe.eval.samples, len(part))"),
     # The section of any stage with a trainer of TRL has the type Any there.
     Field("TrainerSection", "save_every"): ("rlhf_cli/training/supervised.py", "section.save_every"),
+    # So has the section of a stage that samples or revises.
+    Field("Sample", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
+    Field("Revise", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
+    Field("Revise", "constitution"): ("rlhf_cli/pipeline/references.py", 'getattr(section, "constitution"'),
 }
 
 
@@ -62,7 +64,8 @@ def fields_in_table() -> Iterator[Field]:
                 yield Field("Data", kind)
         section = section_class((spec.section,))
         assert section is not None
-        for name in spec.accepts:
+        has_limit = spec.max_length_key in section.model_fields
+        for name in (*spec.accepts, *([spec.max_length_key] if has_limit else [])):
             yield Field(first_declaration(section, name).__name__, name)
 
 

@@ -158,7 +158,7 @@ def prepare_rows(
 
 
 def prepare_all_prompts(stage: ResolvedStage) -> PreparedData:
-    """Load and tokenize the first prompts of data.prompts, as many as the field `prompts` of the stage's section says.
+    """Load and tokenize data.prompts in random order, at most as many as the field `prompts` of the stage's section.
 
     Those that a hash holds out are used, too: the same hash holds out the rows that are made of them. Those that are
     held out as a split are not: the rows would be trained on.

@@ -28,9 +28,15 @@ def test_run_of_wrong_stage_is_refused(project: FullProject, override: str, loca
 
 
 def test_each_run_of_a_list_is_pinned(project: FullProject) -> None:
-    resolved = project.resolve("sample", "sample.of=[sft, base, ppo, ppo@v0001]")
-    assert resolved.section.of == ["bot/sft@v0001", "base", "bot/ppo@v0001", "bot/ppo@v0001"]
+    make_run(project.runs_dir, "ppo", name="round1")
+    resolved = project.resolve("sample", "sample.of=[sft, base, round1/ppo@v0001, ppo]")
+    assert resolved.section.of == ["bot/sft@v0001", "base", "round1/ppo@v0001", "bot/ppo@v0001"]
     assert [item.role for item in resolved.inputs if item.kind == "run"] == ["of.0", "of.2", "of.3"]
+
+
+def test_missing_run_of_a_list_is_reported_by_its_index(project: FullProject) -> None:
+    with raises_issue("recipe.run-not-found", error=RecipeError, location="sample.of.1"):
+        project.resolve("sample", "sample.of=[sft, gone/ppo@v0002]")
 
 
 def test_folder_of_run_is_resolved_to_its_version(project: FullProject) -> None:

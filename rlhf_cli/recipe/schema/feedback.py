@@ -88,7 +88,7 @@ class Revise(Section):
     constitution: Annotated[str | None, PathKind("file")] = Field(
         None, description="a YAML file with a list of principles; null: feedback.judge.constitution"
     )
-    prompts: PositiveInt | None = Field(None, description="maximum number of prompts, the first ones; null: all")
+    prompts: PositiveInt | None = Field(None, description="maximum number of prompts, drawn at random; null: all")
     rounds: PositiveInt = Field(1, description="critiques and revisions per completion, each by a principle drawn anew")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     max_new_tokens: PositiveInt = Field(256, description="maximum length of a completion, in tokens")
