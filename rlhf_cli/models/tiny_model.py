@@ -120,8 +120,23 @@ def _cut_layer_lists(config: Any) -> None:
         kept = [0, -1]
     for name, value in lists.items():
         _set_if_present(config, name, [value[i] for i in kept])
+    if getattr(config, "is_heterogeneous", False):
+        _cut_layer_overrides(config, [index % config.num_hidden_layers for index in kept])
     if getattr(config, "attention_types", None):  # of GPT-Neo, which expands them to `attention_layers`
         config.attention_types = [[config.attention_layers, 1]]
+
+
+def _cut_layer_overrides(config: Any, kept: list[int]) -> None:
+    """Keep the values in which the layers `kept` differ from the config, but for sizes, which become equal.
+
+    Gemma 4 has another `head_dim` in its layers with full attention.
+    """
+    sizes = {*SIZES, "num_key_value_heads"}
+    found = {int(index): values for index, values in config.to_dict()["per_layer_config"].items()}
+    config.per_layer_config = {
+        index: {name: value for name, value in found.get(layer, {}).items() if name not in sizes}
+        for index, layer in enumerate(kept)
+    }
 
 
 def _cut_rope_factors(config: Any) -> None:

@@ -76,6 +76,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # sizes of published models, or the de
     "phi3": {"original_max_position_embeddings": 4096, "rope_parameters": LONG_ROPE, "pad_token_id": 0},
     "qwen3_next": {},
     "gpt_oss": {},
+    "gemma4_text": {"num_key_value_heads": 16, "num_attention_heads": 32, "num_global_key_value_heads": 4},
 }
 
 

@@ -18,6 +18,7 @@ LIMITS = {  # so that some rows are truncated or dropped
     "pretrain": "pretrain.max_length=16",
     "sft": "sft.max_length=9",
     "sample": "sample.max_prompt_length=4",
+    "revise": "revise.max_prompt_length=4",
     "reward": "reward.max_length=8",
     "ppo": "ppo.max_prompt_length=4",
 }
@@ -46,7 +47,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[PreparedData]:
 def test_dry_run_prepares_the_data_of_the_stage(
     training_project: TrainingProject, prepared: list[PreparedData], stage: str
 ) -> None:
-    steps = {"ppo": "ppo.iterations=1", "sample": "sample.prompts=20"}
+    steps = {"ppo": "ppo.iterations=1", "sample": "sample.prompts=20", "revise": "revise.prompts=20"}
     overrides = (LIMITS[stage], steps.get(stage, f"{stage}.max_steps=1"))
     recipe = training_project.load(stage, *overrides)
     preview = dry_run.preview(stage, recipe, training_project.runs_dir, smoke=False)

@@ -28,6 +28,7 @@ data:
   prompts: {{path: sft.jsonl}}
 sft: {{max_steps: 2, batch_size: 4, micro_batch_size: 4, max_length: 64}}
 sample: {{of: [base], max_new_tokens: 4}}
+revise: {{of: base, max_new_tokens: 4, constitution: constitution.yaml}}
 reward: {{start: base, max_steps: 2, batch_size: 4, micro_batch_size: 4, max_length: 64}}
 ppo:
   start: base
@@ -97,5 +98,6 @@ def training_project(tmp_path: Path, tiny_base: Path) -> TrainingProject:
     pairs = [{"prompt": row["prompt"], "chosen": " tree", "rejected": " dog dog"} for row in rows]
     project.write_rows("preferences.jsonl", pairs)
     (tmp_path / "text.txt").write_text("\n\n".join(f"the cat sat on the red tree {i % 5}" for i in range(200)))
+    (tmp_path / "constitution.yaml").write_text("principles: [{id: short, text: A good answer is short.}]\n")
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=tiny_base))
     return project
