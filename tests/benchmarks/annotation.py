@@ -23,7 +23,7 @@ from tests.support.postgresql import running_server
 
 ITEMS = 100_000
 ANNOTATORS = 50
-SECONDS = 60.0
+SECONDS = 20.0
 LANGUAGES = ("en", "de", "ar")
 CHARACTERS = 1000  # of a completion
 LIMITS = (0.1, 0.5)  # seconds for the next item: median and 99th percentile
@@ -36,7 +36,7 @@ def run(*databases: str) -> None:
 
     The server, and PostgreSQL, have one core, and the annotators another. An annotator takes 2 seconds per item on
     average (exponentially distributed), which is several times faster than people, or answers at once. Each database
-    is measured for a minute with each; PostgreSQL and SQLite wait for the disk (fsync).
+    is measured for 20 seconds with each; PostgreSQL and SQLite wait for the disk (fsync).
     """
     print("| database | pause | items | next item: median, p99, max | judgment: median, p99, max | CPU per item |")
     print("|---|---|---|---|---|---|")

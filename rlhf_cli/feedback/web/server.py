@@ -28,8 +28,8 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         RecipeError: The address is in use or cannot be used.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)  # without the protocol, asyncio keeps Nagle's 40 ms delay
     except OSError as error:
         raise _address_error(host, port, error) from None
     with listening:

@@ -114,3 +114,9 @@ def test_address_of_ipv6_has_brackets() -> None:
 )
 def test_hosts_of_address_are_loopback_itself_and_allowed(host: str, allowed: list[str], expected: set[str]) -> None:
     assert {*hosts_of(host, allowed)} - {*hosts_of("127.0.0.1", [])} == expected
+
+
+def test_listening_socket_names_tcp_so_that_replies_are_not_delayed() -> None:
+    """asyncio sets TCP_NODELAY only on sockets that name their protocol; otherwise a reply waits 40 ms for an ACK."""
+    with listen("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
