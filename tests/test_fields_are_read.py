@@ -51,7 +51,6 @@ UNREPORTED_READS: Mapping[Field, tuple[str, str]] = {
     # So has the section of a stage that samples or revises.
     Field("Sample", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
     Field("Revise", "prompts"): ("rlhf_cli/training/prepared_data.py", "stage.section.prompts"),
-    Field("Revise", "constitution"): ("rlhf_cli/pipeline/references.py", 'getattr(section, "constitution"'),
 }
 
 

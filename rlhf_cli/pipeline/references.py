@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from rlhf_cli.errors import ErrorCollector, ModelError, RecipeError
 from rlhf_cli.models import adapter_config, hub
 from rlhf_cli.models.architectures import check_architecture
-from rlhf_cli.recipe.schema import PathKind, Recipe, RewardSource, Section, is_run_reference
+from rlhf_cli.recipe.schema import PathKind, Recipe, Revise, RewardSource, Section, is_run_reference
 from rlhf_cli.runs import layout
 from rlhf_cli.runs.checkpoint import checkpoints
 from rlhf_cli.runs.layout import RunEntry
@@ -145,10 +145,11 @@ def judge_references(recipe: Recipe) -> Iterator[Reference]:
 
 def constitution_of(section: Section, recipe: Recipe) -> str | None:
     """Return the path of the constitution that a stage with this section reads, or None if it reads none."""
-    own = getattr(section, "constitution", None)
     judge = recipe.feedback.judge
-    if own is not None or judge is None or not (uses_judge(section) or "constitution" in type(section).model_fields):
-        return own
+    if isinstance(section, Revise) and section.constitution is not None:
+        return section.constitution
+    if judge is None or not (isinstance(section, Revise) or uses_judge(section)):
+        return None
     return judge.constitution
 
 
