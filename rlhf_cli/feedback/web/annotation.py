@@ -89,7 +89,16 @@ def answer(request: Request, annotator: Annotator, values: Any) -> Response:
     progress = site.render("progress.html", request, annotator, progress=site.store.progress(annotator.id))
     notice = "You had answered this item already. The first answer counts." if receipt.is_duplicate else ""
     outcome = _outcome(site, request, annotator, assignment, receipt, given)
-    return JSONResponse({"judgment": receipt.judgment_id, "progress": progress, "notice": notice, "outcome": outcome})
+    current = site.store.guideline()
+    return JSONResponse(
+        {
+            "judgment": receipt.judgment_id,
+            "progress": progress,
+            "guideline": current.sha256 if current else "",
+            "notice": notice,
+            "outcome": outcome,
+        }
+    )
 
 
 def reopen(request: Request, annotator: Annotator, _values: Any) -> Response:

@@ -186,6 +186,25 @@ def test_missing_ratings_are_asked_for_once(page_stores: Stores, chromium: Brows
     assert judgment.answer.criteria == {}
 
 
+def test_complete_item_is_not_submitted_while_a_dialog_is_open(page_stores: Stores, chromium: Browser) -> None:
+    store = page_stores()
+    store.add_items(new_items(2))
+    with served(store) as address:
+        ann = Person(chromium, address)
+        ann.page.clock.install()
+        ann.log_in(store.add_annotator("Ann"))
+        ann.press("1", "2", "3", "4", "f")
+        ann.page.get_by_label("Unsafe: answer 3").check()
+        ann.page.clock.run_for(10_000)
+        expect(ann.page.locator("#flag")).to_be_visible()
+        ann.press("Escape")
+        with ann.until_next():
+            ann.page.clock.run_for(10_000)
+        ann.context.close()
+    (judgment,) = store.snapshot().judgments
+    assert judgment.answer.flags == {judgment.order[2]: ("unsafe",)}
+
+
 def test_keys_overlay_lists_the_keys_of_the_task(person: Person) -> None:
     person.press("?")
     dialog = person.page.locator("#keys")
@@ -228,8 +247,6 @@ def test_guideline_that_changed_is_shown_before_the_next_item(page_stores: Store
     for ann in annotator_of(store, chromium):
         ann.read_guideline()
         store.set_guideline("Be kind and brief.")
-        with ann.until_next():
-            ann.press("1", "2", "3", "4", "Enter")
         with ann.until_next():  # the next one was loaded before the change
             ann.press("1", "2", "3", "4", "Enter")
         dialog = ann.page.locator("#guideline")

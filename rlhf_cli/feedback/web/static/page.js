@@ -226,13 +226,18 @@ class Item {
     this.stopTimer();
     stored(localStorage, `draft:${this.url}`, this.state);
     this.render();
+    this.proceed();
+  }
+
+  /** Ask for what is missing, or submit after a moment. An open dialog is closed first. */
+  proceed() {
+    if (this.phase !== "open" || find("dialog[open]")) return;
     if (!this.isComplete) announce(this.question());
-    else if (this.needsWhy) this.openWhy();
-    else this.startTimer();
+    else if (this.needsWhy && this.state.rationale === "") this.openWhy();
+    else if (find("#why", this.root).hidden) this.startTimer();
   }
 
   startTimer() {
-    if (this.phase !== "open" || !this.isComplete) return;
     const waits = this.mustConfirm || stored(localStorage, "wait") === true;
     this.setStatus(waits ? "Complete. Submit it, or change it." : "Complete. It is submitted in a moment.");
     announce(`${this.summary()}. ${waits ? "Press Enter to submit" : "Backspace undoes"}`);
@@ -401,6 +406,7 @@ async function send(answer) {
     const done = (stored(sessionStorage, "done") ?? []).filter((id) => id !== body.judgment);
     stored(sessionStorage, "done", [...done, body.judgment].slice(-50));
     find("#progress").innerHTML = body.progress;
+    if (body.guideline !== sent.guideline) nextFragment = null; // what was loaded before the change names the old version
     if (body.outcome) showOutcome(sent, body.outcome);
     else await showNext(body.notice);
   } else if (status === 401) {
@@ -462,7 +468,7 @@ function startItem() {
   if (!item) return;
   item.render();
   if (item.isComplete && !item.saved) item.mustConfirm = true; // a draft of an earlier visit is not submitted unseen
-  if (item.isComplete) item.startTimer();
+  if (item.isComplete) item.proceed();
   else announce(`${find("#item-heading").textContent}. ${item.question()}`);
   if (isDeciding) return;
   nextFragment = fetchNext(item.id);
@@ -521,7 +527,7 @@ function setUpDialogs() {
   for (const dialog of findAll("dialog")) {
     dialog.addEventListener("close", () => {
       item?.setVisible(!document.hidden);
-      if (find("#why")?.hidden) item?.startTimer();
+      item?.proceed();
     });
     dialog.addEventListener("click", (event) => { if (event.target.closest("[data-close]")) dialog.close(); });
   }
