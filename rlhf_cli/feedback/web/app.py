@@ -88,8 +88,6 @@ def _failed(request: Request, error: Exception) -> Response:
 
 def _error(request: Request, status: int, text: str) -> Response:
     if "text/html" in request.headers.get("accept", "") and request.method == "GET":
-        detail = (
-            "Try again in a moment." if status >= 500 else "The address does not exist, or belongs to someone else."
-        )
+        detail = "Try again in a moment." if status >= 500 else "It does not exist, or belongs to someone else."
         return site_of(request).message(request, text, detail, status)
     return JSONResponse({"message": f"{text}."}, status)
