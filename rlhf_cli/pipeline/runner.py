@@ -297,19 +297,25 @@ def _log_warnings(result: StageMetrics, *, smoke: bool) -> None:
 
 
 def _call(stage: ResolvedStage, run: Run) -> StageMetrics:
-    from rlhf_cli.models.loading import silence_library_logging
-
-    silence_library_logging()
+    if stage.spec.base_key:
+        _prepare_libraries(stage.recipe.seed)
     module, _, function = stage.spec.entry_point.partition(":")
     stage_function = getattr(importlib.import_module(module), function)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
-    import transformers
-
-    transformers.set_seed(stage.recipe.seed)
     if stage.spec.single_process and not distributed.is_main():
         return StageMetrics({})
     result: StageMetrics = stage_function(stage, run)
     return result
+
+
+def _prepare_libraries(seed: int) -> None:
+    """Silence and seed the libraries that load models. A stage without a base model needs none, and saves seconds."""
+    from rlhf_cli.models.loading import silence_library_logging
+
+    silence_library_logging()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
+    import transformers
+
+    transformers.set_seed(seed)
 
 
 def _failed_gates(manifest: Manifest) -> tuple[Issue, ...]:
