@@ -109,8 +109,9 @@ def new_invite(connection: Connection, project: Project, name: str, now: float) 
         known = ", ".join(annotator.name for annotator in all_annotators(connection, project)[:10])
         raise NotFoundError("annotator", name, hint=f"The annotators are {known}." if known else "Add one first.")
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    _invalidate(connection, tables.invite, found.id)
+    # The row of the annotator is locked by this, so that of two invites only the later one is valid.
     connection.execute(update(tables.annotator).where(tables.annotator.c.id == found.id).values(is_active=True))
+    _invalidate(connection, tables.invite, found.id)
     values = {"annotator_id": found.id, "token_sha256": sha256(token), "created": timestamp(now)}
     connection.execute(tables.invite.insert().values(values))
     return Invite(read_annotator(lock_annotator(connection, project, found.id)), token)

@@ -38,6 +38,12 @@ _ONE = (
     .join(tables.item, tables.item.c.id == _assignment.c.item_id)
     .where(_assignment.c.id == bindparam("assignment_id"), _assignment.c.annotator_id == bindparam("annotator_id"))
 )
+_CURRENT = (
+    current_judgments()
+    .with_only_columns(tables.judgment.c.id, maintain_column_froms=True)
+    .where(tables.judgment.c.annotator_id == bindparam("annotator_id"))
+    .where(tables.judgment.c.item_id == bindparam("item_id"), tables.judgment.c.is_repeat == bindparam("repeat"))
+)
 _INSERT = _assignment.insert().returning(_assignment.c.id)
 _SET_DRAWS = (
     update(tables.annotator).where(tables.annotator.c.id == bindparam("annotator_id")).values(draws=bindparam("drawn"))
@@ -283,13 +289,12 @@ def _draw_repeat(connection: Connection, annotator: Row[Any], generator: random.
     judgment, item, taken = tables.judgment, tables.item, tables.assignment
     repeated = exists().where(taken.c.annotator_id == annotator.id, taken.c.item_id == item.c.id, taken.c.is_repeat)
     query = (
-        select(judgment.c.id, judgment.c.item_id, judgment.c.order)
+        current_judgments()
+        .with_only_columns(judgment.c.item_id, judgment.c.order, maintain_column_froms=True)
         .join(item, item.c.id == judgment.c.item_id)
         .where(judgment.c.annotator_id == annotator.id, ~judgment.c.is_skipped, item.c.kind == "item", ~repeated)
-        .order_by(judgment.c.id)
     )
-    earlier = {row.item_id: row for row in connection.execute(query)}  # the latest judgment of each item
-    rows = list(earlier.values())[:-REPEAT_DISTANCE]
+    rows = connection.execute(query).all()[:-REPEAT_DISTANCE]
     if not rows:
         return None
     row = generator.choice(rows)
@@ -375,11 +380,8 @@ def _current_version(connection: Connection, annotator_id: int, judgment_id: int
     return row
 
 
-def current_judgment_of(connection: Connection, annotator_id: int, item_id: int) -> int | None:
-    """Return the id of an annotator's current vote on an item, or None if there is none."""
-    table = tables.judgment
-    query = current_judgments().where(
-        table.c.annotator_id == annotator_id, table.c.item_id == item_id, ~table.c.is_repeat
-    )
-    row = connection.execute(query).first()
-    return None if row is None else row.id
+def current_judgment_of(connection: Connection, annotator_id: int, item_id: int, *, is_repeat: bool) -> int | None:
+    """Return the id of an annotator's current judgment of an item, or of its repeat, or None if there is none."""
+    values = {"annotator_id": annotator_id, "item_id": item_id, "repeat": is_repeat}
+    found: int | None = connection.execute(_CURRENT, values).scalar()
+    return found

@@ -26,7 +26,7 @@ from rlhf_cli.feedback.types import (
     Tiers,
 )
 
-MAX_NAME = 200  # characters of a name, a language, a field or a key, so that they fit into an index
+MAX_NAME = 100  # characters of a name, a language, a field or a key: two of them fit into an index row of PostgreSQL
 STRENGTH = 3  # largest absolute strength of a pair
 RATINGS = range(1, 6)
 

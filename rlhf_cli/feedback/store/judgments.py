@@ -130,7 +130,7 @@ def _earlier_judgment(connection: Connection, row: Row[Any]) -> int | None:
         table = tables.judgment
         later: int | None = connection.execute(select(table.c.id).where(table.c.supersedes == row.reopens)).scalar()
         return later
-    return current_judgment_of(connection, row.annotator_id, row.item_id) if row.takes_slot else None
+    return current_judgment_of(connection, row.annotator_id, row.item_id, is_repeat=row.is_repeat)
 
 
 def _check_room(connection: Connection, row: Row[Any], now: float) -> None:

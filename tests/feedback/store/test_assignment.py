@@ -267,6 +267,17 @@ def test_repeat_shows_an_earlier_item_once_more_in_reversed_order(stores: Stores
     assert store.status().judgments == len(orders)
 
 
+def test_item_that_was_undone_and_skipped_is_not_repeated(stores: Stores) -> None:
+    store = stores(repeats=1.0, overlap=1)
+    store.add_items(new_items(7))
+    (annotator,) = add(store, "Ann")
+    first, *_ = judge(store, annotator, 6)
+    reopened = store.reopen(annotator, first)
+    store.skip(annotator, reopened.id, "broken", "undo")
+    (assignment,) = store.assign(annotator)
+    assert assignment.item.id not in {judgment.item_id for judgment in store.snapshot().judgments}
+
+
 # --- qualification --------------------------------------------------------------------------------------------------
 
 

@@ -181,6 +181,19 @@ def test_submit_in_old_tab_after_item_was_assigned_again_stores_one_judgment(sto
     assert len(store.snapshot().judgments) == 1
 
 
+def test_late_answer_to_gold_item_that_was_assigned_again_is_stored_once(stores: Stores) -> None:
+    store = stores(gold={"path": "gold.jsonl", "share": 1.0}, lease_minutes=60)
+    store.add_items([new_item(kind="gold")])
+    annotator = store.add_annotator("Ann").annotator.id
+    (old,) = store.assign(annotator)
+    stores.clock.now += 2 * HOUR
+    (new,) = store.assign(annotator)
+    assert new.id != old.id
+    first = store.submit(annotator, new.id, agreeing(new), "new tab")
+    second = store.submit(annotator, old.id, agreeing(old), "old tab")
+    assert (second.judgment_id, second.is_duplicate) == (first.judgment_id, True)
+
+
 # --- validation -----------------------------------------------------------------------------------------------------
 
 INVALID = {
