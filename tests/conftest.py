@@ -30,7 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Minutes each: started last, they would run alone on one of two processes.
-LONGEST_FILES = ("test_demo_seeds.py", "test_families.py", "test_kills.py", "test_processes.py", "test_exact_resume.py")
+LONGEST_FILES = (
+    *("test_demo_seeds.py", "test_families.py", "test_kills.py", "test_processes.py", "test_exact_resume.py"),
+    *("test_first_afternoon.py", "test_keyboard.py", "test_accessibility.py"),
+)
 
 SENTENCES = (
     "Once upon a time there was a small dog who lived by the sea.",

@@ -19,8 +19,11 @@ def page_stores(tmp_path: Path) -> Iterator[Stores]:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Start a browser. Without chromium, the test is skipped, or fails if RLHF_STRICT is 1."""
+    """Start a browser. Without chromium, the test is skipped, or fails if RLHF_STRICT is 1.
+
+    One per module: as long as it runs, this thread has a running event loop, in which others cannot start theirs.
+    """
     with running_chromium() as browser:
         yield browser
