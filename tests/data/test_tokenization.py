@@ -38,7 +38,7 @@ def make_pair(chosen: str, rejected: str, margin: float | None = None, prompt: s
 
 
 def test_sft_columns_loss_is_on_completion_and_end_token_only(tokenizer: PreTrainedTokenizerBase) -> None:
-    (part,), counts = sft_columns(tokenizer, [SftRow("User: hi\n", "good night.")], 100)
+    (part,), counts, _ = sft_columns(tokenizer, [SftRow("User: hi\n", "good night.")], 100)
     prompt = token_ids(tokenizer, "User: hi\n")
     completion = [*token_ids(tokenizer, "good night."), tokenizer.eos_token_id]
     assert part == {"input_ids": [prompt + completion], "labels": [[IGNORE_INDEX] * len(prompt) + completion]}
@@ -46,7 +46,7 @@ def test_sft_columns_loss_is_on_completion_and_end_token_only(tokenizer: PreTrai
 
 
 def test_sft_columns_text_without_prompt_is_all_under_the_loss(tokenizer: PreTrainedTokenizerBase) -> None:
-    (part,), _ = sft_columns(tokenizer, [SftRow("", "good night.")], 100)
+    (part,), *_ = sft_columns(tokenizer, [SftRow("", "good night.")], 100)
     assert part["labels"] == part["input_ids"]
 
 
@@ -54,7 +54,7 @@ def test_sft_columns_long_completion_is_truncated_and_long_prompt_dropped(tokeni
     prompt, completion = "User: hi\n", "good night."
     length = len(token_ids(tokenizer, prompt)) + 2
     rows = [SftRow(prompt, completion), SftRow(prompt * 3, completion), SftRow(prompt, "g")]
-    (part,), counts = sft_columns(tokenizer, rows, length)
+    (part,), counts, _ = sft_columns(tokenizer, rows, length)
     assert [len(row) for row in part["input_ids"]] == [length, length]
     assert part["input_ids"][0] == [*token_ids(tokenizer, prompt), *token_ids(tokenizer, completion)[:2]]
     assert part["input_ids"][1][-1] == tokenizer.eos_token_id, "a row of exactly max_length tokens keeps its end"
@@ -63,13 +63,13 @@ def test_sft_columns_long_completion_is_truncated_and_long_prompt_dropped(tokeni
 
 def test_sft_columns_prompt_of_max_length_is_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
     length = len(token_ids(tokenizer, "User: hi\n"))
-    (part,), counts = sft_columns(tokenizer, [SftRow("User: hi\n", "x")], length)
+    (part,), counts, _ = sft_columns(tokenizer, [SftRow("User: hi\n", "x")], length)
     assert part["input_ids"] == []
     assert counts[f"dropped: prompt of {length} tokens or more"] == 1
 
 
 def test_preference_columns_both_completions_follow_whole_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    (part,), counts = preference_columns(tokenizer, [make_pair("yes.", "no.")], 100)
+    (part,), counts, _ = preference_columns(tokenizer, [make_pair("yes.", "no.")], 100)
     prompt, end = token_ids(tokenizer, "The cat: "), tokenizer.eos_token_id
     assert part == {
         "chosen_ids": [[*prompt, *token_ids(tokenizer, "yes."), end]],
@@ -83,22 +83,23 @@ def test_preference_columns_pair_with_long_completion_is_dropped(
     tokenizer: PreTrainedTokenizerBase, long_one: str
 ) -> None:
     long = make_pair("yes.", "no." * 30) if long_one == "rejected" else make_pair("yes." * 30, "no.")
-    (part,), counts = preference_columns(tokenizer, [long, make_pair("a", "b")], 30)
+    (part,), counts, dropped = preference_columns(tokenizer, [long, make_pair("a", "b")], 30)
+    assert dropped == {0}
     assert len(part["chosen_ids"]) == len(part["rejected_ids"]) == 1
     assert counts == {"dropped: over 30 tokens": 1}
 
 
 def test_preference_columns_pair_of_max_length_is_kept(tokenizer: PreTrainedTokenizerBase) -> None:
     length = max(len(token_ids(tokenizer, f"The cat: {completion}")) + 1 for completion in ("yes.", "no."))
-    (part,), _ = preference_columns(tokenizer, [make_pair("yes.", "no.")], length)
+    (part,), *_ = preference_columns(tokenizer, [make_pair("yes.", "no.")], length)
     assert len(part["chosen_ids"]) == 1
-    (part,), _ = preference_columns(tokenizer, [make_pair("yes.", "no.")], length - 1)
+    (part,), *_ = preference_columns(tokenizer, [make_pair("yes.", "no.")], length - 1)
     assert part["chosen_ids"] == []
 
 
 def test_preference_columns_margins_stay_with_their_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [make_pair("a", "b", 0.5), make_pair("a" * 100, "b", 0.7), make_pair("c", "d", 0.9)]
-    (part,), _ = preference_columns(tokenizer, rows, 50)
+    (part,), *_ = preference_columns(tokenizer, rows, 50)
     assert part["margin"] == [0.5, 0.9]
 
 
