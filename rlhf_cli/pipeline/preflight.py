@@ -60,8 +60,8 @@ def check(
         stages: Stages in the order of the chain.
         runs_dir: The runs directory.
         smoke: Whether the stages run as smoke runs.
-        thorough: Also ask the Hub for models, compare the base with those of existing runs (which reads it whole), and
-            load user functions in subprocesses.
+        thorough: Also check that a store has judgments, ask the Hub for models, compare the base with those of existing
+            runs (which reads it whole), and load user functions in subprocesses.
 
     Raises:
         RlhfError: With all issues of the first part that has any.
@@ -69,7 +69,7 @@ def check(
     check_feedback_files(recipe)
     check_references(recipe, stages, runs_dir, smoke=smoke, thorough=thorough)
     check_trackers(recipe, stages)
-    if not smoke:
+    if thorough and not smoke:
         check_store(recipe, stages)
     counts = check_rows(recipe, stages, smoke=smoke)
     check_arguments(recipe, stages)
@@ -168,9 +168,15 @@ def check_store(recipe: Recipe, stages: Sequence[str]) -> None:
     Raises:
         DataError: It has none.
     """
-    if any(STAGES[stage].reads_store for stage in stages):
-        content = read_store(recipe)
+    if not any(STAGES[stage].reads_store for stage in stages):
+        return
+    content = read_store(recipe)
+    try:
         check_judgments(None if content is None else content.snapshot)
+    except DataError as error:
+        issue = error.issues[0]
+        hint = f"{issue.hint} To run only other stages, name them." if len(stages) > 1 else issue.hint
+        raise DataError(issue.code, issue.message, location=issue.location, hint=hint) from error
 
 
 def check_trackers(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -36,10 +36,10 @@ def test_export_is_up_to_date_until_a_judgment_is_added(feedback_project: Feedba
     feedback_project.record(make_judgments(20))
     first = feedback_project.run("feedback")
     assert feedback_project.run("feedback", "feedback.overlap=5", skip_if_done=True).skipped
-    assert not feedback_project.run("feedback", "feedback.pairs=best-worst", skip_if_done=True).skipped
     feedback_project.record(make_judgments(1, ["Cem"]))
     second = feedback_project.run("feedback", skip_if_done=True)
     assert not second.skipped
+    assert not feedback_project.run("feedback", "feedback.pairs=best-worst", skip_if_done=True).skipped
     assert (first.manifest["metrics"]["feedback.judgments"], second.manifest["metrics"]["feedback.judgments"]) == (
         40,
         41,
@@ -109,9 +109,11 @@ def test_smoke_run_without_store_uses_random_pairs_that_say_so(feedback_project:
 
 def test_check_reports_an_empty_store_before_any_stage_runs(feedback_project: FeedbackProject) -> None:
     recipe = feedback_project.load(stages=["feedback", "reward"])
-    with raises_issue("feedback.no-judgments", error=DataError, location="feedback.store"):
-        preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir)
-    preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir, smoke=True)
+    with raises_issue("feedback.no-judgments", error=DataError, location="feedback.store") as issues:
+        preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir, thorough=True)
+    assert "name them" in issues[0].hint
+    preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir, thorough=True, smoke=True)
+    preflight.check(recipe, ["feedback", "reward"], feedback_project.runs_dir)  # a project that has just begun
 
 
 def test_chain_exports_before_it_trains_and_skips_both_again(feedback_project: FeedbackProject) -> None:
