@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.data.rows import PromptRow
-from rlhf_cli.feedback.blind import evaluation_items, people_outcomes, without_evaluations
+from rlhf_cli.feedback.blind import BASELINE, CANDIDATE, MARK, evaluation_items, people_outcomes, without_evaluations
 from rlhf_cli.feedback.store import Store
-from rlhf_cli.feedback.types import Answer, NewCompletion, NewItem, NewJudgment, Tiers
+from rlhf_cli.feedback.types import (
+    Answer,
+    Completion,
+    Decision,
+    Item,
+    Judgment,
+    NewCompletion,
+    NewItem,
+    NewJudgment,
+    Snapshot,
+    Tiers,
+)
 from rlhf_cli.recipe.schema import Feedback
 
 FIRST: Tiers = ((0,), (1,))
@@ -57,6 +68,15 @@ def test_verdict_of_people_is_the_sign_of_their_votes(store: Store) -> None:
     judge(store, 4, FIRST, source="ai")  # not by people
     assert people_outcomes(store.snapshot(), "k1") == [1.0, -1.0, 0.0, 0.0]
     assert people_outcomes(store.snapshot(), "k2") == []
+
+
+def test_verdict_is_for_the_candidate_wherever_its_completion_stands() -> None:
+    completions = (Completion(1, "b", BASELINE), Completion(2, "a", CANDIDATE))
+    item = Item(1, "k", "p", completions, extra={MARK: "k1"})
+    judgment = Judgment(1, 1, 1, "rank", Answer(((2,), (1,))), (1, 2))
+    assert people_outcomes(Snapshot([item], [], [judgment]), "k1") == [1.0]
+    decided = Snapshot([item], [], [judgment], [Decision(1, 1, ((1,), (2,)))])
+    assert people_outcomes(decided, "k1") == [-1.0]
 
 
 def test_decision_of_an_expert_outranks_the_votes(store: Store) -> None:
