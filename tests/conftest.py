@@ -22,7 +22,7 @@ os.environ.update(
     NO_COLOR="1",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for _name in ("RLHF_RUNS", "RLHF_REWARD_TOKEN", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
+for _name in ("RLHF_RUNS", "RLHF_REWARD_TOKEN", "RLHF_JUDGE_TOKEN", "RLHF_DEBUG", "FORCE_COLOR", "TERMINAL_WIDTH"):
     os.environ.pop(_name, None)
 
 # A background job of a script ignores SIGINT, and so do all processes that it starts; some tests send SIGINT.
