@@ -16,7 +16,6 @@ from functools import partial
 
 from rlhf_cli.ai_feedback.questions import Answers
 from rlhf_cli.errors import DivergedError
-from rlhf_cli.formatting import format_count
 from rlhf_cli.http_client import JsonClient, RequestError, Service
 
 TOKEN_VARIABLE = "RLHF_JUDGE_TOKEN"
@@ -76,8 +75,8 @@ class ChatEndpoint:
                 message = f"{self.client.display_url}: unexpected replies; found {found}, expected {expected}."
                 hint = "Use a model that follows instructions."
                 raise DivergedError("training.judge-reply", message, location=LOCATION, hint=hint)
-            count = format_count(len(invalid), "reply").replace("replys", "replies")
-            logger.warning(f"judge: {count} of {len(replies)} counted as ties; found {found}, expected {expected}")
+            share = f"{len(invalid)} of {len(replies)} replies"
+            logger.warning(f"judge: {share} counted as ties; found {found}, expected {expected}")
         return [values.get(reply, 0.0) for reply in replies]
 
     def _ask(self, question: str) -> str:

@@ -67,7 +67,7 @@ def test_reply_that_is_no_answer_counts_as_a_tie(
     caplog.set_level(logging.WARNING)
     chat.replies = [chat_reply(reply)]
     assert make_endpoint(chat, concurrency=1).log_odds(["q", "[Response A] yes"], COMPARE_ANSWERS) == [0.0, 1.0]
-    assert "1 reply of 2 counted as ties" in caplog.text
+    assert "1 of 2 replies counted as ties" in caplog.text
 
 
 def test_white_space_around_a_reply_is_ignored(chat: Server) -> None:
