@@ -59,6 +59,7 @@ class Site:
             "project": self.project,
             "csrf": csrf_token(token) if token else "",
             "role": annotator.role if annotator else "",
+            "pseudonym": annotator.pseudonym if annotator else "",
             "static": static_url,
         }
         return _templates().get_template(name).render({**shared, **values})

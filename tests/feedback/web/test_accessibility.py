@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         store.add_items([new_item("first")])
         for name, agree in (("Ann", True), ("Bob", False)):
             judge(store, store.add_annotator(name).annotator.id, agree=agree)
-        turns = [Message(role=role, content=f"{role} says") for role in ("system", "user", "assistant", "user")]
+        turns = [Message(role=role, content=f"{role} says. " * 200) for role in ("system", "user", "assistant", "user")]
         texts = (CODE[1], "# Title\n\n| a | b |\n|---|---|\n| 1 | 2 |")
         store.add_items([NewItem(turns, tuple(NewCompletion(text) for text in texts))])
         with served(store) as address:
@@ -168,6 +168,14 @@ def test_boxes_scroll_with_each_other(page_stores: Stores, chromium: Browser) ->
             expect(boxes.nth(0)).not_to_have_js_property("scrollTop", 0)
         top = boxes.nth(0).evaluate("box => box.scrollTop")
         expect(boxes.nth(1)).to_have_js_property("scrollTop", top)
+
+
+def test_long_prompt_scrolls_by_keyboard(page_stores: Stores, chromium: Browser) -> None:
+    for ann in open_item(page_stores, ("prompt " * 2000, "yes", "no"), "en", chromium):
+        prompt = ann.page.locator(".prompt")
+        prompt.focus()
+        ann.press("PageDown")
+        expect(prompt).not_to_have_js_property("scrollTop", 0)
 
 
 def test_page_at_200_percent_zoom_stacks_and_does_not_scroll_sideways(page_stores: Stores, chromium: Browser) -> None:

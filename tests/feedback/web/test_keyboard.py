@@ -255,6 +255,23 @@ def test_guideline_that_changed_is_shown_before_the_next_item(page_stores: Store
         expect(dialog.locator("del")).to_contain_text("Be kind.")
 
 
+def test_guideline_is_shown_to_each_person_who_shares_a_browser(page_stores: Stores, chromium: Browser) -> None:
+    store = page_stores()
+    store.set_guideline("Be kind.")
+    store.add_items(new_items(3))
+    with served(store) as address:
+        shared = Person(chromium, address)
+        for name in ("Ann", "Bob"):
+            shared.log_in(store.add_annotator(name))
+            shared.read_guideline()
+            shared.page.reload()
+            expect(shared.page.locator(".item")).to_be_visible()
+            expect(shared.page.locator("#guideline")).to_be_hidden()
+            shared.page.get_by_role("button", name="Log out").click()
+            shared.page.wait_for_url("**/login")
+        shared.context.close()
+
+
 def test_rest_is_suggested_after_fifty_minutes(page_stores: Stores, chromium: Browser) -> None:
     store = page_stores()
     store.add_items(new_items(30))

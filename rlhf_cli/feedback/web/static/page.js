@@ -13,8 +13,11 @@ const findAll = (selector, root = document) => [...root.querySelectorAll(selecto
 const page = document.body.dataset;
 const isDeciding = document.body.classList.contains("decide"); // an expert settles a disagreement
 
+/** Prefix of what the browser keeps. People who share a browser do not share drafts, settings or what they have read. */
+const STORED = `rlhf:${page.project}:${page.annotator}:`;
+
 function stored(storage, name, value) {
-  const key = `rlhf:${page.project}:${name}`;
+  const key = `${STORED}${name}`;
   if (value === undefined) return JSON.parse(storage.getItem(key) ?? "null");
   if (value === null) storage.removeItem(key);
   else storage.setItem(key, JSON.stringify(value));
@@ -629,7 +632,7 @@ const ACTIONS = {
   why: () => item?.phase === "open" && (find("#why").hidden ? item.openWhy() : item.closeWhy()),
   logout: async () => {
     await post("/logout");
-    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(`rlhf:${page.project}:draft:`))) localStorage.removeItem(key);
+    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(`${STORED}draft:`))) localStorage.removeItem(key);
     stored(sessionStorage, "done", null);
     location.assign("/");
   },
@@ -684,7 +687,7 @@ function scrollByKey(event, key) {
   const boxes = findAll(".body").filter((box) => box.scrollHeight > box.clientHeight + 1);
   const steps = { ArrowDown: 48, ArrowUp: -48, PageDown: 0.9, PageUp: -0.9, " ": 0.9 };
   const longest = boxes.sort((a, b) => b.scrollHeight - a.scrollHeight)[0];
-  if (!longest || !(key in steps) || event.target.matches("input, summary, pre")) return;
+  if (!longest || !(key in steps) || event.target.matches("input, summary, pre, .prompt")) return;
   event.preventDefault();
   const step = steps[key];
   longest.scrollTop += Math.abs(step) < 1 ? step * longest.clientHeight : step;
