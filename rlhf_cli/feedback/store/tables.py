@@ -209,7 +209,7 @@ judgment = Table(
     Column("id", Integer, primary_key=True),
     Column("item_id", _reference("item"), nullable=False, index=True),
     Column("annotator_id", _reference("annotator"), nullable=False),
-    Column("assignment_id", _reference("assignment"), nullable=False),
+    Column("assignment_id", _reference("assignment"), nullable=False, index=True),
     Column("key", JsonText, nullable=False),  # idempotency key
     Column("task", String(16), nullable=False),
     Column("tiers", JsonText, nullable=False),  # completion ids
