@@ -156,6 +156,21 @@ def test_report_bias_of_rankings_counts_dependent_pairs_less() -> None:
     assert interval == Interval(0.5, *wilson(5, 10)[1:3], 60)
 
 
+def test_report_bias_without_exception_counts_items() -> None:
+    """Five rankings in the order shown: all 30 pairs say the same, and the interval is that of five items."""
+    snapshot = ranking_snapshot([(1, (0, 1, 2, 3))] * 5)
+    interval = values_of(measure_quality(snapshot), 1)["first_shown_wins"]
+    assert interval == Interval(1.0, *wilson(5, 5)[1:3], 30)
+
+
+def test_report_weighted_agreement_of_guessing_is_one_half() -> None:
+    """An annotator's own votes must not count as evidence for themselves, or guessing would look right."""
+    report = measure_quality(simulate(0, items=600, overlap=2, random=RANDOM).snapshot)
+    guessed = [values_of(report, number)["weighted_agreement"] for number in RANDOM]
+    # 400 pairs: the standard error is 0.025 at most. Counting own votes, it would be about 0.6.
+    assert sum(value.value for value in guessed) / 4 == pytest.approx(0.5, abs=0.05)
+
+
 def test_report_slices_under_thirty_items_are_suppressed() -> None:
     languages = {number: "en" if number < 30 else "de" for number in range(59)}
     items = {number: pair_item(number, language=language) for number, language in languages.items()}
