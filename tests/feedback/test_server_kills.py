@@ -21,7 +21,7 @@ from tests.support.annotation_server import AnnotationServer, HttpAnnotator
 from tests.support.feedback_store import Stores, new_items
 
 T = TypeVar("T")
-KILLS = int(os.environ.get("RLHF_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("RLHF_TEST_KILLS", "5"))
 ANNOTATORS = 20
 OVERLAP = 2
 MAX_BETWEEN = 20  # acknowledged judgments between two kills; up to 20 more are in flight
