@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Minutes each: started last, they would run alone on one of two processes.
 LONGEST_FILES = (
     *("test_demo_seeds.py", "test_families.py", "test_kills.py", "test_processes.py", "test_exact_resume.py"),
-    *("test_first_afternoon.py", "test_keyboard.py", "test_accessibility.py"),
+    *("test_first_afternoon.py", "test_keyboard.py", "test_accessibility.py", "test_server_kills.py"),
 )
 
 SENTENCES = (
