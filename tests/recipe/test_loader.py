@@ -228,6 +228,7 @@ launch: {processes: 2}
 sft: {learning_rate: 1e-7, trainer: {optim: adamw_torch, run_name: "1e4", label_names: [no, 010, .5]}}
 ppo: {reward: [{python: "f.py:g", weight: -0.5}], kl: {abort: 30}}
 eval: {python: ["f.py:g"], baseline: null, gates: [{metric: a, min: 1.5}]}
+feedback: {overlap: 3}
 """
     recipe = load_recipe(write_recipe(text), ["base.revision='12345e6'"], ())
     (tmp_path / "elsewhere").mkdir()
@@ -235,7 +236,7 @@ eval: {python: ["f.py:g"], baseline: null, gates: [{metric: a, min: 1.5}]}
     again.write_text(dump(recipe))
     loaded = load_recipe(again, stages=())
     assert loaded == recipe
-    assert loaded.model_fields_set & {spec.section for spec in STAGES.values()} == {"sft", "ppo", "eval"}
+    assert loaded.model_fields_set & {spec.section for spec in STAGES.values()} == {"sft", "ppo", "eval", "feedback"}
 
 
 def test_dump_has_defaults_and_the_section_of_the_stage(write_recipe: WriteRecipe) -> None:

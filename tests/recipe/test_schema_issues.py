@@ -85,7 +85,10 @@ def test_missing_key_is_reported_with_hint_to_add_it(find_issues: FindIssues, te
         ("minibatches: 4", "Move it to ppo."),
         ("ppo: {rank: 4}", "Move it to adapter."),
         ("ppo: {warmup_iterations: 4}", "Move it to ppo.critic."),
-        ("data: {eval_fraction: 0.1}", "Move it to data.pretrain, data.sft, data.preferences or data.prompts."),
+        (
+            "data: {eval_fraction: 0.1}",
+            "Move it to data.pretrain, data.sft, data.preferences, data.prompts or feedback.",
+        ),
         ("eval: {gates: [{metric: a, min: 1, mx: 2}]}", "Did you mean max?"),
         ("data: {sft: [{path: r.yaml}, {path: r.yaml, wieght: 2}]}", "Did you mean weight?"),
         ("export: {zzz: 4}", "Allowed keys: of, format, dtype."),
