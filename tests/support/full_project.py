@@ -18,6 +18,7 @@ adapter: {rank: 4}
 data: {sft: {path: a.jsonl}, preferences: {path: rows}, prompts: {path: a.jsonl}, pretrain: {path: a.jsonl}}
 ppo: {reward: [{run: reward}, {python: "f.py:score", weight: 0.5}]}
 eval: {python: ["f.py:score"]}
+revise: {constitution: principles.yaml}
 """
 
 
@@ -57,6 +58,7 @@ def write_full_project(folder: Path) -> Path:
     (folder / "rows" / "b.jsonl").write_text("{}\n")
     (folder / "t.jinja").write_text("{{ messages }}")
     (folder / "f.py").write_text("def score(): ...\ndef other(): ...\n")
+    (folder / "principles.yaml").write_text("principles: [{id: kind, text: The response is kind.}]\n")
     (folder / "r.yaml").write_text(RECIPE)
     return folder
 
