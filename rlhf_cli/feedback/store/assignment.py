@@ -254,12 +254,16 @@ def _first(connection: Connection, annotator: Row[Any], queues: Sequence[int], k
 
 @functools.cache
 def _next_unlocked() -> Select[Any]:
-    return _available("item").with_for_update(of=tables.item, skip_locked=True).limit(1)
+    return _available("item").with_for_update(of=tables.item, skip_locked=True, key_share=True).limit(1)
 
 
 @functools.cache
 def _this_one() -> Select[Any]:
-    return _available("item").where(tables.item.c.id == bindparam("item_id")).with_for_update(of=tables.item)
+    return (
+        _available("item")
+        .where(tables.item.c.id == bindparam("item_id"))
+        .with_for_update(of=tables.item, key_share=True)
+    )
 
 
 def _draw_open(connection: Connection, annotator: Row[Any], queues: Sequence[int]) -> Draw | None:

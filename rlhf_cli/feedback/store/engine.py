@@ -87,6 +87,9 @@ class Database:
         reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
         if self.is_sqlite:
             return _sqlite_error(error, reason, self.location)
+        if getattr(error.orig, "sqlstate", None) in CONFLICTS:
+            message = f"others changed the same rows at the same time: {reason}."
+            return DataError("feedback.busy", message, location=self.location, hint="Try again.")
         is_connecting = error.statement is None
         if is_connecting or error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError):
             hint = f"Check that the server runs and that the URL is right. {URL_HINT}"

@@ -25,7 +25,8 @@ _LOCKED_ITEMS = (
     .join(tables.project, tables.project.c.id == _item.c.project_id)
     .where(_item.c.id.in_(_IDS))
     .order_by(_item.c.id)
-    .with_for_update(of=_item)
+    # FOR NO KEY UPDATE: inserting a judgment locks its item's key, which would deadlock with FOR UPDATE of two submits.
+    .with_for_update(of=_item, key_share=True)
 )
 _LEASES = (
     select(_lease.c.item_id, func.count().label("count"))

@@ -155,9 +155,9 @@ def test_store_opened_at_once_is_created_once(stores: Stores) -> None:
 def test_leases_that_expire_under_load_are_assigned_again_exactly(stores: Stores) -> None:
     store = stores(overlap=2, lease_minutes=60)
     store.add_items(new_items(8))
-    annotators = [store.add_annotator(f"annotator {number}").annotator.id for number in range(16)]
-    assert sum(map(len, at_once(8, lambda number: store.assign(annotators[number], 2)))) == 16
+    annotators = [store.add_annotator(f"annotator {number}").annotator.id for number in range(32)]
+    assert sum(map(len, at_once(16, lambda number: store.assign(annotators[number])))) == 16
     stores.clock.now += 2 * 3600
-    assert sum(map(len, at_once(8, lambda number: store.assign(annotators[8 + number], 2)))) == 16
+    assert sum(map(len, at_once(16, lambda number: store.assign(annotators[16 + number])))) == 16
     status = store.status()
     assert (status.open, status.judgments) == (8, 0)
