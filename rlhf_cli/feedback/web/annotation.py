@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import Assignment, LeaseExpiredError, NotFoundError, Progress, Receipt
 from rlhf_cli.feedback.types import Annotator, Answer
 from rlhf_cli.feedback.web.items import InvalidAnswerError, answer_from_json, answer_to_json, format_tiers, view_of_item
@@ -79,13 +80,14 @@ def answer(request: Request, annotator: Annotator, values: Any) -> Response:
     except InvalidAnswerError as error:
         return JSONResponse({"message": f"The answer is invalid: {error}"}, 422)
     try:
-        if given.skip_reason:
-            receipt = site.store.skip(annotator.id, assignment.id, given.skip_reason, key)
-        else:
-            receipt = site.store.submit(annotator.id, assignment.id, given, key)
+        receipt = site.store.submit(annotator.id, assignment.id, given, key)
     except LeaseExpiredError:
         message = "You opened this item too long ago, and others have judged it since. Your answer was not needed."
         return JSONResponse({"message": message}, 409)
+    except DataError as error:
+        if error.issues[0].code != "feedback.invalid-answer":
+            raise
+        return JSONResponse({"message": f"The answer is invalid: {error.issues[0].message}"}, 422)
     progress = site.render("progress.html", request, annotator, progress=site.store.progress(annotator.id))
     notice = "You had answered this item already. The first answer counts." if receipt.is_duplicate else ""
     outcome = _outcome(site, request, annotator, assignment, receipt, given)
@@ -167,7 +169,7 @@ def _outcome(
 def _format_given(given: Answer, assignment: Assignment) -> str:
     """Return an answer as text. The middle tier of `best-worst` was not compared, so it is not shown as tied."""
     if not given.tiers:
-        return "skipped"
+        return "skipped" if given.skip_reason else "all bad"
     if assignment.task == "best-worst" and len(given.tiers) > 1:
         best, worst = format_tiers(given.tiers[:1], assignment.order), format_tiers(given.tiers[-1:], assignment.order)
         return f"{best} best, {worst} worst"

@@ -107,12 +107,13 @@ def answer_from_json(values: Any, assignment: Assignment) -> Answer:
     """
     if not isinstance(values, dict):
         raise InvalidAnswerError("it must be an object.")
-    skip_reason = _text(values, "skip_reason")
-    tiers = () if skip_reason else tiers_from_positions(values.get("tiers"), assignment.order)
+    skip_reason, all_bad = _text(values, "skip_reason"), values.get("all_bad") is True
+    has_tiers = not skip_reason and not (all_bad and values.get("tiers") == [] and assignment.task != "pair")
+    tiers = tiers_from_positions(values.get("tiers"), assignment.order) if has_tiers else ()
     return Answer(
         tiers=tiers,
         strength=None if skip_reason else _strength(values.get("strength"), tiers, assignment),
-        all_bad=values.get("all_bad") is True,
+        all_bad=all_bad,
         criteria=_criteria(values.get("criteria") or {}, assignment),
         flags=_flags(values.get("flags") or {}, assignment),
         rationale=_text(values, "rationale"),

@@ -180,6 +180,34 @@ def test_answer_with_reason_skips_the_item_for_good(page_stores: Stores) -> None
     assert (judgment.answer.skip_reason, judgment.answer.tiers) == ("no idea", ())
 
 
+def test_skipped_item_keeps_its_flags_and_rationale(page_stores: Stores) -> None:
+    store = page_stores()
+    store.add_items([new_item()])
+    client = page_of(store)
+    given: dict[str, Any] = {"flags": {"2": ["unsafe"]}, "rationale": "a recipe for poison", "seconds": 4.0}
+    assert client.answer(client.item_id(), skip_reason="I would rather not read this", **given).status_code == 200
+    (judgment,) = store.snapshot().judgments
+    assert judgment.answer.flags == {judgment.order[1]: ("unsafe",)}
+    assert (judgment.answer.rationale, judgment.answer.seconds) == ("a recipe for poison", 4.0)
+
+
+@pytest.mark.parametrize("task", ["rank", "best-worst"])
+def test_answer_all_bad_without_tiers_is_stored(page_stores: Stores, task: str) -> None:
+    store = page_stores(task=task)
+    store.add_items([new_item()])
+    client = page_of(store)
+    assert client.answer(client.item_id(), all_bad=True).status_code == 200
+    (judgment,) = store.snapshot().judgments
+    assert (judgment.answer.all_bad, judgment.answer.tiers, judgment.answer.skip_reason) == (True, (), "")
+
+
+def test_answer_of_best_worst_with_other_tiers_is_refused_and_not_sent_again(page_stores: Stores) -> None:
+    store = page_stores(task="best-worst")
+    store.add_items([new_item()])
+    client = page_of(store)
+    assert client.answer(client.item_id(), [1, 2], [3, 4]).status_code == 422  # the page repeats what gets 503
+
+
 def test_answer_after_the_lease_expired_is_stored_if_still_needed(page_stores: Stores) -> None:
     store = page_stores(overlap=1, max_overlap=1)
     store.add_items([new_item()])

@@ -154,6 +154,16 @@ def test_all_bad_is_one_key(person: Person, page_stores: Stores) -> None:
     assert shown_tiers(judgment) == [[1, 2, 3, 4]]
 
 
+def test_all_bad_is_one_key_if_best_and_worst_are_asked(page_stores: Stores, chromium: Browser) -> None:
+    store = page_stores(task="best-worst")
+    store.add_items(new_items(2))
+    for ann in annotator_of(store, chromium):
+        with ann.until_next():
+            ann.press("b")
+    (judgment,) = store.snapshot().judgments
+    assert (judgment.answer.all_bad, judgment.answer.tiers) == (True, ())
+
+
 def test_skip_by_keyboard_stores_the_reason(person: Person, page_stores: Stores) -> None:
     with person.until_next():
         person.press("s", "2")

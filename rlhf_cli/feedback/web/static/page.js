@@ -110,7 +110,7 @@ class Item {
   get tiers() {
     const all = Array.from({ length: this.count }, (_, index) => index + 1);
     if (this.task === "pair") return this.state.strength === 0 ? [[1, 2]] : this.state.strength < 0 ? [[1], [2]] : [[2], [1]];
-    if (this.placed === 0) return [all];
+    if (this.placed === 0) return this.task === "best-worst" ? [] : [all]; // all are bad
     if (this.task === "rank") return this.state.slots.filter((slot) => slot.length > 0);
     const [best, worst] = this.state.slots;
     return [best, all.filter((position) => this.slotOf(position) < 0), worst].filter((tier) => tier.length > 0);
