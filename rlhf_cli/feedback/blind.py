@@ -5,6 +5,8 @@ The pairs are ordinary items of the store, with a mark that keeps them out of th
 
 from __future__ import annotations
 
+import json
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -49,6 +51,9 @@ def evaluation_items(
     for row, first, second in zip(rows, candidate, baseline, strict=True):
         if first != second:
             completions = (NewCompletion(first, CANDIDATE), NewCompletion(second, BASELINE))
+            # Experts see completions in the order of the item, which must not tell which model wrote them.
+            if random.Random(json.dumps([key, row.prompt])).random() < 0.5:
+                completions = completions[::-1]
             language, field = (str(row.extra.get(name) or "") for name in ("language", "field"))
             yield NewItem(row.prompt, completions, language=language, field=field, extra={MARK: key})
 

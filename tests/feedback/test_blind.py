@@ -40,9 +40,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def judge(store: Store, number: int, *answers: Tiers, source: str = "human") -> None:
-    """Store one judgment per answer about the item of a prompt; index 0 is the candidate."""
+    """Store one judgment per answer about the item of a prompt; in an answer, 0 is the candidate."""
     item = next(item for item in store.snapshot().items if item.prompt == f"p{number}")
-    for index, tiers in enumerate(answers):
+    place = [completion.source for completion in item.completions].index(CANDIDATE)
+    for index, answer in enumerate(answers):
+        tiers = tuple(tuple(place ^ given for given in tier) for tier in answer)
         name = f"{source} {index}"
         store.record([NewJudgment(item.id, name, "rank", Answer(tiers), source=source)])  # type: ignore[arg-type]
 
@@ -51,6 +53,15 @@ def test_prompts_with_different_completions_become_items(store: Store) -> None:
     items = store.snapshot().items[1:]
     assert [item.prompt for item in items] == ["p0", "p1", "p2", "p3", "p4"]
     assert {(item.language, item.field, item.kind) for item in items} == {("en", "", "item")}
+
+
+def test_place_of_the_candidate_does_not_tell_which_model_it_is() -> None:
+    rows = [PromptRow(f"p{number}", {}) for number in range(100)]
+    items = list(evaluation_items("k1", rows, ["a"] * 100, ["b"] * 100))
+    assert items == list(evaluation_items("k1", rows, ["a"] * 100, ["b"] * 100))
+    first = sum(item.completions[0] == NewCompletion("a", CANDIDATE) for item in items)
+    assert 35 <= first <= 65  # 50 plus or minus three standard deviations of 100 fair draws
+    assert all({c.text: c.source for c in item.completions} == {"a": CANDIDATE, "b": BASELINE} for item in items)
 
 
 def test_annotators_do_not_see_which_model_wrote_a_completion(store: Store) -> None:
@@ -83,7 +94,8 @@ def test_decision_of_an_expert_outranks_the_votes(store: Store) -> None:
     judge(store, 0, FIRST, FIRST)
     expert = store.add_annotator("expert", role="expert").annotator
     item = next(item for item in store.snapshot().items if item.prompt == "p0")
-    candidate, baseline = (completion.id for completion in item.completions)
+    ids = {completion.source: completion.id for completion in item.completions}
+    candidate, baseline = ids[CANDIDATE], ids[BASELINE]
     store.decide(expert.id, item.id, ((baseline,), (candidate,)))
     assert people_outcomes(store.snapshot(), "k1") == [-1.0]
 
