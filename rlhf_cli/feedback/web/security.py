@@ -64,13 +64,21 @@ class ProtectionMiddleware:
 
 def _problem(request: HTTPConnection) -> str | None:
     """Return why a request that changes something is refused, or None if it comes from this page."""
-    origin = request.headers.get("origin", "")
-    if urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower() or not origin:
+    origin = _host_of(request.headers.get("origin", ""))
+    if not origin or origin != request.headers.get("host", "").lower():
         return "The request does not come from this page."
     key = request.cookies.get(SESSION_COOKIE) or request.cookies.get(VISITOR_COOKIE)
     if not key or not is_csrf_token(key, request.headers.get(CSRF_HEADER, "")):
         return "The page is out of date. Reload it."
     return None
+
+
+def _host_of(origin: str) -> str:
+    """Return the host and port of an origin, or "" if it has none or is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as http://[
+        return ""
 
 
 def _content_length(headers: Headers) -> int:

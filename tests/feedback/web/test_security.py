@@ -57,6 +57,7 @@ POSTS = ["/login", "/logout", "/items/1/answer", "/judgments/1/reopen", "/disagr
         {"origin": "https://example.org"},
         {"origin": "null"},
         {"origin": ""},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:8001"},
         {"x_csrf_token": ""},
         {"x_csrf_token": "page.invalid"},
