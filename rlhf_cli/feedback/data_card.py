@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_cli.evaluation.metrics import MetricRow, metric_rows
 from rlhf_cli.feedback.dataset import Dataset, held_out_annotators
 from rlhf_cli.feedback.label_agreement import label_agreement
-from rlhf_cli.feedback.quality.report import PREFIX, measure_quality
+from rlhf_cli.feedback.quality.report import PREFIX, measure_quality, overlap_of
 from rlhf_cli.feedback.quality.votes import PEOPLE, first_judgments
 from rlhf_cli.feedback.types import Judgment, Snapshot
 from rlhf_cli.formatting import format_metric, markdown_table
@@ -43,7 +43,7 @@ def metrics_of(found: Dataset, snapshot: Snapshot, settings: Feedback) -> dict[s
     if not _votes(snapshot, settings):
         return values
     sources = PEOPLE if "human" in settings.sources else settings.sources
-    quality = measure_quality(snapshot, sources=sources, overlap=settings.overlap).metrics()
+    quality = measure_quality(snapshot, sources=sources, overlap=overlap_of(settings)).metrics()
     values |= {name: value for name, value in quality.items() if not name.startswith(ANNOTATOR_PREFIX)}
     interval = label_agreement(snapshot, sources=sources)
     if interval is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rlhf_cli.evaluation.statistics import Interval
 from rlhf_cli.feedback.quality.agreement import measure_outcomes, outcome_labels
 from rlhf_cli.feedback.quality.annotators import AnnotatorQuality
-from rlhf_cli.feedback.quality.report import measure_quality
+from rlhf_cli.feedback.quality.report import measure_quality, overlap_of
 from rlhf_cli.feedback.quality.votes import count_votes, first_judgments
 from rlhf_cli.feedback.store import Status, Store
 from rlhf_cli.feedback.types import Snapshot
@@ -59,11 +59,11 @@ class Overview:
         """Return the numbers and the metrics of the project."""
         status = store.status()
         if self._figures is None or status != self._status:
-            self._status, self._figures = status, measure(status, store.snapshot(), store.settings.overlap)
+            self._status, self._figures = status, measure(status, store.snapshot(), overlap_of(store.settings))
         return status, self._figures
 
 
-def measure(status: Status, snapshot: Snapshot, overlap: int) -> Figures:
+def measure(status: Status, snapshot: Snapshot, overlap: int | None) -> Figures:
     """Return the metrics of a project."""
     report = measure_quality(snapshot, overlap=overlap)
     agreement = report.overall["agreement"]

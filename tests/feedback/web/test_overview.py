@@ -9,7 +9,8 @@ import re
 import pytest
 
 from rlhf_cli.feedback.store import Store
-from rlhf_cli.feedback.types import Answer
+from rlhf_cli.feedback.types import Answer, NewJudgment
+from rlhf_cli.feedback.web.figures import Overview
 from tests.support.feedback_store import Stores, agreeing, contradicting, judge, new_items
 from tests.support.page_client import PageClient
 
@@ -45,6 +46,18 @@ def test_overview_shows_progress_and_annotators(page_stores: Stores) -> None:
     assert re.search(r">3<span class=\"note\"> of 4", text)
     assert "Ann &lt;script&gt;" in text
     assert "<script>" not in text.replace('<script src="', "")
+
+
+def test_agreement_on_overview_counts_all_judgments_if_none_depend_on_disagreement(page_stores: Stores) -> None:
+    """As `rlhf annotate qc` does: with equal overlap and max_overlap, only imports have more judgments."""
+    store = page_stores(task="pair", overlap=2, max_overlap=2)
+    store.add_items(new_items(4, completions=2))
+    votes = [(item.id, name, ((0,), (1,))) for item in store.snapshot().items for name in ("Ann", "Bob")]
+    votes.append((votes[0][0], "Cid", ((1,), (0,))))
+    store.record([NewJudgment(item, name, "pair", Answer(tiers)) for item, name, tiers in votes])
+    agreement = Overview().measure(store)[1].agreement
+    assert agreement is not None
+    assert agreement.value == pytest.approx((3 + 1 / 3) / 4, abs=1e-12)  # a sum of a few terms
 
 
 def test_home_of_owner_is_the_overview(page_stores: Stores) -> None:
