@@ -147,7 +147,8 @@ def most_probable(probabilities: FloatArray) -> tuple[IntArray, NDArray[np.bool_
 
 def _decided_pairs(snapshot: Snapshot) -> dict[Pair, int]:
     """Return the label of each pair that the last decision on its item orders or ties."""
-    tasks: dict[int, TaskKind] = {judgment.item_id: judgment.task for judgment in snapshot.judgments}
+    judged = [judgment for judgment in snapshot.judgments if judgment.source == "human"]  # models always rank
+    tasks: dict[int, TaskKind] = {judgment.item_id: judgment.task for judgment in judged}
     last = {decision.item_id: decision.tiers for decision in snapshot.decisions}
     return {
         (item, first, second): outcome + 1

@@ -69,6 +69,16 @@ def test_aggregate_decision_without_votes_is_a_label(method: Method) -> None:
     assert aggregate(snapshot, method) == [PairLabel(1, 2, 3, 0, False, 0, None, 1.0, 0.0, None, True)]
 
 
+def test_aggregate_decision_adopted_from_a_best_worst_answer_ties_nothing_if_a_model_ranked_the_item() -> None:
+    item = Item(1, "key", "prompt", tuple(Completion(number, "text") for number in (4, 5, 6, 7)))
+    picks = Judgment(0, 1, 1, "best-worst", Answer(((7,), (4, 5), (6,))), (4, 5, 6, 7))
+    by_model = Judgment(1, 1, 2, "rank", Answer(((4,), (5,), (6,), (7,))), (4, 5, 6, 7), source="ai")
+    decision = Decision(1, 9, picks.answer.tiers)
+    labels = aggregate(Snapshot([item], [], [picks, by_model], [decision]), "expert")
+    assert {label.first for label in labels} | {label.second for label in labels} == {4, 5, 6, 7}
+    assert all(label.outcome for label in labels)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_aggregate_without_judgments_is_empty(method: Method) -> None:
     assert aggregate(Snapshot([], [], []), method) == []
