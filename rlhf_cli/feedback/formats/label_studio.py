@@ -285,5 +285,6 @@ FORMAT = FeedbackFormat(
     convert=_read,
     optional=("predictions", "meta", "id"),
     write=_write,
+    keeps_other_columns=False,  # Label Studio's own, such as drafts, which name people
     remark="Annotations that do not rank all completions are skipped.",
 )

@@ -111,6 +111,12 @@ def test_annotations_of_several_people_keep_their_numbers_and_no_addresses() -> 
     assert [judgment.annotator for judgment in row.judgments] == ["label-studio-10", "label-studio-7"]
 
 
+def test_columns_beside_the_data_are_not_kept() -> None:
+    """Drafts hold the addresses of those who wrote them."""
+    row = read(PAIR, annotation(pairwise("left")), drafts=[{"user": "ada@example.org"}], updated_by=[{"user_id": 7}])
+    assert row.item.extra == {}
+
+
 def test_cancelled_annotation_is_a_skipped_item() -> None:
     row = read(PAIR, annotation(was_cancelled=True))
     assert row.judgments[0].answer.tiers == ()
