@@ -21,7 +21,6 @@ from rlhf_cli.recipe.schema import Feedback
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 OWN_EXTRA = ("author",)  # columns of an item that name a person
-REPLACEMENT = "\ufffd"  # for a lone surrogate, which UTF-8 cannot encode
 
 Row = dict[str, Any]
 
