@@ -70,7 +70,7 @@ def submit(
 
     Raises:
         NotFoundError: The assignment does not exist, or belongs to another annotator.
-        LeaseExpiredError: The lease expired, and the item got enough judgments since.
+        LeaseExpiredError: The lease expired or the item was skipped, and it got enough judgments since.
         DataError: The answer does not fit the item.
     """
     if not 0 < len(key) <= MAX_NAME:
@@ -88,7 +88,8 @@ def submit(
         return _receipt(connection, project, annotator, earlier, is_duplicate=True)
     completions, settings = completion_ids(connection, row.item_id), project.settings
     check_answer(answer, settings.task, completions, criteria=settings.criteria)
-    if row.takes_slot and (row.state == "expired" or row.expires < now):
+    is_late = row.takes_slot and (row.state == "expired" or row.expires < now)
+    if is_late or (not answer.skip_reason and _gave_slot_up(connection, row)):
         _check_room(connection, row, now)
     values = {
         "item_id": row.item_id,
@@ -131,6 +132,14 @@ def _earlier_judgment(connection: Connection, row: Row[Any]) -> int | None:
         later: int | None = connection.execute(select(table.c.id).where(table.c.supersedes == row.reopens)).scalar()
         return later
     return current_judgment_of(connection, row.annotator_id, row.item_id, is_repeat=row.is_repeat)
+
+
+def _gave_slot_up(connection: Connection, row: Row[Any]) -> bool:
+    """Return whether an assignment reopens a skipped item, whose slot others may have taken since."""
+    if row.reopens is None or row.is_repeat:
+        return False
+    found: bool = connection.execute(select(_judgment.c.is_skipped).where(_judgment.c.id == row.reopens)).scalar_one()
+    return found
 
 
 def _check_room(connection: Connection, row: Row[Any], now: float) -> None:

@@ -270,3 +270,28 @@ def test_progress_counts_judgments_today_and_open_items(stores: Stores) -> None:
     assert (progress.judged, progress.today, progress.remaining) == (3, 1, 1)
     assert progress.pace_seconds == 0.0  # the median of 0, 0 and 30 seconds
     assert progress.qualification == "none"
+
+
+def test_submit_to_skipped_item_that_others_judged_since_is_refused(stores: Stores) -> None:
+    """Undo after a skip must not exceed the overlap."""
+    store = stores(overlap=1, max_overlap=1)
+    store.add_items([new_item()])
+    ann, bob = (store.add_annotator(name).annotator.id for name in ("Ann", "Bob"))
+    (skipped,) = store.assign(ann)
+    receipt = store.skip(ann, skipped.id, "broken", "skip")
+    reopened = store.reopen(ann, receipt.judgment_id)
+    (assignment,) = store.assign(bob)
+    with pytest.raises(LeaseExpiredError):
+        store.submit(ann, reopened.id, agreeing(reopened), "answer")
+    store.submit(bob, assignment.id, agreeing(assignment), "answer")
+    assert store.status().judgments == 1
+
+
+def test_submit_to_skipped_item_that_is_still_open_is_stored(stores: Stores) -> None:
+    store = stores(overlap=1, max_overlap=1)
+    store.add_items([new_item()])
+    ann = store.add_annotator("Ann").annotator.id
+    (skipped,) = store.assign(ann)
+    reopened = store.reopen(ann, store.skip(ann, skipped.id, "broken", "skip").judgment_id)
+    store.submit(ann, reopened.id, agreeing(reopened), "answer")
+    assert store.status().judgments == 1
