@@ -100,6 +100,12 @@ def test_decision_of_an_expert_outranks_the_votes(store: Store) -> None:
     assert people_outcomes(store.snapshot(), "k1") == [-1.0]
 
 
+def test_evaluations_with_the_same_completions_have_items_of_their_own(store: Store) -> None:
+    assert store.add_items(evaluation_items("k2", ROWS, ["a"] * 6, [*"bbbbb", "a"])).added == 5
+    assert store.add_items(evaluation_items("k2", ROWS, ["a"] * 6, [*"bbbbb", "a"])).added == 0
+    assert store.add_items([NewItem("p0", (NewCompletion(a), NewCompletion(b))) for a, b in ("ab", "ba")]).added == 2
+
+
 def test_evaluations_are_no_training_data(store: Store) -> None:
     judge(store, 0, FIRST)
     left = without_evaluations(store.snapshot())

@@ -14,6 +14,7 @@ from sqlalchemy import Row
 
 from rlhf_cli.data.splits import prompt_key
 from rlhf_cli.errors import DataError
+from rlhf_cli.feedback.blind import MARK
 from rlhf_cli.feedback.types import (
     FLAGS,
     Annotator,
@@ -47,8 +48,10 @@ def timestamp(seconds: float) -> str:
 
 
 def item_key(item: NewItem) -> str:
-    """Return the hash that two items share if they have the same kind, prompt and completions."""
-    return sha256(canonical([item.kind, item.prompt, [completion.text for completion in item.completions]]))
+    """Return the hash that two items share if they have the same kind, prompt, completions and evaluation."""
+    content = [item.kind, item.prompt, [completion.text for completion in item.completions]]
+    evaluation = item.extra.get(MARK)
+    return sha256(canonical([*content, evaluation] if evaluation else content))
 
 
 def stable_prompt_key(item: NewItem) -> str:
