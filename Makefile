@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Tests of one file share its session fixtures; tests/conftest.py decides the order of the files.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup lint docs docs-check screenshots test test-all demo bench clean
+.PHONY: help setup lint docs docs-check screenshots test test-all demo demo-majority demo-round1 bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,8 +51,29 @@ test: lint docs-check
 test-all: lint docs-check
 	$(PYTEST) --cov --cov-report=term:skip-covered --durations=20
 
+# The first round trains twice, side by side on one core each: with its recipe, and as if all votes counted equally.
+demo: export RLHF_FEEDBACK_STORE = $(abspath $(RUNS))/demo-feedback.db
+demo: DEMO = recipes/demo
+demo: WHERE = --runs-dir $(RUNS)
 demo: $(READY)
-	$(BIN)/rlhf run -r recipes/demo/recipe.yaml --runs-dir $(RUNS)
+	mkdir -p $(RUNS)
+	$(BIN)/rlhf run pretrain sft sample -r $(DEMO)/recipe.yaml $(WHERE)
+	$(BIN)/rlhf annotate import -r $(DEMO)/recipe.yaml $(WHERE)
+	$(BIN)/python $(DEMO)/annotators.py -r $(DEMO)/recipe.yaml
+	$(BIN)/rlhf annotate qc -r $(DEMO)/recipe.yaml
+	$(BIN)/rlhf run feedback -r $(DEMO)/recipe.yaml $(WHERE) --set feedback.aggregate=majority
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 demo-majority demo-round1
+	$(BIN)/rlhf run sample -r $(DEMO)/round2.yaml $(WHERE)
+	$(BIN)/rlhf annotate import -r $(DEMO)/round2.yaml $(WHERE)
+	$(BIN)/python $(DEMO)/annotators.py -r $(DEMO)/round2.yaml --without finn
+	$(BIN)/rlhf run feedback reward ppo eval export -r $(DEMO)/round2.yaml $(WHERE)
+	$(BIN)/python $(DEMO)/summary.py $(WHERE)
+
+demo-majority:
+	$(BIN)/rlhf run reward ppo eval -r recipes/demo/majority.yaml --runs-dir $(RUNS) > $(RUNS)/demo-majority.log 2>&1
+
+demo-round1:
+	$(BIN)/rlhf run feedback reward ppo eval -r recipes/demo/recipe.yaml --runs-dir $(RUNS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks

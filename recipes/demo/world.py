@@ -1,10 +1,10 @@
-"""Generate the demo's data files: simulated users, completions and annotators.
+"""Generate the demo's data files: simulated users and completions.
 
     python world.py             write data/ (always the same bytes)
     python world.py --check     compare data/ with the output; exit with code 1 if they differ
 
-Completions differ in correctness, tone, safety and length; annotators differ in care and preferences. The ground truth
-is in truth.py. Standard library only.
+Completions differ in correctness, tone, safety and length. The ground truth is in truth.py, and the simulated
+annotators are in annotators.py. Standard library only.
 
 Conversations have one turn, and the vocabulary is small, so that a model with a million parameters learns the language
 in about a minute.
@@ -25,8 +25,10 @@ DATA = Path(__file__).resolve().parent / "data"
 PARAGRAPHS = 4600  # in pretrain.txt
 STATEMENT_FRACTION = 0.2  # of the paragraphs; the others are dialogues
 DEMONSTRATIONS = 800
-PAIRS = 2900
-PROMPTS = 1000
+PROMPTS = 840
+QUALIFICATION_ITEMS = 6
+GOLD_ITEMS = 24
+COMPLETIONS = 4  # of an item with a known answer
 KIND_WEIGHTS = {
     "animal": 5,
     "sum": 3,
@@ -71,7 +73,8 @@ class ErrorRates(NamedTuple):
 
 PRETRAINING = ErrorRates(wrong=0.10, off_topic=0.0)
 DEMONSTRATION = ErrorRates(wrong=0.20, off_topic=0.08)  # more than half of the demonstrations have a defect
-CANDIDATE = ErrorRates(wrong=0.30, off_topic=0.20)  # of the completions that annotators compare
+GOLD = ErrorRates(wrong=0.30, off_topic=0.20)
+QUALIFICATION = GOLD._replace(rude=0.30, padded=0.0)  # an easy test: nothing in it is long
 SILLY_FRACTION = 0.85  # of the wrong completions: obvious nonsense
 
 
@@ -109,70 +112,23 @@ def random_core(request: Request, rates: ErrorRates, random: Random) -> str:
     return random.choice(truth.REFUSALS) if request.harmful else request.right
 
 
-# --- annotators -----------------------------------------------------------------------------------------------------
-
-
-class Annotator(NamedTuple):
-    """A simulated person who compares two completions.
-
-    Attributes:
-        name: Their name.
-        fraction: Fraction of all comparisons.
-        error: Fraction of comparisons that contradict their own opinion.
-        bias: "", or "long" (prefers longer completions), "facts" (does not check facts), "tone" (ignores rudeness).
-        agreement: Fraction of the written pairs in which they agree with the ground truth, to two digits.
-    """
-
-    name: str
-    fraction: float
-    error: float
-    bias: str
-    agreement: float
-
-
-ANNOTATORS = (
-    Annotator("ada", 0.41, 0.02, "", 0.98),  # careful
-    Annotator("ben", 0.20, 0.08, "", 0.93),  # in a hurry
-    Annotator("cleo", 0.12, 0.03, "long", 0.84),  # mistakes longer for better
-    Annotator("dev", 0.12, 0.03, "facts", 0.78),  # does not check facts
-    Annotator("eli", 0.15, 0.03, "tone", 0.94),  # ignores rudeness
-)
-
-
-def perceived_score(annotator: Annotator, request: Request, completion: str) -> float:
-    """Return the score that an annotator gives to a completion, with their bias but without random errors."""
-    judgment = truth.judge(request, completion)
-    if annotator.bias == "long":
-        judgment = judgment._replace(length=min(1.0, len(completion.split()) / 20))
-    elif annotator.bias == "facts" and judgment.core == "wrong":
-        judgment = judgment._replace(core="right")
-    return judgment.score(rude_factor=1.0 if annotator.bias == "tone" else truth.RUDE_FACTOR)
-
-
-def prefers_first(annotator: Annotator, request: Request, first: str, second: str, random: Random) -> bool:
-    """Return the result of one comparison: the annotator's opinion, or random if equal, with random errors."""
-    gap = perceived_score(annotator, request, first) - perceived_score(annotator, request, second)
-    choice = gap > 0 if abs(gap) > 1e-9 else random.random() < 0.5
-    return choice != (random.random() < annotator.error)
-
-
 # --- data files -----------------------------------------------------------------------------------------------------
 
 
 def pools(random: Random) -> dict[str, list[str]]:
     """Return all questions in three disjoint pools, so that no prompt of one file is in another.
 
-    `shown` is for pretraining dialogues and demonstrations, `compared` for preferences, and `asked` for prompts. One
-    fact in eight is only in `asked`: the pretraining text states it, but no completion was demonstrated or compared.
+    `shown` is for pretraining dialogues and demonstrations, `known` for items with a known answer, and `asked` for
+    prompts. One fact in eight is only in `asked`: the pretraining text states it, but no completion was demonstrated.
     """
     forms: dict[tuple[str, str], list[str]] = {}
     for question, request in REQUESTS.items():
         forms.setdefault((request.kind, request.topic), []).append(question)
     facts = [topic for kind, topic in forms if kind == "animal"]
     reserved = set(random.sample(facts, len(facts) // 8))
-    found: dict[str, list[str]] = {"shown": [], "compared": [], "asked": []}
+    found: dict[str, list[str]] = {"shown": [], "known": [], "asked": []}
     for (_, topic), questions in forms.items():
-        order = ["shown", *random.sample(("shown", "compared", "asked"), 3)]
+        order = ["shown", *random.sample(("shown", "known", "asked"), 3)]
         for index, question in enumerate(random.sample(questions, len(questions))):
             found["asked" if topic in reserved else order[index]].append(question)
     return found
@@ -219,21 +175,21 @@ def pretrain_text(shown: list[str], random: Random) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def comparisons(prompts: list[str], random: Random) -> list[dict[str, Any]]:
-    """Return one row per prompt: two completions with different scores, compared by one annotator."""
+def known_items(prompts: list[str], rates: ErrorRates, random: Random) -> list[dict[str, Any]]:
+    """Return items with a known answer: completions of at least three different scores, and their ranking."""
     rows = []
     for prompt in prompts:
         request = truth.request_of(prompt)
         assert request is not None
-        first = second = ""
-        while abs(truth.judge(request, first).score() - truth.judge(request, second).score()) < 0.05:
-            first, second = complete(request, CANDIDATE, random), complete(request, CANDIDATE, random)
-        annotator = random.choices(ANNOTATORS, [person.fraction for person in ANNOTATORS])[0]
-        if not prefers_first(annotator, request, first, second, random):
-            first, second = second, first
-        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (first, second))
+        texts: list[str] = []
+        while len({truth.judge(request, text).score() for text in texts}) < 3:
+            texts = list(dict.fromkeys(complete(request, rates, random) for _ in range(COMPLETIONS)))
+        scores = [truth.judge(request, text).score() for text in texts]
+        tiers = [[i for i, score in enumerate(scores) if score == tier] for tier in sorted(set(scores), reverse=True)]
+        completions = [{"text": [{"role": "assistant", "content": text}]} for text in texts]
+        explanation = f"Right, polite and short: {request.right}"
         rows.append(
-            {"prompt": user_message(prompt), "chosen": chosen, "rejected": rejected, "annotator": annotator.name}
+            {"prompt": user_message(prompt), "completions": completions, "answer": tiers, "explanation": explanation}
         )
     return rows
 
@@ -258,13 +214,16 @@ def files() -> dict[str, str]:
         assert request is not None
         message = {"role": "assistant", "content": complete(request, DEMONSTRATION, random)}
         demonstrations.append({"prompt": user_message(prompt), "completion": [message]})
-    random = Random("preferences")
-    pairs = comparisons([with_opener(pick(pool["compared"], random), random) for _ in range(PAIRS)], random)
+    random = Random("known answers")
+    known = distinct_prompts(pool["known"], QUALIFICATION_ITEMS + GOLD_ITEMS, random)
+    qualification = known_items(known[:QUALIFICATION_ITEMS], QUALIFICATION, random)
+    gold = known_items(known[QUALIFICATION_ITEMS:], GOLD, random)
     prompts = distinct_prompts(pool["asked"], PROMPTS, Random("prompts"))
     return {
         "pretrain.txt": pretrain_text(pool["shown"], Random("pretrain")),
         "demonstrations.jsonl": json_lines(demonstrations),
-        "preferences.jsonl": json_lines(pairs),
+        "qualification.jsonl": json_lines(qualification),
+        "gold.jsonl": json_lines(gold),
         "prompts.jsonl": json_lines([{"prompt": user_message(prompt)} for prompt in prompts]),
     }
 

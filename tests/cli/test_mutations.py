@@ -6,9 +6,12 @@ that is removed from a row, a truncated row, another encoding. Changes without a
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,6 @@ from hypothesis import strategies as st
 
 from tests.support.command import CommandResult, Rlhf
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 ROWS = 12  # of each of the demo's files
 DATA = ("demonstrations", "preferences", "prompts")
 EXTRA_COLUMNS = ("annotator",)  # columns with an arbitrary name
@@ -33,6 +35,27 @@ Draw = Callable[..., Any]
 Key = tuple[str | int, ...]
 
 
+@functools.cache
+def recipes() -> Path:
+    """Return a copy of `recipes/` in which the demo's preferences are a file of few rows, and nobody is asked."""
+    folder = Path(tempfile.mkdtemp()) / "recipes"
+    atexit.register(shutil.rmtree, folder.parent)
+    shutil.copytree(Path(__file__).parents[2] / "recipes", folder)
+    recipe, data = folder / "demo" / "recipe.yaml", folder / "demo" / "data"
+    text = recipe.read_text().replace("{run: feedback@latest}", "{path: data/preferences.jsonl, eval_fraction: 0.12}")
+    before, _, after = text.partition("sample:")
+    recipe.write_text(f"{before}reward:{after.partition('reward:')[2]}")
+    rows = [json.loads(line) for line in (data / "gold.jsonl").read_text().splitlines()[:ROWS]]
+    (data / "preferences.jsonl").write_text("".join(json.dumps(pair(row)) + "\n" for row in rows))
+    return folder
+
+
+def pair(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the best and the worst completion of an item with a known answer."""
+    best, worst = (row["completions"][tier[0]]["text"] for tier in (row["answer"][0], row["answer"][-1]))
+    return {"prompt": row["prompt"], "chosen": best, "rejected": worst, "annotator": "ada"}
+
+
 def examples(count: int) -> settings:
     """Return settings for `count` examples, which are the same in every run."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -43,7 +66,7 @@ def examples(count: int) -> settings:
 def check(rlhf: Rlhf, tmp_path: Path) -> Check:
     """Return a function that checks a copy of `recipes/` in which one file is replaced. The demo has few rows."""
     copy = tmp_path / "recipes"
-    shutil.copytree(RECIPES, copy)
+    shutil.copytree(recipes(), copy)
     for name in DATA:
         file = copy / "demo" / "data" / f"{name}.jsonl"
         file.write_text("\n".join(file.read_text().splitlines()[:ROWS]) + "\n")
@@ -123,12 +146,12 @@ def dump(recipe: Any) -> str:
 @pytest.mark.parametrize("folder", ["demo", "hh-rlhf", "qwen2.5-0.5b-qlora", "ultrafeedback", "llama-3.1-8b-qlora"])
 def test_check_of_unchanged_recipe_succeeds(check: Check, folder: str) -> None:
     file = f"{folder}/recipe.yaml"
-    assert check(file, (RECIPES / file).read_text(), file).code == 0
+    assert check(file, (recipes() / file).read_text(), file).code == 0
 
 
 def mutate_recipe(file: str, mistake: str, draw: Draw) -> str | bytes | None:
     """Return the content of a recipe with a mistake, or None if nothing changed."""
-    text = (RECIPES / file).read_text()
+    text = (recipes() / file).read_text()
     recipe = yaml.safe_load(text)
     keys = list(iter_keys(recipe))
     if mistake == "misspell":
@@ -173,7 +196,7 @@ def test_check_of_recipe_with_a_mistake_exits_2(check: Check, data: st.DataObjec
 @given(st.data())
 def test_check_of_recipe_with_arbitrary_bytes_has_no_internal_error(check: Check, data: st.DataObject) -> None:
     draw = data.draw
-    text = (RECIPES / "demo/recipe.yaml").read_bytes()
+    text = (recipes() / "demo/recipe.yaml").read_bytes()
     start = draw(st.integers(0, len(text)))
     removed = draw(st.integers(0, 40)) if draw(st.booleans()) else len(text)
     yaml_syntax = [b"\t", b"- ", b": ", b"{", b"]", b"&a ", b"*a", b"!!x ", b"? "]
@@ -225,7 +248,7 @@ def mutate_row(line: str, mistake: str, draw: Draw) -> str | None:
 def test_check_of_data_with_a_mistake_exits_3(check: Check, data: st.DataObject) -> None:
     draw = data.draw
     file = f"demo/data/{draw(st.sampled_from(DATA))}.jsonl"
-    lines = (RECIPES / file).read_text().splitlines()[:ROWS]
+    lines = (recipes() / file).read_text().splitlines()[:ROWS]
     at = draw(st.integers(0, ROWS - 1))
     mistake = draw(st.sampled_from(("drop", "misspell", "retype", "duplicate", "truncate", "encode", "number")))
     line = mutate_row(lines[at], mistake, draw)
@@ -247,12 +270,12 @@ def test_check_of_data_with_a_mistake_exits_3(check: Check, data: st.DataObject)
 def test_check_of_data_and_recipe_in_another_form_has_the_same_result(check: Check, data: st.DataObject) -> None:
     draw = data.draw
     file = f"demo/data/{draw(st.sampled_from(DATA))}.jsonl"
-    lines = (RECIPES / file).read_text().splitlines()[:ROWS]
+    lines = (recipes() / file).read_text().splitlines()[:ROWS]
     before = check(file, "\n".join(lines))
     assert before.code == 0
     after = check(file, reformat_rows(lines, draw))
     assert (after.code, after.json["data"]) == (0, before.json["data"])
-    recipe = yaml.safe_load((RECIPES / "demo/recipe.yaml").read_text())
+    recipe = yaml.safe_load((recipes() / "demo/recipe.yaml").read_text())
     shuffled = dump({key: recipe[key] for key in draw(st.permutations(list(recipe)))})
     start = draw(st.sampled_from(["", "\ufeff", "# comment\n"]))
     same = check("demo/recipe.yaml", start + shuffled.replace("\n", draw(st.sampled_from(["\n", "\r\n"]))))

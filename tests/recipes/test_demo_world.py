@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,16 +31,6 @@ def load_module(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def gold() -> ModuleType:
     return load_module("gold")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(DEMO))  # world.py is a script that imports truth.py from its folder
-    try:
-        yield load_module("world")
-    finally:
-        sys.path.remove(str(DEMO))
-        sys.modules.pop("truth", None)
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:
@@ -152,12 +141,13 @@ def test_questions_of_different_files_are_disjoint(gold: ModuleType) -> None:
 
     dialogues = (DEMO / "data" / "pretrain.txt").read_text().splitlines()
     pretrained = questions({line.removeprefix("User: ") for line in dialogues if line.startswith("User: ")})
-    shown, compared, asked = (
-        questions(prompts_of(f"{name}.jsonl")) for name in ("demonstrations", "preferences", "prompts")
-    )
+    names = ("demonstrations", "qualification", "gold", "prompts")
+    shown, qualification, gold_items, asked = (questions(prompts_of(f"{name}.jsonl")) for name in names)
+    known = qualification | gold_items
     assert asked
-    assert not asked & (shown | compared | pretrained)
-    assert not compared & (shown | pretrained)
+    assert known
+    assert not asked & (shown | known | pretrained)
+    assert not known & (shown | pretrained)
 
 
 def test_some_facts_of_prompts_are_only_in_pretraining_statements(gold: ModuleType) -> None:
@@ -166,25 +156,22 @@ def test_some_facts_of_prompts_are_only_in_pretraining_statements(gold: ModuleTy
         assert None not in found
         return {request.topic for request in found}
 
-    only_asked = topics("prompts.jsonl") - topics("demonstrations.jsonl") - topics("preferences.jsonl")
-    assert len(only_asked) >= 6
+    only_asked = topics("prompts.jsonl") - topics("demonstrations.jsonl")
+    assert len(only_asked) == 4  # one of eight facts
     statements = [line for line in (DEMO / "data" / "pretrain.txt").read_text().splitlines() if ": " not in line]
     for request in gold.truth.REQUESTS.values():
         if request.topic in only_asked:
             assert any(request.right in line for line in statements)
 
 
-def test_annotators_agree_with_the_ground_truth_as_declared(gold: ModuleType, world: ModuleType) -> None:
-    agreed: dict[str, list[bool]] = {person.name: [] for person in world.ANNOTATORS}
-    for row in read_rows("preferences.jsonl"):
-        chosen, rejected = gold.score([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
-        assert chosen != rejected
-        agreed[row["annotator"]].append(chosen > rejected)
-    for person in world.ANNOTATORS:
-        votes = agreed[person.name]
-        assert sum(votes) / len(votes) == pytest.approx(person.agreement, abs=0.005)  # declared to two digits
-        # 0.037 is four standard deviations of a fraction near 0.5 of 2,900 pairs
-        assert len(votes) / world.PAIRS == pytest.approx(person.fraction, abs=0.037)
+@pytest.mark.parametrize("name", ["qualification.jsonl", "gold.jsonl"])
+def test_known_answers_are_the_order_of_the_scores(gold: ModuleType, name: str) -> None:
+    for row in read_rows(name):
+        scores = gold.score([row["prompt"]] * len(row["completions"]), [one["text"] for one in row["completions"]])
+        tiers = [{scores[index] for index in tier} for tier in row["answer"]]
+        assert all(len(tier) == 1 for tier in tiers)
+        assert [tier.pop() for tier in tiers] == sorted(set(scores), reverse=True)
+        assert sorted(index for tier in row["answer"] for index in tier) == [*range(len(scores))]
 
 
 def test_demonstrations_have_mixed_quality(gold: ModuleType) -> None:
