@@ -53,7 +53,7 @@ def render_completion(text: Text) -> str:
     return "".join(render(message["content"]) for message in text)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)  # of texts of up to a few megabytes
 def render(text: str) -> str:
     """Return Markdown as HTML that can be inserted into a page.
 

@@ -83,7 +83,6 @@ class Item {
     Object.assign(state, { strength: saved.strength, allBad: saved.all_bad, criteria: saved.criteria, flags: saved.flags, rationale: saved.rationale });
     if (this.task === "best-worst") [state.slots[0], state.slots[1]] = [saved.tiers.at(0) ?? [], saved.tiers.at(-1) ?? []];
     else saved.tiers.forEach((tier, index) => { state.slots[index] = tier; });
-    if (saved.all_bad && saved.tiers.length === 1) state.slots = state.slots.map(() => []);
     return state;
   }
 
@@ -108,11 +107,11 @@ class Item {
   }
 
   get tiers() {
-    const all = Array.from({ length: this.count }, (_, index) => index + 1);
     if (this.task === "pair") return this.state.strength === 0 ? [[1, 2]] : this.state.strength < 0 ? [[1], [2]] : [[2], [1]];
-    if (this.placed === 0) return this.task === "best-worst" ? [] : [all]; // all are bad
+    if (this.placed === 0) return []; // all are bad, which compares none of them
     if (this.task === "rank") return this.state.slots.filter((slot) => slot.length > 0);
     const [best, worst] = this.state.slots;
+    const all = Array.from({ length: this.count }, (_, index) => index + 1);
     return [best, all.filter((position) => this.slotOf(position) < 0), worst].filter((tier) => tier.length > 0);
   }
 
