@@ -61,7 +61,8 @@ demo: $(READY)
 	$(BIN)/rlhf annotate import -r $(DEMO)/recipe.yaml $(WHERE)
 	$(BIN)/python $(DEMO)/annotators.py -r $(DEMO)/recipe.yaml
 	$(BIN)/rlhf annotate qc -r $(DEMO)/recipe.yaml
-	$(BIN)/rlhf run feedback -r $(DEMO)/recipe.yaml $(WHERE) --set feedback.aggregate=majority
+	test -e $(RUNS)/demo/feedback/v0001/manifest.json || \
+	  $(BIN)/rlhf run feedback -r $(DEMO)/recipe.yaml $(WHERE) --set feedback.aggregate=majority
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 demo-majority demo-round1
 	$(BIN)/rlhf run sample -r $(DEMO)/round2.yaml $(WHERE)
 	$(BIN)/rlhf annotate import -r $(DEMO)/round2.yaml $(WHERE)
