@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +15,15 @@ from tests.support.runs import NewRun
 def send(number: int) -> None:
     """Send a signal to this process."""
     os.kill(os.getpid(), number)
+
+
+@pytest.fixture(autouse=True)
+def no_signal_ignored() -> Iterator[None]:
+    """Handle every signal as by default: under nohup, SIGHUP is ignored, and stays so."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals.STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 every_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
