@@ -7,19 +7,17 @@ Pairs that either side ties, or that people judge evenly, are left out: they say
 from __future__ import annotations
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from rlhf_cli.ai_feedback.judge import Judge
 from rlhf_cli.errors import DataError, RecipeError
 from rlhf_cli.evaluation import statistics
 from rlhf_cli.evaluation.statistics import Interval
+from rlhf_cli.feedback.store_input import store_may_exist
 from rlhf_cli.feedback.types import Judgment, Snapshot, comparisons
 from rlhf_cli.recipe.schema import Recipe
 
-STORE_VARIABLE = "RLHF_FEEDBACK_STORE"
 LOCATION = "feedback.judge.min_agreement"
 
 logger = logging.getLogger(__name__)
@@ -116,8 +114,7 @@ def check_export(snapshot: Snapshot, recipe: Recipe) -> Interval | None:
 
 def _measure_in_store(judge: Judge, recipe: Recipe, *, is_required: bool) -> Interval | None:
     """Return the agreement by the recipe's store; None if there is no store, unless it is required."""
-    url = os.environ.get(STORE_VARIABLE) or recipe.feedback.store
-    if "://" not in url and not Path(url).exists():
+    if not store_may_exist(recipe):
         return None
     try:
         from rlhf_cli.feedback.store import open_store

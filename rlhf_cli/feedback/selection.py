@@ -22,7 +22,6 @@ from rlhf_cli.feedback.formats.rows import write_row
 from rlhf_cli.feedback.types import NewItem
 from rlhf_cli.formatting import format_count
 
-MIN_RANDOM_SHARE = 0.3  # of the selected prompts: an evaluation on the others would be biased
 Scores = Sequence[Sequence[float]]  # (M, k): each of M reward models scores each of the k completions of a prompt
 
 

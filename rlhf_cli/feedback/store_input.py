@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_cli.errors import DataError, RecipeError
+from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.types import Snapshot
 from rlhf_cli.recipe.schema import Recipe
+
+URL_VARIABLE = "RLHF_FEEDBACK_STORE"  # has precedence over the recipe's feedback.store
 
 
 class StoreContent(NamedTuple):
@@ -25,6 +27,17 @@ class StoreContent(NamedTuple):
     digest: str
 
 
+def store_url(recipe: Recipe) -> str:
+    """Return the path or URL of a recipe's store."""
+    return os.environ.get(URL_VARIABLE) or recipe.feedback.store
+
+
+def store_may_exist(recipe: Recipe) -> bool:
+    """Return whether the file of a recipe's store exists; whether a database has one, only a connection can tell."""
+    url = store_url(recipe)
+    return "://" in url or Path(url).expanduser().exists()
+
+
 def check_judgments(snapshot: Snapshot | None) -> None:
     """Raise DataError, with the next step, if a store has no judgments. None stands for a store that does not exist."""
     if snapshot is not None and snapshot.judgments:
@@ -37,24 +50,20 @@ def check_judgments(snapshot: Snapshot | None) -> None:
 
 
 def read_store(recipe: Recipe) -> StoreContent | None:
-    """Return the content of the recipe's store, or None if its file does not exist. Nothing is written to it.
+    """Return the content of the recipe's store, or None if its file does not exist.
+
+    Neither the guideline nor the gold items of the recipe are put into it.
 
     Raises:
         RecipeError: The packages of the extra `annotate` are not installed, or the URL is invalid.
         DataError: The database cannot be used.
     """
-    try:
-        from rlhf_cli.feedback.store import open_store
-        from rlhf_cli.feedback.store.engine import URL_VARIABLE
-        from rlhf_cli.feedback.store.snapshot import digest
-    except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed; the feedback store needs it."
-        hint = "Run `pip install 'rlhf[annotate]'`."
-        raise RecipeError("recipe.missing-package", message, location="feedback.store", hint=hint) from error
-    url = os.environ.get(URL_VARIABLE) or recipe.feedback.store
-    if "://" not in url and not Path(url).expanduser().exists():
+    from rlhf_cli.feedback.store import open_store
+    from rlhf_cli.feedback.store.snapshot import digest
+
+    if not store_may_exist(recipe):
         return None
-    # The guideline is not set, which would start a new version of it.
-    with open_store(recipe.replace(feedback=recipe.feedback.replace(guideline=None))) as store:
+    unread = recipe.feedback.replace(guideline=None, gold=None, qualification=None)
+    with open_store(recipe.replace(feedback=unread)) as store:
         snapshot = store.snapshot()
         return StoreContent(store.location, snapshot, digest(snapshot))

@@ -16,6 +16,10 @@ Role = Literal["annotator", "expert", "owner"]
 Flag = Literal["unsafe", "false", "private", "language", "broken"]
 
 FLAGS: tuple[Flag, ...] = ("unsafe", "false", "private", "language", "broken")
+RATINGS = range(1, 6)  # by one criterion, from worst to best
+MAX_STRENGTH = 3  # absolute, of a pair
+WHOLE_ITEM = -1  # the key of `flags` in a NewJudgment that stands for the whole item
+MAX_NAME = 100  # characters of a name, a language, a field or a key: two of them fit into an index row of PostgreSQL
 
 Tiers = tuple[tuple[int, ...], ...]  # completion ids, best tier first; completions of one tier are tied
 

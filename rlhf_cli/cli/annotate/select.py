@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RUN = "sample"
 DEFAULT_OUTPUT = Path("selection.jsonl")
+MIN_RANDOM_SHARE = 0.3  # of the selected prompts: an evaluation on the others would be biased
 
 SourceArgument = Annotated[
     str | None,
@@ -38,9 +39,9 @@ ShareOption = Annotated[
     typer.Option(
         "--random-share",
         metavar="FRACTION",
-        min=0.3,
+        min=MIN_RANDOM_SHARE,
         max=1,
-        help="Fraction of them that is drawn at random, at least 0.3. Only these are used for evaluation.",
+        help=f"Fraction drawn at random, at least {MIN_RANDOM_SHARE}. Only these are used for evaluation.",
     ),
 ]
 OutputOption = Annotated[
@@ -51,7 +52,7 @@ OutputOption = Annotated[
 def select(
     count: CountOption,
     source: SourceArgument = None,
-    random_share: ShareOption = 0.3,
+    random_share: ShareOption = MIN_RANDOM_SHARE,
     out: OutputOption = DEFAULT_OUTPUT,
     recipe: options.Recipe = None,
     overrides: options.Set = None,

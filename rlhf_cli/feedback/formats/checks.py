@@ -7,11 +7,10 @@ from datetime import datetime
 
 from rlhf_cli.data.issues import RowError
 from rlhf_cli.errors import DataError
-from rlhf_cli.feedback.formats.format import MAX_NAME, ParsedRow
-from rlhf_cli.feedback.types import NewJudgment
+from rlhf_cli.feedback.formats.format import ParsedRow
+from rlhf_cli.feedback.types import MAX_NAME, WHOLE_ITEM, NewJudgment
 
 MAX_TIME = 40  # characters of a time
-WHOLE_ITEM = -1  # the key of `flags` that stands for the whole item
 _SHA256 = re.compile("[0-9a-f]{64}")
 _HINT = "Correct it, or remove the row."
 

@@ -30,10 +30,9 @@ from rlhf_cli.feedback.formats.format import (
     read_text_field,
     tiers_of_scores,
 )
-from rlhf_cli.feedback.types import Answer, NewItem, NewJudgment
+from rlhf_cli.feedback.types import MAX_STRENGTH, Answer, NewItem, NewJudgment
 
 NEITHER = -100  # HelpSteer2's strength if neither response is good
-MAX_STRENGTH = 3
 ULTRAFEEDBACK_JUDGE = "gpt-4"  # which rated all of its completions (arXiv 2310.01377, section 2)
 _PANDALM_ANNOTATORS = ("annotator1", "annotator2", "annotator3")
 _PANDALM_VOTES = {1: 1.0, 2: -1.0, 0: 0.0, "1": 1.0, "2": -1.0, "0": 0.0}

@@ -19,7 +19,6 @@ from rlhf_cli.feedback.types import Answer, NewCompletion, NewItem, NewJudgment,
 
 Names = tuple[str, ...]  # names of one column in different datasets
 ITEM_COLUMNS = ("prompt", "completions", "kind", "language", "field", "answer", "explanation", "is_random", "judgments")
-MAX_NAME = 200  # characters of a name, a language, a field or a key, so that the store can index them
 RANKING_HINT = "Write completion indices from 0, best first, with ties in a list, such as [2, [0, 1]]."
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")  # BCP 47, without its rarer forms
 LANGUAGES = {  # names of languages in published datasets: their BCP 47 tags

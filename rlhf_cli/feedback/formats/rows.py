@@ -15,7 +15,6 @@ from rlhf_cli.data.published.format import one_name, read_list, read_object
 from rlhf_cli.data.rows import Text
 from rlhf_cli.feedback.formats.format import (
     ITEM_COLUMNS,
-    MAX_NAME,
     RANKING_HINT,
     FeedbackFormat,
     ParsedRow,
@@ -27,10 +26,20 @@ from rlhf_cli.feedback.formats.format import (
     read_text_field,
     write_ranking,
 )
-from rlhf_cli.feedback.types import FLAGS, Answer, ItemKind, NewItem, NewJudgment, Source, TaskKind, Tiers
+from rlhf_cli.feedback.types import (
+    FLAGS,
+    MAX_NAME,
+    MAX_STRENGTH,
+    RATINGS,
+    Answer,
+    ItemKind,
+    NewItem,
+    NewJudgment,
+    Source,
+    TaskKind,
+    Tiers,
+)
 
-MAX_STRENGTH = 3
-RATINGS = range(1, 6)
 _BOOLEANS = {True: True, False: False, "true": True, "false": False}  # text as in CSV files
 
 

@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
-from rlhf_cli.feedback.store.content import MAX_NAME, read_annotator, sha256, timestamp
+from rlhf_cli.feedback.store.content import read_annotator, sha256, timestamp
 from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.item_state import update_item_states
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.records import Invite, Session
-from rlhf_cli.feedback.types import Annotator, Role, Source
+from rlhf_cli.feedback.types import MAX_NAME, Annotator, Role, Source
 
 SESSION_SECONDS = 30 * 24 * 3600.0
 TOKEN_BYTES = 32

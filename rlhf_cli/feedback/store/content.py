@@ -17,6 +17,8 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.blind import MARK
 from rlhf_cli.feedback.types import (
     FLAGS,
+    MAX_STRENGTH,
+    RATINGS,
     Annotator,
     Answer,
     Completion,
@@ -26,10 +28,6 @@ from rlhf_cli.feedback.types import (
     TaskKind,
     Tiers,
 )
-
-MAX_NAME = 100  # characters of a name, a language, a field or a key: two of them fit into an index row of PostgreSQL
-STRENGTH = 3  # largest absolute strength of a pair
-RATINGS = range(1, 6)
 
 
 def sha256(text: str) -> str:
@@ -189,8 +187,8 @@ def _strength_problems(answer: Answer, task: TaskKind, ids: Sequence[int]) -> It
         return
     if task != "pair":
         yield f"found a strength, which only the task pair has, not {task}"
-    elif not -STRENGTH <= answer.strength <= STRENGTH:
-        yield f"found strength {answer.strength}, expected -{STRENGTH} to {STRENGTH}"
+    elif not -MAX_STRENGTH <= answer.strength <= MAX_STRENGTH:
+        yield f"found strength {answer.strength}, expected -{MAX_STRENGTH} to {MAX_STRENGTH}"
     elif answer.tiers:
         sign = 0 if len(answer.tiers) == 1 else -1 if answer.tiers[0] == (ids[0],) else 1
         if sign != (answer.strength > 0) - (answer.strength < 0):

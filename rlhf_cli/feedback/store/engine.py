@@ -16,9 +16,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from rlhf_cli.errors import DataError, DiskError, RecipeError, RlhfError
 from rlhf_cli.feedback.store import tables
+from rlhf_cli.feedback.store_input import URL_VARIABLE
 from rlhf_cli.formatting import format_path
 
-URL_VARIABLE = "RLHF_FEEDBACK_STORE"  # has precedence over the recipe's feedback.store
 URL_HINT = f"Set feedback.store or {URL_VARIABLE} to a file, or to a URL such as postgresql://user@host/database."
 BUSY_SECONDS = 60  # how long SQLite waits for another process that writes
 CONNECT_SECONDS = 10  # limit on connecting to PostgreSQL

@@ -9,11 +9,11 @@ from sqlalchemy import Connection, Select, bindparam, select, update
 
 from rlhf_cli.errors import DataError
 from rlhf_cli.feedback.store import tables
-from rlhf_cli.feedback.store.content import MAX_NAME, as_tiers, item_key, read_item, stable_prompt_key
+from rlhf_cli.feedback.store.content import as_tiers, item_key, read_item, stable_prompt_key
 from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.records import AddResult
-from rlhf_cli.feedback.types import Item, NewItem
+from rlhf_cli.feedback.types import MAX_NAME, Item, NewItem
 
 CHUNK = 500  # items per statement
 PRIORITIES = 2**31  # number of different priorities

@@ -11,7 +11,6 @@ from rlhf_cli.feedback.store import tables
 from rlhf_cli.feedback.store.annotators import lock_annotator
 from rlhf_cli.feedback.store.assignment import current_judgment_of
 from rlhf_cli.feedback.store.content import (
-    MAX_NAME,
     answer_values,
     check_answer,
     read_answer,
@@ -28,10 +27,7 @@ from rlhf_cli.feedback.store.items import completion_ids, find_item
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.qualification import grade, update_qualification
 from rlhf_cli.feedback.store.records import QualificationFeedback, Receipt
-from rlhf_cli.feedback.types import Answer
-
-WHOLE_ITEM = -1  # the key of `flags` in a NewJudgment that stands for the whole item
-
+from rlhf_cli.feedback.types import MAX_NAME, Answer
 
 _judgment, _assignment = tables.judgment, tables.assignment
 # Built once: building a statement takes longer than running it.

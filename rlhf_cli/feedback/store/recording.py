@@ -16,9 +16,7 @@ from rlhf_cli.feedback.store.errors import NotFoundError
 from rlhf_cli.feedback.store.item_state import current_judgments, update_item_states
 from rlhf_cli.feedback.store.projects import Project
 from rlhf_cli.feedback.store.records import RecordResult
-from rlhf_cli.feedback.types import Answer, NewJudgment
-
-WHOLE_ITEM = -1  # the key of `flags` in a NewJudgment that stands for the whole item
+from rlhf_cli.feedback.types import WHOLE_ITEM, Answer, NewJudgment
 
 Place = tuple[int, int, str]  # annotator, item and principle: one judgment of a place is current, beside repeats
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from rlhf_cli.feedback.store import (
     snapshot,
     status,
 )
-from rlhf_cli.feedback.store.engine import RETRIES, URL_VARIABLE, Database, is_conflict
+from rlhf_cli.feedback.store.engine import RETRIES, Database, is_conflict
 from rlhf_cli.feedback.store.records import (
     AddResult,
     Assignment,
@@ -37,6 +36,7 @@ from rlhf_cli.feedback.store.records import (
     Session,
     Status,
 )
+from rlhf_cli.feedback.store_input import store_url
 from rlhf_cli.feedback.types import (
     Annotator,
     Answer,
@@ -292,7 +292,7 @@ def open_store(recipe: Recipe) -> Store:
     settings = recipe.feedback
     guideline = None if settings.guideline is None else read_guideline(Path(settings.guideline))
     known = read_known_items(settings)
-    store = Store(os.environ.get(URL_VARIABLE) or settings.store, recipe.name, settings)
+    store = Store(store_url(recipe), recipe.name, settings)
     try:
         if guideline is not None:
             store.set_guideline(guideline)

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from rlhf_cli.feedback.store import Assignment
-from rlhf_cli.feedback.types import FLAGS, Answer, Flag, Item, TaskKind, Tiers
+from rlhf_cli.feedback.types import FLAGS, MAX_STRENGTH, RATINGS, Answer, Flag, Item, TaskKind, Tiers
 from rlhf_cli.feedback.web.markdown import Turn, render_completion, render_turns
 
 MAX_TEXT = 20_000  # characters of a rationale or of a reason
 MAX_SECONDS = 24 * 3600.0
-MAX_STRENGTH = 3  # of a pair
-RATINGS = range(1, 6)
-WHOLE_ITEM = 0  # the position, and the id, that stand for the prompt or the whole item in flags
+WHOLE_PLACE = 0  # the position, and the id, that stand for the prompt or the whole item in flags
 
 
 class InvalidAnswerError(ValueError):
@@ -88,7 +86,7 @@ def positions_of(tiers: Tiers, order: Sequence[int]) -> list[list[int]]:
 
 def answer_to_json(answer: Answer, assignment: Assignment) -> dict[str, Any]:
     """Return an answer by shown positions, the inverse of `answer_from_json`."""
-    position = {completion: index for index, completion in enumerate(assignment.order, 1)} | {WHOLE_ITEM: WHOLE_ITEM}
+    position = {completion: index for index, completion in enumerate(assignment.order, 1)} | {WHOLE_PLACE: WHOLE_PLACE}
     return {
         "tiers": positions_of(answer.tiers, assignment.order),
         "strength": None if answer.strength is None else answer.strength * _strength_sign(assignment),
@@ -157,7 +155,7 @@ def _strength_sign(assignment: Assignment) -> int:
 def _criteria(values: Any, assignment: Assignment) -> dict[int, dict[str, int]]:
     ratings = {}
     for key, by_name in _by_completion(values, assignment).items():
-        if not isinstance(by_name, dict) or key == WHOLE_ITEM:
+        if not isinstance(by_name, dict) or key == WHOLE_PLACE:
             raise InvalidAnswerError("criteria must be ratings by completion.")
         if not all(name in assignment.criteria and type(n) is int and n in RATINGS for name, n in by_name.items()):
             raise InvalidAnswerError("a rating must be an integer from 1 to 5 of one of the project's criteria.")
@@ -177,7 +175,7 @@ def _flags(values: Any, assignment: Assignment) -> dict[int, tuple[Flag, ...]]:
 
 def _by_completion(values: Any, assignment: Assignment) -> dict[int, Any]:
     """Return values by completion id instead of by shown position; 0 remains 0, the whole item."""
-    ids = {str(position): completion for position, completion in enumerate((WHOLE_ITEM, *assignment.order))}
+    ids = {str(position): completion for position, completion in enumerate((WHOLE_PLACE, *assignment.order))}
     if not isinstance(values, dict) or not values.keys() <= ids.keys():
         raise InvalidAnswerError("criteria and flags must be objects by position.")
     return {ids[position]: value for position, value in values.items()}

@@ -34,7 +34,7 @@ DATASETS = {
     ("fields", "code"),
     [
         ({"annotator": " "}, "feedback.invalid-annotator"),
-        ({"annotator": "x" * 201}, "feedback.invalid-annotator"),
+        ({"annotator": "x" * 101}, "feedback.invalid-annotator"),
         ({"guideline": "v1"}, "feedback.invalid-answer"),
         ({"created": "yesterday"}, "feedback.invalid-answer"),
         ({"task": "pair", "answer": Answer(((0,), (1,), (2,), (3,)), strength=4)}, "feedback.invalid-answer"),
@@ -51,7 +51,7 @@ def test_check_row_with_judgment_that_the_store_refuses_raises(fields: dict[str,
 def test_check_row_with_long_field_raises() -> None:
     row = to_rows(full_snapshot())[0]
     with pytest.raises(RowError):
-        check_row(row._replace(item=replace(row.item, field="x" * 201)))
+        check_row(row._replace(item=replace(row.item, field="x" * 101)))
 
 
 @pytest.mark.parametrize("name", [*DATASETS, *WRITABLE])

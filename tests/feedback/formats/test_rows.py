@@ -90,7 +90,7 @@ def test_read_row_with_language_returns_its_tag(language: str, tag: str) -> None
         ({"completions": ["Hi!", [{"role": "assistant", "content": "Hey"}]]}, "data.mixed-formats"),
         ({"prompt": [{"role": "assistant", "content": "Hey"}]}, "data.roles-out-of-order"),
         ({"prompt": ""}, "data.empty-field"),
-        ({"field": "f" * 201}, "feedback.invalid-item"),
+        ({"field": "f" * 101}, "feedback.invalid-item"),
         ({"is_random": "perhaps"}, "data.wrong-type"),
         ({"answer": [0, 1]}, "feedback.invalid-answer"),
         ({"kind": "gold"}, "data.missing-field"),

@@ -92,7 +92,7 @@ def test_annotator_of_taken_or_invalid_name_is_refused(stores: Stores) -> None:
     store.add_annotator("Ann")
     with raises_issue("feedback.duplicate-annotator", error=DataError):
         store.add_annotator("Ann")
-    for name in ("", "  ", "x" * 201):
+    for name in ("", "  ", "x" * 101):
         with raises_issue("feedback.invalid-annotator", error=DataError):
             store.add_annotator(name)
     for action in (store.renew_invite, store.deactivate):

@@ -113,8 +113,8 @@ def test_prompt_key_is_the_same_for_text_and_conversation(stores: Stores) -> Non
         (new_item(completions=3), {"task": "pair"}),
         (new_item(kind="gold", answer=()), {}),
         (new_item(kind="qualification", answer=((0,), (1,), (2,), (4,))), {}),
-        (new_item(language="x" * 201), {}),
-        (new_item(field="x" * 201), {}),
+        (new_item(language="x" * 101), {}),
+        (new_item(field="x" * 101), {}),
     ],
 )
 def test_invalid_item_is_refused(stores: Stores, item: NewItem, settings: dict[str, str]) -> None:
