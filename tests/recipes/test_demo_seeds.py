@@ -48,6 +48,6 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
 def test_first_round_with_other_seeds_passes_its_gates(runs_dir: Path, seed: int) -> None:
     run_rlhf(runs_dir, "run", "reward", "ppo", "eval", "--set", f"seed={seed}")
