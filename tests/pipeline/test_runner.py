@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,11 @@ def test_skip_repairs_the_link_that_a_kill_left_on_an_older_run(project: ChainPr
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_reward_edited_between_stages_is_loaded_anew(project: ChainProject, set_stage: SetStage) -> None:
+def test_reward_edited_between_stages_is_loaded_anew(
+    project: ChainProject, set_stage: SetStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The module that the next stage uses is the one that it hashes, its local imports included."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as PYTHONDONTWRITEBYTECODE may be set
     folder = project.stage_dir("sft").parents[2]
     (folder / "rewards.py").write_text("import helper\n\ndef f(prompts, completions, **_): return helper.VALUE\n")
     helper = folder / "helper.py"

@@ -106,7 +106,7 @@ def test_claim_repairs_the_link_and_removes_what_a_kill_left(tmp_path: Path, com
 def test_latest_link_of_a_slower_writer_does_not_go_back(
     tmp_path: Path, complete: Complete, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second writer completes while the first one is about to create its link."""
+    """The second writer completes its run while the first one is about to create its link."""
     complete()
     symlink_to = Path.symlink_to
     others: list[threading.Thread] = []
@@ -115,8 +115,7 @@ def test_latest_link_of_a_slower_writer_does_not_go_back(
         if not others:
             others.append(threading.Thread(target=second.complete, args=({}, {})))
             others[0].start()
-            while not (second.path / "manifest.json").exists():
-                pass
+            others[0].join(timeout=1)  # it waits for the lock; without one, it would be done by now
         symlink_to(link, target)
 
     first, second = new_run(), new_run()
